@@ -1,0 +1,1 @@
+"""Produces students: problems, teachers' answers, training, grading."""

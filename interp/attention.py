@@ -1,0 +1,449 @@
+"""Exact per-query statistics of softmax attention, without a [head, query, key] tensor of the whole text. Tensors in, tensors out.
+
+Two ways give the same numbers:
+
+- `blocked_pass` computes the scores of a block of queries, takes every statistic while they are in cache, and forms the layer's output with
+  them: one product of the probabilities with [V, indicator columns] gives output and masses together. It has no restriction.
+- `flash_pass` asks a fused kernel for output and log-sum-exp and gets the statistics by algebra: with s_ij = scaling * q_i . k_j,
+  entropy_i = LSE_i - scaling * q_i . SDPA(q, k, V=k)_i; masses are SDPA with indicator columns as values; chosen entries are
+  exp(s_ij - LSE_i); sum_j p_ij^2 = exp(LSE(2 * scaling) - 2 * LSE(scaling)). It has no largest probability, no counts and no
+  probabilities themselves, and needs scores that are bilinear in q and k (no soft cap, no position bias).
+
+Axes: batch head query key dim column pair. Statistics are float32 whatever the model's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.masks import LazyMask
+
+CPU_BLOCK_ELEMENTS = 1 << 19
+"""Scores held at once on a CPU: 2 MB, about a core's second-level cache."""
+ACCELERATOR_BLOCK_ELEMENTS = 1 << 25
+"""Scores held at once elsewhere: 128 MB of float32 in each of two buffers."""
+MIN_ROWS, MAX_ROWS = 32, 64
+"""Queries of a block on a CPU: fewer waste the matrix product, more waste work above the diagonal (measured: benchmarks/heads.py)."""
+
+FLASH_STATISTICS = frozenset({"entropy", "collision"})
+"""What `flash_pass` can give beside masses."""
+STATISTICS = FLASH_STATISTICS | {"max_prob", "probabilities"}
+"""Per-query statistics that a measure may ask for by name, beside masses and counts above a threshold."""
+
+
+class NonFiniteAttentionError(ValueError):
+    """Attention of a real token is NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class KeySets:
+    """Which keys (or query-key pairs) to sum attention over, for a padded batch.
+
+    Attributes:
+        columns: indicator (or weight) of each key in each set, [batch, key, column].
+        pairs: for each example of the batch, query, key and set number of every chosen entry, [3, pair], sorted by query.
+        n_pair_sets: how many sets of pairs there are.
+        starts: first real token of each example.
+        stops: one past the last real token of each example.
+    """
+
+    columns: Float[Tensor, "batch key column"]
+    pairs: tuple[Int[Tensor, "3 pair"], ...]
+    n_pair_sets: int
+    starts: tuple[int, ...]
+    stops: tuple[int, ...]
+    _cuts: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def to(self, device: torch.device) -> KeySets:
+        """The same sets on another device."""
+        if self.columns.device == device:
+            return self
+        return KeySets(self.columns.to(device), tuple(p.to(device) for p in self.pairs), self.n_pair_sets, self.starts, self.stops)
+
+    def entries(self, example: int, row: int, rows: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Chosen entries inside one block: flat index into [rows, last - first], and flat index into [set, rows]."""
+        name = (example, row, rows, first, last)
+        found = self._cuts.get(name)
+        if found is None:
+            query, key, number = self.pairs[example]
+            inside = (query >= row) & (query < row + rows) & (key >= first) & (key < last)
+            query, key, number = query[inside] - row, key[inside] - first, number[inside]
+            found = self._cuts[name] = (query * (last - first) + key, number * rows + query)
+        return found
+
+
+@dataclass
+class RowStatistics:
+    """Statistics of every query of one layer. Rows of padding hold zeros.
+
+    Attributes:
+        n_allowed: keys that the query may attend to (an attention sink counts as one more), [batch, query].
+        set_sizes: sum of each column over those keys, [batch, query, column].
+        masses: attention summed over each column, [column, batch, head, query].
+        pair_masses: attention summed over each set of pairs, [set, batch, head, query].
+        pair_sizes: how many keys each query has in each set of pairs, [set, batch, query].
+        distance: expected query position - key position, in tokens, over real keys, [batch, head, query].
+        entropy: in nats, an attention sink being one more outcome, [batch, head, query].
+        collision: sum of squared probabilities, likewise.
+        max_prob: largest probability of a key.
+        above: number of keys whose probability is greater than the threshold, by threshold.
+    """
+
+    n_allowed: Float[Tensor, "batch query"]
+    set_sizes: Float[Tensor, "batch query column"]
+    masses: Float[Tensor, "column batch head query"]
+    pair_masses: Float[Tensor, "set batch head query"]
+    pair_sizes: Float[Tensor, "set batch query"]
+    distance: Float[Tensor, "batch head query"]
+    entropy: Float[Tensor, "batch head query"]
+    collision: Float[Tensor, "batch head query"]
+    max_prob: Float[Tensor, "batch head query"] | None
+    above: dict[float, Float[Tensor, "batch head query"]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a layer makes its scores: `softcap * tanh(scaling * q.k / softcap) + bias`, and the sink's score beside them.
+
+    Attributes:
+        scaling: factor of q.k.
+        softcap: None where the scores are not capped.
+        sinks: one extra score a head that takes part in the softmax and has no value, [head].
+        bias: added to the scores before the mask, [batch or 1, head or 1, query, key].
+    """
+
+    scaling: float
+    softcap: float | None = None
+    sinks: Float[Tensor, " head"] | None = None
+    bias: Float[Tensor, "#batch #head query key"] | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to compute beyond masses, entropy and collision.
+
+    Attributes:
+        max_prob: the largest probability.
+        thresholds: count probabilities above each.
+        on_block: called with each block's place and probabilities, `on_block((examples, heads, queries), first, probabilities)`;
+            the probabilities are [batch, head, query, key] of the keys from `first` on, and are overwritten after the call.
+    """
+
+    max_prob: bool = True
+    thresholds: tuple[float, ...] = ()
+    on_block: Callable[[tuple[slice, slice, slice], int, Tensor], None] | None = None
+
+
+def _empty_statistics(query: Tensor, n_columns: int, n_pair_sets: int, wanted: Wanted, *, blocked: bool) -> RowStatistics:
+    batch, heads, length, _ = query.shape
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(*shape, dtype=torch.float32, device=query.device)
+
+    return RowStatistics(
+        n_allowed=zeros(batch, length),
+        set_sizes=zeros(batch, length, n_columns),
+        masses=zeros(n_columns, batch, heads, length),
+        pair_masses=zeros(n_pair_sets, batch, heads, length),
+        pair_sizes=zeros(n_pair_sets, batch, length),
+        distance=zeros(batch, heads, length),
+        entropy=zeros(batch, heads, length),
+        collision=zeros(batch, heads, length),
+        max_prob=zeros(batch, heads, length) if blocked and wanted.max_prob else None,
+        above={t: zeros(batch, heads, length) for t in wanted.thresholds} if blocked else {},
+    )
+
+
+def _block_sizes(device: torch.device, batch: int, kv_heads: int, groups: int, keys: int) -> tuple[int, int, int]:
+    """Examples, key-value heads and queries of a block: one example at a time on a CPU, the whole batch elsewhere."""
+    if device.type == "cpu":
+        rows = CPU_BLOCK_ELEMENTS // max(1, kv_heads * groups * keys)
+        rows = max(MIN_ROWS, min(MAX_ROWS, rows // 16 * 16))
+        heads = max(1, min(kv_heads, 4 * CPU_BLOCK_ELEMENTS // (groups * rows * keys)))
+        return 1, heads, rows
+    rows = ACCELERATOR_BLOCK_ELEMENTS // max(1, batch * kv_heads * groups * keys)
+    if rows >= 16:
+        return batch, kv_heads, min(rows, 1024)
+    return 1, kv_heads, max(16, ACCELERATOR_BLOCK_ELEMENTS // (kv_heads * groups * keys))
+
+
+def _with_sink(lse: Tensor, entropy: Tensor, collision: Tensor, sinks: Tensor | None, heads: slice) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Add the sink as one more outcome to the distribution over keys.
+
+    Args:
+        lse: log-sum-exp of the keys' scores, [batch, head, query].
+        entropy: of the distribution over keys alone.
+        collision: likewise.
+        sinks: score of each head's sink, [head], or None.
+        heads: which heads of `sinks` these are.
+
+    Returns:
+        The keys' share w of the probability (None without a sink), entropy w H + h(w), collision w^2 C + (1 - w)^2.
+    """
+    if sinks is None:
+        return None, entropy, collision
+    relative = sinks[heads].float().view(1, -1, 1) - lse
+    sink, share = torch.sigmoid(relative), torch.sigmoid(-relative)
+    # -w ln w = w softplus(x) and -s ln s = s softplus(-x): exact also where one of them is nearly 1
+    entropy = share * (entropy + F.softplus(relative)) + sink * F.softplus(-relative)
+    return share, entropy, share.square() * collision + sink.square()
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
+    """A fused kernel's output and log-sum-exp (float32). `allowed` None means causal."""
+    if query.device.type == "cpu":
+        bias = None
+        if allowed is not None:
+            bias = torch.zeros(allowed.shape, dtype=query.dtype, device=query.device).masked_fill_(~allowed, torch.finfo(query.dtype).min)
+        output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, allowed is None, attn_mask=bias, scale=scaling
+        )
+        return output, lse.float()
+    if query.device.type == "cuda":
+        bias = None
+        if allowed is not None:
+            keys = key.shape[2]
+            aligned = torch.full(
+                (query.shape[0], query.shape[1], query.shape[2], -(-keys // 16) * 16),
+                torch.finfo(query.dtype).min,
+                dtype=query.dtype,
+                device=query.device,
+            )[..., :keys]  # the kernel wants rows that start at multiples of 16 elements
+            bias = aligned.masked_fill_(allowed, 0.0)
+        output, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, bias, True, 0.0, allowed is None, scale=scaling
+        )
+        return output, lse[..., : query.shape[2]].float()
+    raise ValueError(f"the flash way runs on cpu and cuda, not on {query.device.type}; use the blocked way")
+
+
+def _raise_if_not_finite(entropy: Tensor) -> None:
+    if not bool(torch.isfinite(entropy).all()):
+        batch, head, query = (int(i) for i in (~torch.isfinite(entropy)).nonzero()[0])
+        raise NonFiniteAttentionError(f"attention is not finite: head {head}, example {batch} of the batch, query {query}")
+
+
+def blocked_pass(
+    query: Float[Tensor, "batch head query dim"],
+    key: Float[Tensor, "batch kv_head key dim"],
+    value: Float[Tensor, "batch kv_head key value_dim"] | None,
+    mask: LazyMask,
+    scores: Scores,
+    sets: KeySets,
+    wanted: Wanted,
+) -> tuple[Float[Tensor, "batch query head value_dim"] | None, RowStatistics]:
+    """One exact pass over blocks of queries: the layer's output and every statistic.
+
+    Args:
+        query: after rotary embedding, as the attention function gets it.
+        key: likewise; each key head serves head / kv_head query heads.
+        value: None to get statistics alone.
+        mask: which keys a query may see.
+        scores: how scores are made.
+        sets: what to sum attention over. Only queries in [starts, stops) are computed; other rows are zero.
+        wanted: which further statistics.
+
+    Returns:
+        Output in the dtype of `value`, [batch, query, head, value_dim], and the statistics.
+
+    Raises:
+        NonFiniteAttentionError: a real token's attention is NaN or infinite.
+    """
+    batch, heads, length, dim = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    groups = heads // kv_heads
+    n_columns, n_pair_sets = sets.columns.shape[-1], sets.n_pair_sets
+    value_dim = 0 if value is None else value.shape[-1]
+    shift = mask.q_offset - mask.kv_offset
+    rows = _empty_statistics(query, n_columns, n_pair_sets, wanted, blocked=True)
+    output = None if value is None else value.new_zeros(batch, length, heads, value_dim)
+    n_examples, n_kv, n_rows = _block_sizes(query.device, batch, kv_heads, groups, keys)
+    lowest = torch.finfo(torch.float32).min
+    size = n_examples * n_kv * groups * min(n_rows, length) * keys
+    score_buffer, prob_buffer = (torch.empty(size, dtype=torch.float32, device=query.device) for _ in range(2))
+    position = torch.arange(keys, dtype=torch.float32, device=query.device)
+    distance_column = value_dim + n_columns
+
+    for b0 in range(0, batch, n_examples):
+        examples = slice(b0, min(b0 + n_examples, batch))
+        n_batch = examples.stop - b0
+        start, stop = min(sets.starts[examples]), max(sets.stops[examples])
+        padded = min(sets.stops[examples]) != stop or max(sets.starts[examples]) != start
+        columns = sets.columns[examples]
+        sizes_before = F.pad(columns.cumsum(1), (0, 0, 1, 0))
+        for h0 in range(0, kv_heads, n_kv):
+            h1 = min(h0 + n_kv, kv_heads)
+            width, n_products = (h1 - h0) * groups, n_batch * (h1 - h0)
+            head_slice = slice(h0 * groups, h1 * groups)
+            keys_t = key[examples, h0:h1].float().flatten(0, 1).transpose(1, 2)
+            weights = torch.empty(n_batch, h1 - h0, keys, distance_column + 1, device=query.device)
+            if value is not None:
+                weights[..., :value_dim] = value[examples, h0:h1]
+            weights[..., value_dim:distance_column] = columns[:, None]
+            weights = weights.flatten(0, 1)
+            for q0 in range(max(0, start - shift), min(length, stop - shift), n_rows):
+                q1 = min(q0 + n_rows, length, stop - shift)
+                block = mask.block(examples, q0, q1, start, stop, query.device, padded=padded)
+                k0, k1 = block.first, block.last
+                n, span = q1 - q0, k1 - k0
+                if span == 0:
+                    continue
+                inside = (examples, head_slice, slice(q0, q1))
+                by_head, by_query = (n_batch, width, n, span), (n_batch, width, n)
+                score = score_buffer[: n_batch * width * n * span].view(n_products, groups * n, span)
+                prob = prob_buffer[: n_batch * width * n * span].view(n_products, groups * n, span)
+                # the queries of a key head lie one under the other, so keys are not repeated
+                q_block = (query[inside].float() * scores.scaling).reshape(n_products, groups * n, dim)
+                torch.bmm(q_block, keys_t[..., k0:k1], out=score)
+                if scores.softcap is not None:
+                    score.div_(scores.softcap).tanh_().mul_(scores.softcap)
+                if scores.bias is not None:
+                    bias = scores.bias if scores.bias.shape[0] == 1 else scores.bias[examples]
+                    bias = bias if bias.shape[1] == 1 else bias[:, head_slice]
+                    score.view(by_head).add_(bias[:, :, q0:q1, k0:k1]).clamp_(min=lowest)
+                closed_keys = score.view(by_head)[..., block.open_until - k0 :]
+                closed_keys.masked_fill_(~block.allowed[:, None], lowest)
+                # scores relative to the largest: entropy is then a sum of small terms, whatever offset the scores have
+                largest = score.amax(-1, keepdim=True)
+                score.sub_(largest)
+                torch.softmax(score, -1, out=prob)
+                top = prob.amax(-1)
+                log_sum = -top.log()  # of the scores relative to the largest
+                entropy = (log_sum - torch.linalg.vecdot(prob, score)).view(by_query)
+                collision = torch.linalg.vector_norm(prob, dim=-1).square_().view(by_query)
+                lse = (largest.squeeze(-1) + log_sum).view(by_query)
+                share, entropy, collision = _with_sink(lse, entropy, collision, scores.sinks, head_slice)
+                weights[..., distance_column] = position - (q0 + shift)
+                mixed = torch.bmm(prob, weights[:, k0:k1]).view(n_batch, width, n, -1)
+                distance = torch.arange(n, device=query.device) - mixed[..., distance_column]
+                if share is not None:
+                    mixed = mixed * share[..., None]
+                if block.closed:  # a query without any key: zero output, as the fused kernels have it
+                    mixed = mixed * (block.counts > 0)[:, None, :, None]
+                if output is not None:
+                    output[examples, q0:q1, head_slice] = mixed[..., :value_dim].transpose(1, 2).to(output.dtype)
+                rows.entropy[inside], rows.collision[inside], rows.distance[inside] = entropy, collision, distance
+                rows.masses[:, examples, head_slice, q0:q1] = mixed[..., value_dim:distance_column].permute(3, 0, 1, 2)
+                if h0 == 0:
+                    rows.n_allowed[examples, q0:q1] = (block.counts + (share is not None)).float()
+                    before = (sizes_before[:, block.open_until] - sizes_before[:, k0])[:, None]
+                    partly = torch.matmul(block.allowed.float(), columns[:, block.open_until : k1])
+                    rows.set_sizes[examples, q0:q1] = before + partly
+                if n_pair_sets:
+                    for example in range(n_batch):
+                        flat, place = sets.entries(b0 + example, q0 + shift, n, k0, k1)
+                        chosen = prob.view(n_batch, width, n * span)[example].index_select(1, flat)
+                        total = chosen.new_zeros(width, n_pair_sets * n).index_add_(1, place, chosen)
+                        total = total.view(width, n_pair_sets, n).transpose(0, 1)
+                        total = total if share is None else total * share[example]
+                        rows.pair_masses[:, b0 + example, head_slice, q0:q1] = total
+                        if h0 == 0:
+                            seen = block.sees(example, flat, span)
+                            sizes = torch.zeros(n_pair_sets * n, device=query.device).index_add_(0, place, seen)
+                            rows.pair_sizes[:, b0 + example, q0:q1] = sizes.view(n_pair_sets, n)
+                if rows.max_prob is not None:
+                    rows.max_prob[inside] = top.view(by_query) * (1 if share is None else share)
+                if wanted.on_block is not None:
+                    given = prob.view(by_head) if share is None else prob.view(by_head) * share[..., None]
+                    wanted.on_block(inside, k0, given)
+                for threshold, counted in rows.above.items():
+                    limit = threshold if share is None else (threshold / share).view(n_products, groups * n, 1)
+                    torch.gt(prob, limit, out=score)  # the scores are not needed any more
+                    counted[inside] = score.sum(-1).view(by_query)
+    _raise_if_not_finite(rows.entropy)
+    return output, rows
+
+
+def flash_pass(
+    query: Float[Tensor, "batch head query dim"],
+    key: Float[Tensor, "batch kv_head key dim"],
+    value: Float[Tensor, "batch kv_head key value_dim"] | None,
+    mask: LazyMask,
+    scores: Scores,
+    sets: KeySets,
+) -> tuple[Float[Tensor, "batch query head value_dim"] | None, RowStatistics]:
+    """The statistics that are linear in the probabilities, with entropy and collision, from a fused kernel's log-sum-exp.
+
+    The output comes from the kernel in the model's dtype and with the model's own keys; statistics from float32 calls with keys
+    centred over the text (softmax does not change, and the entropy then loses nothing to a common offset).
+
+    Args and returns: as `blocked_pass`; `max_prob` is None, `above` is empty.
+
+    Raises:
+        ValueError: scores are capped or biased, or the device has no kernel that returns its log-sum-exp.
+        NonFiniteAttentionError: a real token's attention is NaN or infinite.
+    """
+    if scores.softcap is not None or scores.bias is not None:
+        raise ValueError("the flash way needs plain scaled scores: this model caps or biases them; use the blocked way")
+    batch, heads, length, dim = query.shape
+    groups, keys = heads // key.shape[1], key.shape[2]
+    rows = _empty_statistics(query, sets.columns.shape[-1], sets.n_pair_sets, Wanted(), blocked=False)
+    causal = mask.plain_causal and length == keys and not any(sets.starts)
+    allowed = None
+    if not causal:
+        block = mask.block(slice(0, batch), 0, length, 0, keys, query.device, padded=True)
+        allowed = torch.zeros(batch, 1, length, keys, dtype=torch.bool, device=query.device)
+        allowed[..., block.first : block.open_until] = True
+        allowed[..., block.open_until : block.last] = block.allowed[:, None]
+    output = None
+    if value is not None:
+        wide = max(dim, value.shape[-1])
+        padded = [F.pad(t, (0, wide - t.shape[-1])) for t in (query, key, value)]
+        padded[1:] = [t.repeat_interleave(groups, 1) for t in padded[1:]]
+        output, lse = _fused(padded[0], padded[1], padded[2], allowed, scores.scaling)
+        output = output[..., : value.shape[-1]]
+    real = torch.zeros(batch, keys, device=query.device)
+    for example, (start, stop) in enumerate(zip(sets.starts, sets.stops, strict=True)):
+        real[example, start:stop] = 1
+    key32, query32 = key.float(), query.float()
+    mean = torch.einsum("bk,bhkd->bhd", real, key32) / real.sum(1)[:, None, None]
+    key32 = (key32 - mean[:, :, None]).repeat_interleave(groups, 1)
+    position = (torch.arange(keys, device=query.device) - keys // 2).float().expand(batch, 1, keys)
+    extra = torch.cat([position.transpose(1, 2), sets.columns], -1)[:, None].expand(-1, heads, -1, -1)
+    parts = torch.cat([key32, extra], -1).split(dim, -1)
+    mixed, lse = [], query32.new_empty(0)
+    for part in parts:
+        part_output, lse = _fused(query32, key32, F.pad(part, (0, dim - part.shape[-1])), allowed, scores.scaling)
+        mixed.append(part_output[..., : part.shape[-1]])
+    mixed = torch.cat(mixed, -1)
+    _, lse_double = _fused(query32, key32, torch.zeros_like(key32), allowed, 2 * scores.scaling)
+    entropy = lse - scores.scaling * (query32 * mixed[..., :dim]).sum(-1)
+    collision = (lse_double - 2 * lse).exp()
+    moved = scores.scaling * (query32 * mean.repeat_interleave(groups, 1)[:, :, None]).sum(-1)
+    share, entropy, collision = _with_sink(lse + moved, entropy, collision, scores.sinks, slice(0, heads))
+    middle = torch.arange(length, device=query.device) + (mask.q_offset - mask.kv_offset) - keys // 2
+    rows.distance = middle - mixed[..., dim]
+    masses = mixed[..., dim + 1 :]
+    if share is not None:
+        masses = masses * share[..., None]
+        output = None if output is None else (output * share[..., None]).to(output.dtype)
+    rows.entropy, rows.collision, rows.masses = entropy, collision, masses.permute(3, 0, 1, 2)
+    for example in range(batch):
+        query_at, key_at, number = sets.pairs[example]
+        for at in range(0, query_at.shape[0], 8192):
+            q_at, k_at, place = query_at[at : at + 8192], key_at[at : at + 8192], number[at : at + 8192]
+            score = scores.scaling * (query32[example, :, q_at] * key32[example, :, k_at]).sum(-1)
+            seen = torch.ones_like(score[0]) if allowed is None else allowed[example, 0, q_at, k_at].float()
+            sizes = rows.pair_sizes[:, example].reshape(-1).index_add(0, place * length + q_at, seen)
+            rows.pair_sizes[:, example] = sizes.view(-1, length)
+            chosen = (score - lse[example, :, q_at]).exp() * seen
+            if share is not None:
+                chosen = chosen * share[example, :, q_at]
+            flat = rows.pair_masses[:, example].transpose(0, 1).reshape(heads, -1)
+            flat = flat.index_add(1, place * length + q_at, chosen)
+            rows.pair_masses[:, example] = flat.view(heads, -1, length).transpose(0, 1)
+    if allowed is None:
+        rows.n_allowed = torch.arange(1, length + 1, device=query.device).float().expand(batch, length).clone()
+        rows.set_sizes = sets.columns.cumsum(1)
+    else:
+        rows.n_allowed = allowed[:, 0].sum(-1).float()
+        rows.set_sizes = torch.matmul(allowed[:, 0].float(), sets.columns)
+    rows.n_allowed += share is not None
+    _raise_if_not_finite(rows.entropy)
+    return None if output is None else output.transpose(1, 2), rows

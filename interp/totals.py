@@ -1,0 +1,183 @@
+"""Sums over queries, per example, region, layer and head: added up block by block, merged across batches and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from interp.measures import Measure
+from interp.table import REGIONS
+
+N_RESAMPLES = 2000
+"""Bootstrap samples of an interval."""
+
+
+class HeadTotals:
+    """Streaming sums of every measure, from which the tables are made.
+
+    Attributes:
+        measures: in table order.
+        examples: numbers of the examples, in order of arrival.
+        layers: numbers of the layers, ascending.
+        sums: sum over a region's queries for which the part is defined, [part, example, region, layer, head].
+        counts: how many queries those are, same shape.
+    """
+
+    def __init__(self, measures: Sequence[Measure], examples: Sequence[int], layers: Sequence[int], n_heads: int) -> None:
+        self.measures = tuple(measures)
+        self.examples = tuple(examples)
+        self.layers = tuple(layers)
+        shape = (sum(m.parts for m in measures), len(examples), len(REGIONS), len(layers), n_heads)
+        self.sums = np.zeros(shape, np.float64)
+        self.counts = np.zeros(shape, np.int64)
+
+    def update(self, layer: int, values: Tensor, regions: Tensor) -> None:
+        """Add some queries of one layer.
+
+        Args:
+            layer: its number.
+            values: every part of every measure, [part, example, head, query]; NaN where undefined.
+            regions: 1 where a query counts in a region, [example, region, query], float32.
+        """
+        part, example, head, query = values.shape
+        defined = values.isfinite()
+        flat = values.where(defined, 0.0).transpose(0, 1).reshape(example, part * head, query)
+        sums = flat @ regions.transpose(1, 2)
+        counted = defined.float().transpose(0, 1).reshape(example, part * head, query) @ regions.transpose(1, 2)
+        at = self.layers.index(layer)
+        for total, added in ((self.sums, sums), (self.counts, counted)):
+            rows = added.view(example, part, head, -1).permute(1, 0, 3, 2).cpu().double().numpy()
+            total[:, :, :, at] += rows.astype(total.dtype)
+
+    def merge(self, other: HeadTotals) -> HeadTotals:
+        """Totals of both; examples that both hold are added up, others follow one another.
+
+        Raises:
+            ValueError: the two are of different measures, layers or heads.
+        """
+        mine, theirs = [m.info.name for m in self.measures], [m.info.name for m in other.measures]
+        if (mine, self.layers, self.sums.shape[-1]) != (theirs, other.layers, other.sums.shape[-1]):
+            raise ValueError(
+                f"totals differ: measures {mine} / {theirs}, layers {self.layers} / {other.layers}, "
+                f"heads {self.sums.shape[-1]} / {other.sums.shape[-1]}"
+            )
+        examples = [*self.examples, *(e for e in other.examples if e not in self.examples)]
+        merged = HeadTotals(self.measures, examples, self.layers, self.sums.shape[-1])
+        for part in (self, other):
+            places = [examples.index(e) for e in part.examples]
+            merged.sums[:, places] += part.sums
+            merged.counts[:, places] += part.counts
+        return merged
+
+    def values(self) -> tuple[np.ndarray, np.ndarray]:
+        """Each example's values and the number of queries behind them, both [example, layer, head, measure, region].
+
+        A value is the mean over the region's queries for which the measure is defined, NaN where there is none.
+        """
+        with np.errstate(invalid="ignore"):
+            means = self.sums / self.counts
+        values, counts, at = [], [], 0
+        for measure in self.measures:
+            parts = means[at : at + measure.parts]
+            value = parts[0] if measure.combine is None else measure.combine(parts)
+            values.append(value)
+            counts.append(np.where(np.isfinite(value), self.counts[at], 0))
+            at += measure.parts
+        # [measure, example, region, layer, head] -> [example, layer, head, measure, region]
+        order = (1, 3, 4, 0, 2)
+        return np.stack(values).transpose(order), np.stack(counts).transpose(order)
+
+    def examples_table(self, model: str) -> pd.DataFrame:
+        """Rows of the `examples` table, ordered by example, layer, head, measure, region."""
+        values, counts = self.values()
+        order = np.argsort(self.examples)
+        n_heads = values.shape[2]
+        names = [m.info.name for m in self.measures]
+        index = pd.MultiIndex.from_product(
+            [[self.examples[i] for i in order], self.layers, range(n_heads), names, REGIONS],
+            names=["example", "layer", "head", "measure", "region"],
+        )
+        frame = index.to_frame(index=False)
+        frame.insert(0, "model", model)
+        frame["value"] = values[order].ravel()
+        frame["n_queries"] = counts[order].ravel()
+        return frame
+
+
+def bootstrap_interval(
+    values: np.ndarray, seed: int, n_resamples: int = N_RESAMPLES, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over examples with its percentile bootstrap interval (Efron 1979), for many quantities at once.
+
+    All quantities share the resamples, so a difference of two may be resampled the same way.
+
+    Args:
+        values: [example, quantity]; NaN where an example has no value: it then leaves mean and resamples.
+        seed: of the resamples.
+        n_resamples: how many.
+        level: of the interval.
+
+    Returns:
+        mean, low, high, each [quantity]. The interval is NaN with fewer than two examples.
+    """
+    n_examples, n_quantities = values.shape
+    defined = np.isfinite(values)
+    filled = np.where(defined, values, 0.0)
+    n_defined = defined.sum(0)
+    with np.errstate(invalid="ignore"):
+        mean = filled.sum(0) / n_defined
+    draws = np.random.default_rng(seed).multinomial(n_examples, np.full(n_examples, 1 / n_examples), n_resamples)
+    weights = draws.astype(np.float64)
+    low, high = np.full(n_quantities, np.nan), np.full(n_quantities, np.nan)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    for at in range(0, n_quantities, 1024):
+        cut = np.flatnonzero(n_defined[at : at + 1024] > 1) + at
+        if len(cut) == 0:
+            continue
+        totals = weights @ filled[:, cut]
+        if defined[:, cut].all():
+            means = totals / n_examples
+        else:
+            sizes = weights @ defined[:, cut]
+            with np.errstate(invalid="ignore"):
+                means = totals / sizes  # a resample without any defined example says nothing: NaN, left out below
+        if np.isnan(means).any():
+            low[cut], high[cut] = np.nanquantile(means, tails, axis=0)
+        else:
+            low[cut], high[cut] = np.quantile(means, tails, axis=0)
+    return mean, low, high
+
+
+def heads_table(
+    model: str,
+    values: np.ndarray,
+    counts: np.ndarray,
+    layers: Sequence[int],
+    measures: Sequence[str],
+    seed: int,
+) -> pd.DataFrame:
+    """Rows of the `heads` table from all examples' values.
+
+    `value` is the mean over examples, each example counting once whatever its length; the interval is a bootstrap over examples.
+
+    Args:
+        model: its name.
+        values: [example, layer, head, measure, region], NaN where undefined.
+        counts: queries behind each value, same shape.
+        layers: numbers of the layers.
+        measures: names.
+        seed: of the bootstrap.
+    """
+    n_examples, _, n_heads, _, _ = values.shape
+    flat = values.reshape(n_examples, -1)
+    mean, low, high = bootstrap_interval(flat, seed)
+    index = pd.MultiIndex.from_product([layers, range(n_heads), measures, REGIONS], names=["layer", "head", "measure", "region"])
+    frame = index.to_frame(index=False)
+    frame.insert(0, "model", model)
+    frame["value"], frame["ci_low"], frame["ci_high"] = mean, low, high
+    frame["n_examples"] = np.isfinite(flat).sum(0)
+    frame["n_queries"] = counts.reshape(n_examples, -1).sum(0)
+    return frame

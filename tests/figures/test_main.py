@@ -1,0 +1,52 @@
+"""python -m figures: exit codes and one-line errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from figures import __main__ as command
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["figures", *arguments])
+    return command.main()
+
+
+def test_draws_into_out(monkeypatch, capsys, run_folder, tmp_path):
+    assert _run(monkeypatch, str(run_folder), "--out", str(tmp_path / "drawn")) == 0
+    assert (tmp_path / "drawn" / "report.html").is_file()
+    assert "52 figure files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("broken", ["no folder", "no table", "torn table", "file as out"])
+def test_errors_are_one_line_and_code_2(monkeypatch, capsys, run_folder: Path, broken):
+    arguments = [str(run_folder)]
+    if broken == "no folder":
+        arguments = [str(run_folder / "absent")]
+    elif broken == "no table":
+        (run_folder / "heads.parquet").unlink()
+    elif broken == "torn table":
+        (run_folder / "inputs.parquet").write_bytes(b"PAR1")
+    else:
+        arguments += ["--out", str(run_folder / "run.json")]
+    assert _run(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_help_needs_no_matplotlib():
+    code = (
+        "import sys; sys.argv = ['figures', '--help']\n"
+        "from figures.__main__ import main\n"
+        "try: main()\n"
+        "finally: print([n for n in ('matplotlib', 'pandas', 'torch') if n in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "run folder" in result.stdout
+    assert result.stderr.strip() == "[]"
