@@ -1,0 +1,161 @@
+"""What the tests share: tiny random models of every family, and texts made of random tokens. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jaxtyping
+import numpy as np
+import pytest
+
+# House rule: the shapes that public tensor functions state are executed. The hook has to be in place before the first import.
+jaxtyping.install_import_hook(["interp.attention"], "beartype.beartype")
+
+VOCABULARY = 48
+"""Ids repeat within a text, so that duplicate and induction measures have something to find."""
+
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "phi3",
+    "olmo2",
+    "gpt_oss",
+    "deepseek_v3",
+)
+
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+GROUPED = {"num_key_value_heads": 2}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "mistral": {**GROUPED, "sliding_window": 16},
+    "qwen2": GROUPED,
+    "qwen3": {**GROUPED, "head_dim": 16},
+    "gemma2": {**GROUPED, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "attn_logit_softcapping": 3.0},
+    "gemma3_text": {
+        **GROUPED,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "gpt2": {},
+    "gpt_neox": {"rotary_pct": 0.5},
+    "phi3": {**GROUPED, "sliding_window": 16},
+    "olmo2": GROUPED,
+    "gpt_oss": {
+        **GROUPED,
+        "head_dim": 16,
+        "sliding_window": 8,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "deepseek_v3": {
+        "num_key_value_heads": 4,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 12,
+        "first_k_dense_replace": 2,
+    },
+}
+SHARPENED = ("q_proj", "q_b_proj", "q_norm", "query_key_value", "qkv_proj", "c_attn")
+"""Parameters whose scale decides how peaked attention is."""
+
+
+def build_model(family: str, *, seed: int = 0, dtype: str = "float32", attention: str = "sdpa", peak: float = 2.0, **settings: Any) -> Any:
+    """A tiny random model whose attention is peaked and differs between heads (that of an ordinary random init is nearly uniform)."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(family, **{**SIZES, **SETTINGS[family], **settings})
+    config._attn_implementation = attention
+    model = AutoModelForCausalLM.from_config(config).eval()
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=random)
+            part = name.split(".")[-2] if "." in name else name
+            if parameter.ndim >= 2:
+                embedding = "embed" in name or "wte" in name or "wpe" in name
+                parameter.copy_(noise if embedding else noise / parameter.shape[-1] ** 0.5)
+            elif name.endswith("sinks"):
+                parameter.copy_(noise)
+            else:
+                parameter.add_(0.1 * noise)
+            if part in SHARPENED:
+                parameter.mul_(peak if part.startswith("q_") else peak**0.5)
+                if part == "q_norm" and family.startswith("gemma3"):
+                    parameter.add_(peak - 1)  # the norm multiplies by 1 + weight
+    return model.to(getattr(torch, dtype))
+
+
+@functools.cache
+def random_text(length: int, example: int) -> Any:
+    """A text of random tokens with a template, a question, a response and roles strewn in, as `annotate` would give."""
+    from interp.table import ROLES, TOKEN_REGIONS
+    from interp.tokens import AnnotatedText
+
+    random = np.random.default_rng([length, example])
+    cut = int(length * random.uniform(0.3, 0.5))
+    regions = np.full(length, TOKEN_REGIONS.index("response"), np.uint8)
+    regions[2:cut] = TOKEN_REGIONS.index("question")
+    regions[[0, 1, cut]] = TOKEN_REGIONS.index("template")
+    roles = np.zeros(length, np.uint8)
+    for at in range(2, length):
+        if random.random() < 0.4:
+            names = ("question_number", "operator") if at < cut else ("operand", "intermediate_result", "operator", "final_answer")
+            roles[at] = ROLES.index(str(random.choice(names)))
+    roles[[0, cut]] = ROLES.index("special")
+    is_query = random.random(length) > 0.05
+    ids = random.integers(1, VOCABULARY, length)
+    offsets = np.zeros((length, 2), np.int64)
+    return AnnotatedText(example, "", ids, offsets, regions, roles, is_query)
+
+
+def random_tokens(lengths: Sequence[int], padding_side: str = "right") -> Any:
+    """A batch of `random_text`, the examples numbered from 0."""
+    from interp.tokens import Tokens
+
+    return Tokens(tuple(random_text(length, example) for example, length in enumerate(lengths)), padding_side)
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., Any]:
+    """`build_model`."""
+    return build_model
+
+
+@pytest.fixture(scope="session")
+def tiny_tokens() -> Callable[..., Any]:
+    """`random_tokens`."""
+    return random_tokens
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 16 queries and one key head, so that short texts take several."""
+    from interp import attention
+
+    monkeypatch.setattr(attention, "MIN_ROWS", 16)
+    monkeypatch.setattr(attention, "MAX_ROWS", 16)
+    monkeypatch.setattr(attention, "CPU_BLOCK_ELEMENTS", 256)
