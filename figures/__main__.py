@@ -24,15 +24,6 @@ class DrawConfig:
     out: Path | None = None
     region: Literal["question", "response", "all"] = "response"
 
-    def __post_init__(self) -> None:
-        """Check what can be checked without reading.
-
-        Raises:
-            ValueError: `out` is a file.
-        """
-        if self.out is not None and self.out.is_file():
-            raise ValueError(f"--out {self.out}: is a file, expected a folder")
-
 
 def main() -> int:
     """Run the command; return the exit code: 0, or 2 after an error in the input."""

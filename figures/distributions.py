@@ -51,11 +51,12 @@ def distribution(heads: pd.DataFrame, info: MeasureInfo, subtitle: str = "", reg
         return None
     values = grid(heads, info.name, region)
     undefined = int(np.isnan(values).sum())
-    figure = style.new_figure(style.ONE_COLUMN, 2.5)
-    axes = figure.add_subplot()
     note = f"{undefined} undefined heads left out" if undefined else ""
+    title = style.heading(info, style.ONE_COLUMN - 0.1, 2, size=style.TITLE)
     subtitle = style.joined(subtitle, f"{region} queries", note, KEY)
-    style.set_titles(figure, style.heading(info, style.ONE_COLUMN - 0.1, 2, size=style.TITLE), subtitle)
+    figure = style.new_figure(style.ONE_COLUMN, 2.0 + style.titles_inches(style.ONE_COLUMN, title, subtitle))
+    axes = figure.add_subplot()
+    style.set_titles(figure, title, subtitle)
     draw_distribution(axes, values)
     axes.set_xlabel("layer")
     axes.set_ylabel(style.unit_label(info))
@@ -63,9 +64,7 @@ def distribution(heads: pd.DataFrame, info: MeasureInfo, subtitle: str = "", reg
 
 
 @style.paper_style()
-def distributions(
-    heads: pd.DataFrame, measures: dict[str, MeasureInfo], subtitle: str = "", region: str = "response"
-) -> Figure | None:
+def distributions(heads: pd.DataFrame, measures: dict[str, MeasureInfo], subtitle: str = "", region: str = "response") -> Figure | None:
     """Every measure's distribution over heads by layer, two columns wide.
 
     Args:
@@ -86,9 +85,10 @@ def distributions(
         len(infos),
         3,
         panel=(1.82, 0.68),
-        margins=(0.4, 0.06, 0.27, 0.2),
+        margins=(0.4, 0.06, 0.3, 0.2),
     )
     for axes, info in zip(every, infos, strict=True):
-        axes.set_title(style.heading(info, 2.05, 2), loc="left", x=-0.12)
+        axes.set_title(style.heading(info, 2.05, 2), loc="left", x=-0.12, pad=5)
+        style.few_y_ticks(axes)
         draw_distribution(axes, grid(heads, info.name, region))
     return figure

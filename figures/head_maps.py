@@ -102,17 +102,11 @@ def colour_scale(info: MeasureInfo, values: np.ndarray) -> Scale:
         norm = PowerNorm(0.5, low, high)
     else:
         norm = Normalize(low, high)
-    texts = tuple(str(Fraction(tick)) if curve == "log" else tick_text(tick) for tick in ticks)
+    texts = tuple(str(Fraction(tick)) if curve == "log" else style.tick_text(tick) for tick in ticks)
     slack = 1e-9 * max(1.0, abs(high))
     below, above = least < low - slack, most > high + slack
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[below, above]
     return Scale(norm, colours, ticks, texts, extend, curve, from_data)
-
-
-def tick_text(value: float) -> str:
-    """A number in three digits; thousands from 10,000 on as k."""
-    text = f"{value / 1000:.3g}k" if abs(value) >= 10_000 else f"{value:.3g}"
-    return text.replace("-", "−")
 
 
 def draw_map(axes: Axes, values: np.ndarray, scale: Scale) -> AxesImage:
@@ -160,27 +154,28 @@ def head_map(heads: pd.DataFrame, info: MeasureInfo, subtitle: str = "", region:
         return None
     values = grid(heads, info.name, region)
     scale = colour_scale(info, values)
-    height = float(np.clip(2.6 * values.shape[1] / values.shape[0], 1.15, 2.4)) + 0.85
-    figure = style.new_figure(style.ONE_COLUMN, height)
-    axes = figure.add_subplot()
+    title = style.heading(info, style.ONE_COLUMN - 0.1, 2, size=style.TITLE)
     subtitle = style.joined(subtitle, f"{region} queries", scale.note())
-    style.set_titles(figure, style.heading(info, style.ONE_COLUMN - 0.1, 2, size=style.TITLE), subtitle)
+    undefined = bool(np.isnan(values).any())
+    height = float(np.clip(2.6 * values.shape[1] / values.shape[0], 1.15, 2.4))
+    room = style.titles_inches(style.ONE_COLUMN, title, subtitle) + 0.35 + 0.2 * undefined
+    figure = style.new_figure(style.ONE_COLUMN, height + room)
+    axes = figure.add_subplot()
+    style.set_titles(figure, title, subtitle)
     image = draw_map(axes, values, scale)
     axes.set_xlabel("layer")
     axes.set_ylabel("head")
     bar = figure.colorbar(image, ax=axes, extend=scale.extend, aspect=28, pad=0.02)
     draw_colour_bar(bar, scale)
     bar.set_label(style.unit_label(info))
-    if np.isnan(values).any():
+    if undefined:
         mark = Patch(facecolor=style.UNDEFINED_FACE, edgecolor=style.UNDEFINED_HATCH, hatch="//////", linewidth=0)
         figure.legend([mark], ["undefined: nothing to measure"], loc="outside lower left")
     return figure
 
 
 @style.paper_style()
-def overview(
-    heads: pd.DataFrame, measures: dict[str, MeasureInfo], subtitle: str = "", region: str = "response"
-) -> Figure | None:
+def overview(heads: pd.DataFrame, measures: dict[str, MeasureInfo], subtitle: str = "", region: str = "response") -> Figure | None:
     """Every measure over all heads, two columns wide; the scales are those of `head_map`.
 
     Args:
@@ -195,9 +190,7 @@ def overview(
     infos = [info for info in measures.values() if is_measured(heads, info.name)]
     if not infos:
         return None
-    note = (
-        f"{region} queries · x: layer, y: head · √: square-root colours · *: limits from the data · hatched: undefined"
-    )
+    note = f"{region} queries · x: layer, y: head · √: square-root colours · *: limits from the data · hatched: undefined"
     figure, every = style.panels(
         "Every measure over all heads",
         style.joined(subtitle, note),

@@ -58,9 +58,7 @@ def draw_curves(axes: Axes, heads: pd.DataFrame, measure: str, spread_of: str) -
         layers = summary.index.to_numpy()
         if region == spread_of:
             axes.fill_between(layers, summary["p05"], summary["p95"], color=colour, alpha=0.13, linewidth=0, zorder=1)
-        axes.fill_between(
-            layers, summary["mean_low"], summary["mean_high"], color=colour, alpha=0.35, linewidth=0, zorder=2
-        )
+        axes.fill_between(layers, summary["mean_low"], summary["mean_high"], color=colour, alpha=0.35, linewidth=0, zorder=2)
         axes.plot(layers, summary["mean"], color=colour, linestyle=style.REGION_LINES[region], zorder=3)
     layers = grid_shape(heads)[0]
     axes.set_xlim(-0.5, layers - 0.5)
@@ -69,12 +67,8 @@ def draw_curves(axes: Axes, heads: pd.DataFrame, measure: str, spread_of: str) -
 
 
 def _legend(spread_of: str) -> tuple[list[Artist], list[str]]:
-    lines: list[Artist] = [
-        Line2D([], [], color=style.REGION_COLOURS[region], linestyle=style.REGION_LINES[region]) for region in REGIONS
-    ]
-    bands: list[Artist] = [
-        Patch(color=style.REGION_COLOURS[spread_of], alpha=alpha, linewidth=0) for alpha in (0.45, 0.13)
-    ]
+    lines: list[Artist] = [Line2D([], [], color=style.REGION_COLOURS[region], linestyle=style.REGION_LINES[region]) for region in REGIONS]
+    bands: list[Artist] = [Patch(color=style.REGION_COLOURS[spread_of], alpha=alpha, linewidth=0) for alpha in (0.45, 0.13)]
     texts = [f"mean of heads, {region} queries" for region in REGIONS]
     return lines + bands, [*texts, LEGEND[0], f"{LEGEND[1]}, {spread_of}"]
 
@@ -94,9 +88,10 @@ def layer_curve(heads: pd.DataFrame, info: MeasureInfo, subtitle: str = "", regi
     """
     if not is_measured(heads, info.name):
         return None
-    figure = style.new_figure(style.ONE_COLUMN, 2.9)
+    title = style.heading(info, style.ONE_COLUMN - 0.1, 2, size=style.TITLE)
+    figure = style.new_figure(style.ONE_COLUMN, 2.5 + style.titles_inches(style.ONE_COLUMN, title, subtitle))
     axes = figure.add_subplot()
-    style.set_titles(figure, style.heading(info, style.ONE_COLUMN - 0.1, 2, size=style.TITLE), subtitle)
+    style.set_titles(figure, title, subtitle)
     draw_curves(axes, heads, info.name, region)
     axes.set_xlabel("layer")
     axes.set_ylabel(style.unit_label(info))
@@ -105,9 +100,7 @@ def layer_curve(heads: pd.DataFrame, info: MeasureInfo, subtitle: str = "", regi
 
 
 @style.paper_style()
-def layer_curves(
-    heads: pd.DataFrame, measures: dict[str, MeasureInfo], subtitle: str = "", region: str = "response"
-) -> Figure | None:
+def layer_curves(heads: pd.DataFrame, measures: dict[str, MeasureInfo], subtitle: str = "", region: str = "response") -> Figure | None:
     """Every measure by layer, two columns wide: a line and interval a region (see `layer_summary` for what they are).
 
     Args:
@@ -129,12 +122,13 @@ def layer_curves(
         len(infos),
         3,
         panel=(1.82, 0.68),
-        margins=(0.4, 0.06, 0.27, 0.2),
+        margins=(0.4, 0.06, 0.3, 0.2),
         legend_room=0.38,
     )
     top = 1 - style.titles_inches(style.TWO_COLUMNS, title, subtitle) / figure.get_figheight()
     figure.legend(*_legend(region), loc="upper left", bbox_to_anchor=(0, top), ncols=2, labelspacing=0.2, borderpad=0)
     for axes, info in zip(every, infos, strict=True):
-        axes.set_title(style.heading(info, 2.05, 2), loc="left", x=-0.12)
+        axes.set_title(style.heading(info, 2.05, 2), loc="left", x=-0.12, pad=5)
+        style.few_y_ticks(axes)
         draw_curves(axes, heads, info.name, region)
     return figure

@@ -16,9 +16,7 @@ TOP = 15
 
 
 @style.paper_style()
-def number_heads(
-    heads: pd.DataFrame, measures: dict[str, MeasureInfo], subtitle: str = "", region: str = "response"
-) -> Figure | None:
+def number_heads(heads: pd.DataFrame, measures: dict[str, MeasureInfo], subtitle: str = "", region: str = "response") -> Figure | None:
     """The 15 heads with the most attention on numbers, and their enrichment beside it, two columns wide.
 
     Whiskers are each head's own 95 % bootstrap interval over examples. They do not allow for having picked the top
@@ -44,14 +42,12 @@ def number_heads(
     shown = [ranking]
     if "numeric_enrichment" in measures and is_measured(heads, "numeric_enrichment"):
         shown.append("numeric_enrichment")
-    figure = style.new_figure(style.TWO_COLUMNS, 0.85 + 0.15 * len(chosen))
+    figure = style.new_figure(style.TWO_COLUMNS, max(1.6, 0.85 + 0.15 * len(chosen)))
     every = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     labels = [f"{index // values.shape[1]}.{index % values.shape[1]}" for index in chosen]
     rows = np.arange(len(chosen))
     for axes, name, colour in zip(every, shown, (style.BLUE, style.VERMILLION), strict=False):
-        value, low, high = (
-            grid(heads, name, region, column).ravel()[chosen] for column in ("value", "ci_low", "ci_high")
-        )
+        value, low, high = (grid(heads, name, region, column).ravel()[chosen] for column in ("value", "ci_low", "ci_high"))
         axes.hlines(rows, low, high, color=colour, linewidth=1.0)
         axes.plot(value, rows, "o", color=colour, markersize=3, clip_on=False)
         axes.set_title(style.heading(measures[name], 3.0, 2), loc="left")

@@ -26,8 +26,7 @@ CAPTIONS = {
     "they follow the data; hatched cells are undefined. No interval is drawn; the table of top heads has it.",
     "number_heads": "The heads that look at numbers most. {n}. Queries: {region}. Whiskers are each head's own 95 % "
     "bootstrap interval over examples. They do not allow for having picked the top heads out of all.",
-    "entropy_against_numeric_mass": "Entropy against attention on numbers, a point a head. {n}. Queries: {region}. "
-    "No interval is drawn.",
+    "entropy_against_numeric_mass": "Entropy against attention on numbers, a point a head. {n}. Queries: {region}. No interval is drawn.",
     "layer_curves": "Every measure by layer, a line a region of queries: the mean over heads. {n}. Dark band: the mean "
     "of the heads' 95 % interval ends, an upper bound for the width of the mean's own interval. Light band: 5th to "
     "95th percentile of heads ({region} queries), a spread and no interval.",
@@ -49,9 +48,7 @@ class Picture:
     height: int
 
 
-def report(
-    run: dict[str, Any], heads: pd.DataFrame, inputs: pd.DataFrame, figure_folder: Path, region: str = "response"
-) -> str:
+def report(run: dict[str, Any], heads: pd.DataFrame, inputs: pd.DataFrame, figure_folder: Path, region: str = "response") -> str:
     """Write the page of a run as one HTML text.
 
     Args:

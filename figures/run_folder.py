@@ -52,9 +52,7 @@ def draw_run(folder: Path, out: Path | None = None, region: str = "response") ->
         raise TableError(f"{folder / 'heads.parquet'}: expected one model, found {len(models)}: {', '.join(models)}")
     undescribed = sorted(set(heads["measure"].astype(str)) - set(measures))
     if undescribed:
-        raise TableError(
-            f"{folder / 'heads.parquet'}: measures that run.json does not describe: {', '.join(undescribed)}"
-        )
+        raise TableError(f"{folder / 'heads.parquet'}: measures that run.json does not describe: {', '.join(undescribed)}")
     out = folder if out is None else out
     figure_folder = out / "figures"
     figure_folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +116,4 @@ def measure_infos(run: dict[str, Any]) -> dict[str, MeasureInfo]:
 
 def run_subtitle(run: dict[str, Any], heads: pd.DataFrame) -> str:
     """What was run, in a line for the figures: model, text, number of examples."""
-    return style.joined(
-        run["model"]["name"], f"{run['text']} text", f"n = {heads['n_examples'].to_numpy().max()} examples"
-    )
+    return style.joined(run["model"]["name"], f"{run['text']} text", f"n = {heads['n_examples'].to_numpy().max()} examples")

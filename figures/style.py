@@ -220,6 +220,18 @@ def panels(
     return figure, every
 
 
+def tick_text(value: float) -> str:
+    """A number in three digits; thousands from 10,000 on as k."""
+    text = f"{value / 1000:.3g}k" if abs(value) >= 10_000 else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def few_y_ticks(axes: Axes) -> None:
+    """At most four short numbers along y, which fit a panel's margin."""
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(lambda value, _: tick_text(value))
+
+
 def open_axes(axes: Axes) -> None:
     """Take away the upper and right edge."""
     axes.spines[["top", "right"]].set_visible(False)

@@ -54,7 +54,7 @@ class KeySets:
     """
 
     columns: Float[Tensor, "batch key column"]
-    pairs: tuple[Int[Tensor, "3 pair"], ...]
+    pairs: tuple[Int[Tensor, "3 _pair"], ...]
     n_pair_sets: int
     starts: tuple[int, ...]
     stops: tuple[int, ...]

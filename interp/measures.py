@@ -466,7 +466,7 @@ MEASURES: dict[str, Measure] = {
                 "Enrichment of numbers",
                 "x uniform",
                 0,
-                3,
+                4,
                 "numeric mass / share of number tokens among the allowed keys; 1 = uniform attention",
             ),
             numeric_enrichment,
@@ -511,7 +511,7 @@ MEASURES: dict[str, Measure] = {
             pairs={"induction": induction_targets},
         ),
         Measure(
-            MeasureInfo("sparsity_010", "Share of keys above 0.1", "1", 0, 0.2, "#{j: p_ij > 0.1} / n_i"),
+            MeasureInfo("sparsity_010", "Share of keys above 0.1", "share", 0, 0.1, "#{j: p_ij > 0.1} / n_i"),
             sparsity_010,
             thresholds=(0.1,),
         ),
@@ -519,7 +519,7 @@ MEASURES: dict[str, Measure] = {
             MeasureInfo(
                 "sparsity_010_published",
                 "Share of all entries above 0.1",
-                "1",
+                "share",
                 0,
                 0.05,
                 "#{j: p_ij > 0.1} / T; its mean over the text is the share of all T x T entries",

@@ -75,10 +75,10 @@ class AnnotatedText:
 
 
 def number_roles(text: str, region: str) -> np.ndarray:
-    """Role of every character of a question or a response, as index into `ROLES`.
+    r"""Role of every character of a question or a response, as index into `ROLES`.
 
     - In the question, every number is a `question_number`.
-    - In the response, the first number after the first final mark ("####", "the answer is", "\\boxed{") is the `final_answer`; a number
+    - In the response, the first number after the first final mark ("####", "the answer is", "\boxed{") is the `final_answer`; a number
       right after "=" or after a calculator mark's ">>" is an `intermediate_result`; every other number is an `operand`.
     - `+ - * / x =` between two numbers is an `operator`, across spaces, brackets, "$" and "%".
 

@@ -67,6 +67,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "num_local_experts": 2,
         "num_experts_per_tok": 2,
         "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     },
     "deepseek_v3": {
         "num_key_value_heads": 4,
@@ -82,13 +83,18 @@ SHARPENED = ("q_proj", "q_b_proj", "q_norm", "query_key_value", "qkv_proj", "c_a
 """Parameters whose scale decides how peaked attention is."""
 
 
-def build_model(family: str, *, seed: int = 0, dtype: str = "float32", attention: str = "sdpa", peak: float = 2.0, **settings: Any) -> Any:
+WITHOUT_SDPA = ("gemma2", "gpt_oss")
+"""Families for which transformers has eager attention only: soft caps and sinks."""
+
+
+def build_model(family: str, *, seed: int = 0, dtype: str = "float32", attention: str = "", peak: float = 2.0, **settings: Any) -> Any:
     """A tiny random model whose attention is peaked and differs between heads (that of an ordinary random init is nearly uniform)."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(family, **{**SIZES, **SETTINGS[family], **settings})
-    config._attn_implementation = attention
+    config._attn_implementation = attention or ("eager" if family in WITHOUT_SDPA else "sdpa")
+    config._experts_implementation = "eager"  # the only one that runs in float64
     model = AutoModelForCausalLM.from_config(config).eval()
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -97,7 +103,8 @@ def build_model(family: str, *, seed: int = 0, dtype: str = "float32", attention
             part = name.split(".")[-2] if "." in name else name
             if parameter.ndim >= 2:
                 embedding = "embed" in name or "wte" in name or "wpe" in name
-                parameter.copy_(noise if embedding else noise / parameter.shape[-1] ** 0.5)
+                inputs = parameter.shape[0 if ".c_" in name else -1]  # GPT-2's matrices stand the other way
+                parameter.copy_(noise if embedding else noise / inputs**0.5)
             elif name.endswith("sinks"):
                 parameter.copy_(noise)
             else:

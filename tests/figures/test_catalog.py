@@ -1,5 +1,8 @@
 """figures.catalog: every figure at every shape keeps its texts inside and apart."""
 
+# A figure may be None by its type; where it were, the test fails as it should.
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import subprocess
@@ -35,7 +38,7 @@ def assert_texts_inside_and_apart(figure: Figure) -> None:
         boxes = [(text, text.get_window_extent()) for text in drawn if text.get_visible() and text.get_text().strip()]
     assert boxes
     for index, (text, box) in enumerate(boxes):
-        assert text.get_fontsize() >= 6.5, text
+        assert float(text.get_fontsize()) >= 6.5, text
         assert -1 <= box.x0 <= box.x1 <= figure.bbox.width + 1, text
         assert -1 <= box.y0 <= box.y1 <= figure.bbox.height + 1, text
         for other, other_box in boxes[index + 1 :]:

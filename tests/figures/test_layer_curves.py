@@ -1,5 +1,8 @@
 """figures.layer_curves: means and bands by hand."""
 
+# A figure may be None by its type; where it were, the test fails as it should.
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import numpy as np
@@ -14,9 +17,7 @@ def test_summary_by_hand():
     rows += [(1, head, "m", "all", np.nan, np.nan, np.nan) for head in range(3)]
     heads = pd.DataFrame(rows, columns=["layer", "head", "measure", "region", "value", "ci_low", "ci_high"])
     summary = layer_summary(heads, "m", "all")
-    assert summary.loc[0].to_dict() == pytest.approx(
-        {"mean": 1.0, "mean_low": 0.0, "mean_high": 3.0, "p05": 0.1, "p95": 1.9}
-    )
+    assert summary.loc[0].to_dict() == pytest.approx({"mean": 1.0, "mean_low": 0.0, "mean_high": 3.0, "p05": 0.1, "p95": 1.9})
     assert summary.loc[1].isna().all()
 
 

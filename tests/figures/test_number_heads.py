@@ -1,5 +1,8 @@
 """figures.number_heads: the right heads in the right order."""
 
+# A figure may be None by its type; where it were, the test fails as it should.
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
+
 from __future__ import annotations
 
 from figures.number_heads import number_heads

@@ -19,7 +19,7 @@ def few_measures(run_folder: Path) -> Path:
 
     kept = ["entropy_nats", "numeric_mass", "numeric_enrichment"]
     heads = read(run_folder / "heads.parquet", HEADS)
-    write(heads[heads["measure"].isin(kept)], HEADS, run_folder / "heads.parquet")
+    write(heads.loc[heads["measure"].isin(kept)], HEADS, run_folder / "heads.parquet")
     run = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
     run["measures"] = [measure for measure in run["measures"] if measure["name"] in kept]
     (run_folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
@@ -46,9 +46,7 @@ def test_every_file_is_written_and_returned(run_folder):
 def test_drawn_twice_the_bytes_are_the_same(few_measures, tmp_path):
     first = draw_run(few_measures, tmp_path / "first")
     second = draw_run(few_measures, tmp_path / "second")
-    assert [path.relative_to(tmp_path / "first") for path in first] == [
-        path.relative_to(tmp_path / "second") for path in second
-    ]
+    assert [path.relative_to(tmp_path / "first") for path in first] == [path.relative_to(tmp_path / "second") for path in second]
     assert all(one.read_bytes() == two.read_bytes() for one, two in zip(first, second, strict=True))
     assert not (few_measures / "figures").exists()
 

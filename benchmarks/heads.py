@@ -1,0 +1,197 @@
+"""What recording every head costs, beside a plain forward and beside the usual ways: `python -m benchmarks.heads`.
+
+Time: all ways in one process, taken in turn, median of the rounds, printed as ratios to the plain sdpa forward of the same batch.
+Memory: a process a way, sampled during one forward of the decoder (without logits); printed as MB above the plain forward's peak.
+The model is the embedded default in float32, random token ids; "heads" takes every measure of ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import tyro
+
+WAYS = {
+    "plain": "sdpa forward, nothing recorded",
+    "heads": "record(): all measures",
+    "eager": "eager with output_attentions, entropy, max and sum of squares of the maps",
+    "lens": "TransformerLens bridge, run_with_cache of the attention patterns, same statistics",
+}
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Cost of recording heads.
+
+    Attributes:
+        shapes: batch x tokens.
+        memory_shapes: batch x tokens at which peak memory is taken as well.
+        rounds: how often each way is timed.
+        threads: of torch.
+        smoke: one tiny round without time or memory worth reading, to see that everything runs.
+        child: for internal use: "WAY BATCH TOKENS", print the peak memory of this process.
+    """
+
+    shapes: tuple[str, ...] = ("8x224", "1x1024", "1x2048")
+    memory_shapes: tuple[str, ...] = ("8x224", "1x2048", "1x8192")
+    rounds: int = 5
+    threads: int = 1
+    smoke: bool = False
+    child: str | None = None
+
+
+@functools.cache
+def opened(bridged: bool) -> Any:
+    """The embedded model; a copy of its own for the bridge, which rebuilds the model it is given."""
+    from interp import open_checkpoint
+
+    return open_checkpoint("smollm2", device="cpu")
+
+
+@functools.cache
+def bridged_model() -> Any:
+    """The embedded model in TransformerLens."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    checkpoint = opened(True)
+    return TransformerBridge.boot_transformers(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", hf_model=checkpoint.model, tokenizer=checkpoint.tokenizer, device="cpu"
+    )
+
+
+def runner(way: str, shape: tuple[int, int], *, decoder_only: bool = False) -> Callable[[], Any]:
+    """A function that runs one way once over random tokens of a shape."""
+    import numpy as np
+    import torch
+
+    from interp import record
+    from interp.tokens import AnnotatedText, Tokens
+
+    checkpoint = opened(way == "lens")
+    model = checkpoint.model
+    generator = np.random.default_rng(0)
+    batch, length = shape
+    texts = tuple(
+        AnnotatedText(
+            example=number,
+            text="",
+            ids=generator.integers(100, 20_000, length),
+            offsets=np.zeros((length, 2), np.int64),
+            regions=np.repeat([0, 1, 2], [length // 8, length // 4, length - length // 8 - length // 4]).astype(np.uint8),
+            roles=generator.choice([0, 2, 3, 4, 5, 6], length, p=[0.68, 0.07, 0.06, 0.09, 0.08, 0.02]).astype(np.uint8),
+            is_query=np.ones(length, bool),
+        )
+        for number in range(batch)
+    )
+    tokens = Tokens(texts)
+    ids = tokens.inputs
+    body = model.base_model if decoder_only else model
+
+    def three(patterns: Any) -> None:
+        for p in patterns:
+            torch.special.entr(p).sum(-1)
+            p.amax(-1)
+            p.square().sum(-1)
+
+    def plain() -> Any:
+        return body(**ids, use_cache=False)
+
+    def heads() -> Any:
+        with record(model, tokens) as recording:
+            body(**ids, use_cache=False)
+        return recording
+
+    def eager() -> Any:
+        model.set_attn_implementation("eager")
+        three(body(**ids, use_cache=False, output_attentions=True).attentions)
+        model.set_attn_implementation("sdpa")
+
+    if way == "lens":
+        bridge = bridged_model()
+
+        def lens() -> Any:
+            _, cache = bridge.run_with_cache(ids["input_ids"], names_filter=lambda name: name.endswith("hook_pattern"))
+            three(cache.values())
+
+        return lens
+    return {"plain": plain, "heads": heads, "eager": eager}[way]
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """Largest resident memory of this process during a call, above what it held before."""
+    process, before = psutil.Process(), psutil.Process().memory_info().rss
+    peak, done = before, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.0005):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run()
+    done.set()
+    watcher.join()
+    return peak - before
+
+
+def main() -> int:
+    """Print the table."""
+    config = tyro.cli(BenchConfig, prog="python -m benchmarks.heads", description=__doc__)
+    import torch
+
+    torch.set_num_threads(config.threads)
+    torch.set_grad_enabled(False)
+    if config.child:
+        way, batch, length = config.child.split()
+        runner(way, (1, 16), decoder_only=True)()  # what is loaded once
+        print(json.dumps(peak_bytes(runner(way, (int(batch), int(length)), decoder_only=True))))
+        return 0
+    shapes, memory_shapes, rounds = config.shapes, config.memory_shapes, config.rounds
+    if config.smoke:
+        shapes, memory_shapes, rounds = ("2x32",), ("2x32",), 1
+    print(f"{platform.machine()}, torch {torch.__version__}, {config.threads} thread(s), float32, median of {rounds} rounds in turn")
+    for way, text in WAYS.items():
+        print(f"  {way:6} {text}")
+    print(f"\n{'batch x tokens':>15} {'plain, s':>9} " + " ".join(f"{way + ' /plain':>13}" for way in list(WAYS)[1:]))
+    for shape in shapes:
+        batch, length = (int(n) for n in shape.split("x"))
+        runs = {way: runner(way, (batch, length)) for way in WAYS}
+        times: dict[str, list[float]] = {way: [] for way in WAYS}
+        for number in range(rounds + 1):
+            for way, run in runs.items():
+                begun = time.perf_counter()
+                run()
+                if number:  # the first round warms up
+                    times[way].append(time.perf_counter() - begun)
+        median = {way: statistics.median(taken) for way, taken in times.items()}
+        ratios = " ".join(f"{median[way] / median['plain']:13.3f}" for way in list(WAYS)[1:])
+        print(f"{shape:>15} {median['plain']:9.3f} {ratios}", flush=True)
+    print(f"\n{'batch x tokens':>15} {'plain, MB':>9} " + " ".join(f"{way + ', +MB':>13}" for way in list(WAYS)[1:]) + "   (decoder alone)")
+    for shape in memory_shapes:
+        batch, length = shape.split("x")
+        peaks = {}
+        for way in WAYS:
+            if way in ("eager", "lens") and int(batch) * int(length) ** 2 * 9 * 30 * 4 > 8e9:
+                continue  # their maps alone would take more than 8 GB
+            command = [sys.executable, "-m", "benchmarks.heads", "--threads", str(config.threads), "--child", f"{way} {batch} {length}"]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            peaks[way] = json.loads(done.stdout.splitlines()[-1]) / 1e6
+        rest = " ".join(f"{peaks[way] - peaks['plain']:13.0f}" if way in peaks else f"{'> 8000':>13}" for way in list(WAYS)[1:])
+        print(f"{shape:>15} {peaks['plain']:9.0f} {rest}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
