@@ -217,7 +217,7 @@ def _load(found: _Found, place: str, dtype: str, trust_remote_code: bool) -> tup
     wanted = torch.float32 if dtype == "auto" and (place == "cpu" or found.kind in ("embedded", "gguf")) else dtype
     wanted = getattr(torch, wanted) if isinstance(wanted, str) and wanted != "auto" else wanted
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=wanted,
@@ -228,6 +228,7 @@ def _load(found: _Found, place: str, dtype: str, trust_remote_code: bool) -> tup
         )
     except Exception as error:
         raise CheckpointError(f"{found.source}: the weights cannot be loaded ({_first_line(error)})") from error
+    model, info = loaded
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if absent:
         raise CheckpointError(
@@ -298,7 +299,7 @@ def _convert(gguf: Path, target: Path) -> None:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
         )
     except Exception as error:  # the readers raise KeyError, ValueError, IndexError and others on files they do not know

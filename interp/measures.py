@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """The measures of an attention head, one function each, and the dict `MEASURES`.
 
 A measure gives one number per query; the tables hold its mean over the queries of a region for which it is defined (NaN says: not defined).

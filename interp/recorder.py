@@ -238,10 +238,10 @@ class Recording:
         if layer not in self._layers:
             raise RecordingError(f"{type(module).__name__} says it is layer {layer}; expected one of {list(self._layers)}")
         differentiable = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-        scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         if dropout > 0:
             raise RecordingError("the model is in training mode with attention dropout; call model.eval() to record it")
-        scores = Scores(scaling, kwargs.get("softcap"), kwargs.get("s_aux"), kwargs.get("position_bias"))
+        scores = Scores(scale, kwargs.get("softcap"), kwargs.get("s_aux"), kwargs.get("position_bias"))
         mask = self._mask(module, query, key, mask, kwargs)
         if mask.q_offset > 0:
             return self._attend_written(layer, query, key, value, mask, scores)
@@ -476,7 +476,7 @@ def _switch_on(root: PreTrainedModel, switched: list[int]) -> None:
             if getattr(model.config, "reorder_and_upcast_attn", False):
                 raise RecordingError(f"{type(model).__name__} with reorder_and_upcast_attn bypasses the attention seam; set it to False")
         for config in {id(m.config): m.config for m in models}.values():
-            switch = _SWITCHED.setdefault(id(config), _Switch(config, config._attn_implementation))
+            switch = _SWITCHED.setdefault(id(config), _Switch(config, str(config._attn_implementation)))
             switch.users += 1
             switched.append(id(config))
             config._attn_implementation_internal = NAME

@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """The tables that a head run consists of: columns, meaning, validation. Knows no torch and does no IO beyond Parquet.
 
 Three tables, each described by one `TableSchema`:

@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """Sums over queries, per example, region, layer and head: added up block by block, merged across batches and ranks."""
 
 from __future__ import annotations

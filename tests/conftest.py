@@ -95,7 +95,9 @@ def build_model(family: str, *, seed: int = 0, dtype: str = "float32", attention
     config = AutoConfig.for_model(family, **{**SIZES, **SETTINGS[family], **settings})
     config._attn_implementation = attention or ("eager" if family in WITHOUT_SDPA else "sdpa")
     config._experts_implementation = "eager"  # the only one that runs in float64
-    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config).eval()
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

