@@ -115,7 +115,7 @@ def test_a_large_common_offset_in_the_keys_changes_nothing(way: str) -> None:
 @pytest.mark.parametrize("way", PASSES)
 def test_one_hot_rows_have_no_entropy(way: str) -> None:
     query, key, value = tensors(2)
-    check(way, 60 * query, 60 * key, value, Scores(1.0), 1e-3)
+    check(way, 20 * query, 20 * key, value, Scores(1.0), 1e-3)
     length = key.shape[2]
     eye = torch.eye(length).expand(2, 2, length, length)
     wanted = torch.arange(length - 1, -1, -1).minimum(torch.arange(length))  # some allowed key of every query
@@ -162,7 +162,7 @@ def test_capped_and_biased_scores_are_for_the_blocked_way() -> None:
             check("flash", query, key, value, scores, 1e-5)
 
 
-@given(seed=st.integers(0, 2**20), length=st.integers(1, 50), scale=st.floats(0, 6), sink=st.booleans())
+@given(seed=st.integers(0, 2**20), length=st.integers(1, 50), scale=st.floats(0.01, 6), sink=st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_laws_of_the_statistics(seed: int, length: int, scale: float, sink: bool) -> None:
     query, key, value = tensors(seed, batch=1, length=length)

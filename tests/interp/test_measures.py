@@ -303,7 +303,7 @@ def test_adapters_on_off_and_merged(family: str, way: str, tiny_model: Callable[
         random = torch.Generator().manual_seed(1)
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                parameter.data.copy_(0.5 * torch.randn(parameter.shape, generator=random))
+                parameter.data.copy_(0.25 * torch.randn(parameter.shape, generator=random))
         return model
 
     def expected(model: Any) -> Expected:
