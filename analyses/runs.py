@@ -22,7 +22,7 @@ import pandas as pd
 
 from interp.table import INPUTS, TableError, read, write
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "pandas", "pyarrow", "scipy")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "pandas", "pyarrow")
 SETTINGS = "settings.json"
 
 

@@ -40,6 +40,10 @@ class BenchConfig:
         rounds: how often each way is timed.
         threads: of torch.
         smoke: one tiny round without time or memory worth reading, to see that everything runs.
+        problems: instead of the table: a JSONL file in GSM8K's format (or "shipped"), read in length-sorted batches, each batch plainly and
+            recorded in turn; prints the ratio of the sums.
+        limit: first N problems of it.
+        batch_tokens: padded tokens of such a batch.
         child: for internal use: "WAY BATCH TOKENS", print the peak memory of this process.
     """
 
@@ -48,6 +52,9 @@ class BenchConfig:
     rounds: int = 5
     threads: int = 1
     smoke: bool = False
+    problems: str | None = None
+    limit: int | None = None
+    batch_tokens: int = 2048
     child: str | None = None
 
 
@@ -146,6 +153,36 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     return peak - before
 
 
+def time_problems(config: BenchConfig) -> None:
+    """Plain and recorded forwards of the decoder over the same length-sorted batches, in turn."""
+    from tqdm import tqdm
+
+    from analyses.heads import HeadsConfig, plan
+    from distill.problems import load_problems
+    from interp import record
+
+    checkpoint = opened(False)
+    problems = load_problems(config.problems or "shipped", limit=config.limit)
+    texts, batches = plan(HeadsConfig(batch_tokens=config.batch_tokens), checkpoint, problems, True)
+    decoder = checkpoint.model.base_model
+    spent = {"plain": 0.0, "heads": 0.0}
+    for number, batch in enumerate(tqdm([batches[0], *batches])):  # the first batch twice: it warms up
+        tokens = texts.select(batch)
+        for way in spent if number % 2 else reversed(spent):
+            begun = time.perf_counter()
+            if way == "plain":
+                decoder(**tokens.inputs, use_cache=False)
+            else:
+                with record(checkpoint.model, tokens):
+                    decoder(**tokens.inputs, use_cache=False)
+            spent[way] += (time.perf_counter() - begun) * (number > 0)
+    n_tokens = sum(len(text) for text in texts.texts)
+    print(
+        f"{len(problems)} problems, {n_tokens} tokens, {len(batches)} batches of at most {config.batch_tokens} padded tokens: "
+        f"plain {spent['plain']:.1f} s, recorded {spent['heads']:.1f} s, ratio {spent['heads'] / spent['plain']:.3f}"
+    )
+
+
 def main() -> int:
     """Print the table."""
     config = tyro.cli(BenchConfig, prog="python -m benchmarks.heads", description=__doc__)
@@ -157,6 +194,9 @@ def main() -> int:
         way, batch, length = config.child.split()
         runner(way, (1, 16), decoder_only=True)()  # what is loaded once
         print(json.dumps(peak_bytes(runner(way, (int(batch), int(length)), decoder_only=True))))
+        return 0
+    if config.problems:
+        time_problems(config)
         return 0
     shapes, memory_shapes, rounds = config.shapes, config.memory_shapes, config.rounds
     if config.smoke:

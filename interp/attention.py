@@ -269,6 +269,11 @@ def blocked_pass(
     score_buffer, prob_buffer = (torch.empty(size, dtype=torch.float32, device=query.device) for _ in range(2))
     position = torch.arange(keys, dtype=torch.float32, device=query.device)
     distance_column = value_dim + n_columns
+    # how many keys there are to see is the same for every layer that shares the mask
+    counting = mask.counted is None or mask.counted[0] is not sets
+    if not counting:
+        assert mask.counted is not None
+        _, rows.n_allowed, rows.set_sizes, rows.pair_sizes = mask.counted
 
     for b0 in range(0, batch, n_examples):
         examples = slice(b0, min(b0 + n_examples, batch))
@@ -330,8 +335,8 @@ def blocked_pass(
                     output[examples, q0:q1, head_slice] = mixed[..., :value_dim].transpose(1, 2).to(output.dtype)
                 rows.entropy[inside], rows.collision[inside], rows.distance[inside] = entropy, collision, distance
                 rows.masses[:, examples, head_slice, q0:q1] = mixed[..., value_dim:distance_column].permute(3, 0, 1, 2)
-                if h0 == 0:
-                    rows.n_allowed[examples, q0:q1] = (block.counts + (share is not None)).float()
+                if counting and h0 == 0:
+                    rows.n_allowed[examples, q0:q1] = block.counts.float()
                     before = (sizes_before[:, block.open_until] - sizes_before[:, k0])[:, None]
                     partly = torch.matmul(block.allowed.float(), columns[:, block.open_until : k1])
                     rows.set_sizes[examples, q0:q1] = before + partly
@@ -343,7 +348,7 @@ def blocked_pass(
                         total = total.view(width, n_pair_sets, n).transpose(0, 1)
                         total = total if share is None else total * share[example]
                         rows.pair_masses[:, b0 + example, head_slice, q0:q1] = total
-                        if h0 == 0:
+                        if counting and h0 == 0:
                             seen = block.sees(example, flat, span)
                             sizes = torch.zeros(n_pair_sets * n, device=query.device).index_add_(0, place, seen)
                             rows.pair_sizes[:, b0 + example, q0:q1] = sizes.view(n_pair_sets, n)
@@ -357,6 +362,10 @@ def blocked_pass(
                     torch.gt(prob, limit, out=score)  # the scores are not needed any more
                     counted[inside] = score.sum(-1).view(by_query)
     _raise_if_not_finite(rows.entropy)
+    if counting:
+        mask.counted = (sets, rows.n_allowed, rows.set_sizes, rows.pair_sizes)
+    if scores.sinks is not None:
+        rows.n_allowed = rows.n_allowed + 1
     return output, rows
 
 

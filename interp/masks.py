@@ -56,6 +56,7 @@ class LazyMask:
         mask_function: transformers' rule `(batch, head, query, key) -> bool` over absolute positions.
         padding: [batch, key] True where a token is real; None where nothing is padded.
         plain_causal: the rule is causality alone, so a block's mask is a triangle.
+        counted: token sets and how many of their keys each query may see, kept by the pass for the next layer with this mask.
     """
 
     batch_size: int
@@ -68,6 +69,7 @@ class LazyMask:
     plain_causal: bool
     use_vmap: bool
     device: torch.device
+    counted: tuple[object, Tensor, Tensor, Tensor] | None = field(default=None, repr=False)
     _blocks: dict[tuple[int, int, int, int, int, int], MaskBlock] = field(default_factory=dict, repr=False)
     _cached: int = field(default=0, repr=False)
 

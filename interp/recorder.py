@@ -84,6 +84,16 @@ def _text_model(model: nn.Module) -> PreTrainedModel:
     raise RecordingError(f"{type(model).__name__} holds no transformers model; models of transformers can be recorded")
 
 
+@dataclass(frozen=True)
+class _OnDevice:
+    """Token sets, region weights, positions and lengths of the batch on one device."""
+
+    sets: KeySets
+    regions: Tensor
+    positions: Tensor
+    lengths: Tensor
+
+
 @dataclass
 class _Written:
     """What is kept while a model writes: per layer the prompt's statistics, new queries, and keys of all tokens so far."""
@@ -170,6 +180,15 @@ class Recording:
         positions = tokens.pad([np.arange(len(t)) for t in tokens.texts], -1)
         self._positions = torch.from_numpy(positions)
         self._lengths = torch.tensor([len(t) for t in tokens.texts])
+        self._copies: dict[torch.device, _OnDevice] = {}
+
+    def _on(self, device: torch.device) -> _OnDevice:
+        """What the pass needs on a layer's device, moved there once."""
+        if device not in self._copies:
+            self._copies[device] = _OnDevice(
+                self._sets.to(device), self._regions.to(device), self._positions.to(device), self._lengths.to(device)
+            )
+        return self._copies[device]
 
     # --- switching --------------------------------------------------------------------------------------------------
 
@@ -204,8 +223,8 @@ class Recording:
         return id(module) in self._modules
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not _ACTIVE.get() or self not in _ACTIVE.get():
-            return  # another thread uses the model, unrecorded
+        if _recording_of(module) is not self:
+            return  # another thread uses the model, or an inner recording takes this pass
         ids = args[0] if args else kwargs.get("input_ids")
         if ids is None:
             raise RecordingError("the forward was given no input_ids, so it cannot be checked against the tokens")
@@ -249,7 +268,7 @@ class Recording:
             raise RecordingError(f"layer {layer} was recorded twice: one recording takes one pass over its tokens")
         self._check_padding(mask)
         with torch.no_grad():
-            sets = self._sets.to(query.device)
+            sets = self._on(query.device).sets
             values = None if differentiable else value
             output, rows, blocks = self._pass(query, key, values, mask, scores, sets, layer, self.way)
             if self._writing:  # later queries need these keys, and the text is measured when it is whole
@@ -317,7 +336,7 @@ class Recording:
                 else:
                     self.maps[layer, head] = kept_map
             first_row = self.maps[layer, heads[0]].shape[1] - shape[2] if heads else 0
-            positions = self._positions.to(query.device)
+            positions = self._on(query.device).positions
 
             def on_block(inside: tuple[slice, slice, slice], first: int, probabilities: Tensor) -> None:
                 examples, head_slice, queries = inside
@@ -343,14 +362,14 @@ class Recording:
     def _add(self, layer: int, statistics: RowStatistics, blocks: dict[str, Tensor], first: int = 0) -> None:
         """Evaluate the measures on a layer's rows, the first of which is query `first` of the padded batch."""
         device, length = statistics.entropy.device, statistics.entropy.shape[-1]
-        positions = self._positions[:, first : first + length].to(device)
-        rows = Rows(statistics, self._columns, self._pairs, positions, self._lengths.to(device))
+        here = self._on(device)
+        rows = Rows(statistics, self._columns, self._pairs, here.positions[:, first : first + length], here.lengths)
         parts = []
         for name, measure in self.measures.items():
             value = blocks[name] if name in blocks else measure.compute(rows)
             value = value if measure.parts > 1 else value[None]
             parts.append(value.expand(measure.parts, *statistics.entropy.shape))
-        self._partial.update(layer, torch.cat(parts), self._regions[..., first : first + length].to(device))
+        self._partial.update(layer, torch.cat(parts), here.regions[..., first : first + length])
 
     # --- generation -------------------------------------------------------------------------------------------------
 
@@ -380,9 +399,11 @@ class Recording:
             mask, scores = self._written.calls[layer]
             query = torch.cat(self._written.queries.pop(layer), 2)
             key = torch.cat(self._written.keys.pop(layer), 2)
-            whole = replace(mask, q_length=query.shape[2], kv_length=key.shape[2], q_offset=prompt, kv_offset=0)
+            whole = replace(
+                mask, q_length=query.shape[2], kv_length=key.shape[2], q_offset=prompt, kv_offset=0, counted=None, _blocks={}, _cached=0
+            )
             with torch.no_grad():
-                sets = self._sets.to(query.device)
+                sets = self._on(query.device).sets
                 _, rows, blocks = self._pass(query, key, None, whole, scores, sets, layer, "blocked")
                 self._add(layer, rows, blocks, prompt)
 
@@ -526,7 +547,10 @@ def _attention(
 def _mask_function(*args: Any, config: Any = None, **kwargs: Any) -> object:
     """What transformers calls for a layer's mask while a recording is open."""
     if any(config is r._text_config or id(config) in r._switched for r in _ACTIVE.get()):
-        return lazy_mask(*args, **kwargs)
+        mask = lazy_mask(*args, **kwargs)
+        if mask.kv_offset + mask.kv_length != mask.q_offset + mask.q_length:  # generate makes masks before any layer is called
+            raise RecordingError("the cache has room for tokens to come; preallocated (static) caches cannot be recorded")
+        return mask
     original = _original(config)
     return ALL_MASK_ATTENTION_FUNCTIONS[original](*args, config=config, **kwargs)
 

@@ -156,7 +156,7 @@ def validate(frame: pd.DataFrame, schema: TableSchema) -> pa.Table:
         _validate_values(frame, schema)
     try:
         return pa.Table.from_pandas(frame[schema.arrow.names], schema=schema.arrow, preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except pa.ArrowException as error:
         raise TableError(f"table {schema.name}: {error}") from error
 
 
@@ -194,7 +194,7 @@ def read(path: Path, schema: TableSchema) -> pd.DataFrame:
     """
     try:
         table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise TableError(f"{path}: not a readable Parquet file ({error})") from error
     names = set(table.schema.names)
     for field in schema.arrow:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from transformers import BertConfig, BertLMHeadModel, BertModel, FalconConfig, FalconForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertConfig, BertLMHeadModel, BertModel, FalconConfig, FalconForCausalLM, PreTrainedTokenizerFast
 
 from interp import recorder
 from interp.attention import NonFiniteAttentionError
@@ -45,7 +46,8 @@ def assert_same(found: pd.DataFrame, expected: pd.DataFrame, tolerance: float = 
     pd.testing.assert_series_equal(joined["n_queries"], joined["n_queries_expected"], check_names=False)
     error = (joined["value"] - joined["value_expected"]).abs() / joined["value_expected"].abs().clip(lower=1)
     assert (joined["value"].isna() == joined["value_expected"].isna()).all()
-    assert not (error > tolerance).any(), joined.assign(error=error).sort_values("error", ascending=False).head(10).to_string()
+    limit = np.where(joined["measure"] == "numeric_z", 200, 1) * tolerance  # a small difference divided by a smaller spread
+    assert not (error > limit).any(), joined.assign(error=error).sort_values("error", ascending=False).head(10).to_string()
 
 
 def assert_restored(model: Any, implementation: str, state: dict[str, torch.Tensor]) -> None:
@@ -116,6 +118,7 @@ def test_gradients_flow_through_a_recorded_forward(tiny_model: Make, tiny_tokens
         for side in ("right", "left"):
             tokens = tiny_tokens(LENGTHS, side)
             labels = tokens.inputs["input_ids"].masked_fill(tokens.inputs["attention_mask"] == 0, -100)
+            labels[range(len(tokens)), tokens.starts] = -100  # what stands before is padding: its row means nothing
             model(**tokens.inputs, labels=labels).loss.backward()
             expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
             model.zero_grad()
@@ -217,17 +220,17 @@ def test_threads_record_one_model_at_once(family: str, tiny_model: Make, tiny_to
 def test_batch_order_padding_and_split_change_nothing(family: str, way: str, tiny_model: Make, tiny_tokens: Make) -> None:
     # float32 sums differ in their last bits between batch shapes and the model carries that on: soft attention keeps it below 1e-6
     model, tokens = tiny_model(family, peak=1.0), tiny_tokens((40, 23, 61, 34, 52))
-    measures = [name for name in FLASH if name != "numeric_z"]
+    measures = list(MEASURES) if way == "blocked" else FLASH
     expected = recorded(model, tokens, measures, way=way).examples()
     for side in ("right", "left"):
         for order in ([4, 2, 0, 1, 3], [3, 4, 1, 0, 2]):
-            assert_same(recorded(model, tokens.select(order, side), measures, way=way).examples(), expected, 3e-6)
+            assert_same(recorded(model, tokens.select(order, side), measures, way=way).examples(), expected)
         for parts in ([[0], [1], [2], [3], [4]], [[3, 1], [0, 4, 2]]):
             totals = [recorded(model, tokens.select(part, side), measures, way=way).totals for part in parts]
             merged = totals[0]
             for other in totals[1:]:
                 merged = merged.merge(other)
-            assert_same(merged.examples_table("model"), expected, 3e-6)
+            assert_same(merged.examples_table("model"), expected)
 
 
 def test_block_sizes_change_nothing(tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,8 +243,7 @@ def test_block_sizes_change_nothing(tiny_model: Make, tiny_tokens: Make, monkeyp
                 patch.setattr("interp.attention.MAX_ROWS", rows)
                 patch.setattr("interp.attention.CPU_BLOCK_ELEMENTS", elements)
                 found = recorded(model, tokens).examples()
-            drop_z = [table[table["measure"] != "numeric_z"] for table in (found, expected)]
-            assert_same(*drop_z, tolerance=3e-6)
+            assert_same(found, expected)
 
 
 def test_what_stands_in_the_padding_changes_nothing(tiny_model: Make, tiny_tokens: Make) -> None:
@@ -253,7 +255,7 @@ def test_what_stands_in_the_padding_changes_nothing(tiny_model: Make, tiny_token
 def test_ways_agree_and_are_chosen_by_rule(tiny_model: Make, tiny_tokens: Make) -> None:
     model, tokens = tiny_model("llama"), tiny_tokens(LENGTHS)
     assert recorded(model, tokens).way == "blocked"
-    assert_same(recorded(model, tokens, FLASH, way="flash").examples(), recorded(model, tokens, FLASH, way="blocked").examples(), 2e-5)
+    assert_same(recorded(model, tokens, FLASH, way="flash").examples(), recorded(model, tokens, FLASH, way="blocked").examples(), 5e-6)
     linear, every = [MEASURES[name] for name in FLASH], list(MEASURES.values())
     assert choose_way(linear, "cuda") == "flash"
     assert choose_way(linear, "cuda", maps=True) == "blocked"
@@ -268,7 +270,7 @@ def test_the_seed_moves_the_shuffles_alone(tiny_model: Make, tiny_tokens: Make) 
     pd.testing.assert_series_equal(first.drop("numeric_z"), second.drop("numeric_z"))
 
 
-def test_recording_under_autocast_and_inference_mode(tiny_model: Make, tiny_tokens: Make) -> None:
+def test_recording_in_inference_mode(tiny_model: Make, tiny_tokens: Make) -> None:
     model, tokens = tiny_model("llama"), tiny_tokens(LENGTHS)
     expected = recorded(model, tokens).examples()
     with torch.inference_mode(), record(model, tokens) as heads:
@@ -283,20 +285,21 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
     """One token a character."""
     vocabulary = {c: i for i, c in enumerate(["<pad>", "<s>", "</s>", *" abcdefghijklmnopqrstuvwxyzQA:\n.0123456789+="])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="a"))
-    tokenizer.pre_tokenizer = Split(Regex("(?s)."), "isolated")
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt_neox"])
-def test_maps_and_entropy_agree_with_transformer_lens(family: str, tiny_model: Make, tiny_tokens: Make) -> None:
+def test_maps_and_entropy_agree_with_transformer_lens(family: str, tiny_model: Make, tiny_tokens: Make, tmp_path: Path) -> None:
     from transformer_lens.model_bridge import TransformerBridge
 
     model, tokens = tiny_model(family), tiny_tokens((37,))
     named = [(layer, head) for layer in range(2) for head in range(4)]
     heads = recorded(model, tokens, maps=named)
-    bridge = TransformerBridge.boot_transformers(
-        "tiny", hf_model=tiny_model(family, attention="eager"), tokenizer=toy_tokenizer(), device="cpu"
-    )
+    toy_tokenizer().save_pretrained(tmp_path)  # TransformerLens opens it once more, by its name
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    eager = tiny_model(family, attention="eager")
+    bridge = TransformerBridge.boot_transformers("tiny", hf_model=eager, tokenizer=tokenizer, device="cpu")
     with torch.no_grad():
         _, cache = bridge.run_with_cache(tokens.inputs["input_ids"])
     table = heads.examples().set_index(["layer", "head", "measure", "region"])["value"]
@@ -346,12 +349,11 @@ def test_generate_is_measured_like_a_forward_over_the_whole_text(family: str, n_
             read = [*row[start : prompt.width].tolist(), *new]
             read = read[: -1 if len(new) == 12 or (len(new) == plain.shape[1] - prompt.width) else None]
             assert text.ids.tolist() == read  # the last token is written, never read
-            assert text.in_region("response").sum() > 0 or len(read) == len(prompt.texts[0])
         for example in range(n_texts):
             alone = Tokens((whole.texts[example],))
             expected = recorded(model, alone).examples()
             got = heads.examples()
-            assert_same(got[got["example"] == example].drop(columns="model"), expected.drop(columns="model"), 5e-5)
+            assert_same(got[got["example"] == example].drop(columns="model"), expected.drop(columns="model"), 2e-6)
 
 
 def test_generate_keeps_the_maps_of_the_whole_text(tiny_model: Make) -> None:
@@ -418,7 +420,7 @@ def test_passes_that_do_not_fit_are_refused(tiny_model: Make, tiny_tokens: Make)
     model, tokens = tiny_model("llama"), tiny_tokens((20, 30), "left")
     state = state_of(model)
     ids = tokens.inputs["input_ids"]
-    with pytest.raises(RecordingError, match=r"reads other tokens \(1, 30\).*\(2, 30\)"), record(model, tokens):
+    with pytest.raises(RecordingError, match=r"reads other tokens \(\(1, 30\)\).*\(\(2, 30\)\)"), record(model, tokens):
         model(ids[:1])
     with pytest.raises(RecordingError, match="reads other tokens"), record(model, tokens):
         model(ids.flip(0))

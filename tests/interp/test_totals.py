@@ -1,0 +1,181 @@
+"""Streaming sums: means by hand, merge equals whole, the bootstrap against scipy's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from interp.measures import MEASURES
+from interp.table import EXAMPLES, HEADS, REGIONS, validate
+from interp.totals import HeadTotals, bootstrap_interval, heads_table
+
+NAMES = ("entropy_nats", "previous_mass", "numeric_z")
+CHOSEN = [MEASURES[name] for name in NAMES]
+PARTS = sum(m.parts for m in CHOSEN)
+
+
+def random_batch(examples: int, queries: int, heads: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(PARTS, examples, heads, queries, generator=generator)
+    values[1, ..., 0] = torch.nan
+    regions = (torch.rand(examples, len(REGIONS), queries, generator=generator) < 0.6).float()
+    return values, regions
+
+
+def totals_of(values: torch.Tensor, regions: torch.Tensor, examples: list[int]) -> HeadTotals:
+    totals = HeadTotals(CHOSEN, examples, (2, 5), values.shape[2])
+    totals.update(2, values, regions)
+    totals.update(5, 1 - values, regions)
+    return totals
+
+
+def test_a_mean_by_hand() -> None:
+    totals = HeadTotals([MEASURES["previous_mass"]], [7], [3], 2)
+    values = torch.tensor([[[[torch.nan, 0.5, 0.25, 1.0], [torch.nan, 0.0, 1.0, 0.5]]]])
+    regions = torch.tensor([[[1.0, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]]])
+    totals.update(3, values, regions)
+    table = totals.examples_table("m").set_index(["head", "region"])
+    assert table["value"].to_dict() == pytest.approx(
+        {
+            (0, "question"): 0.5,
+            (0, "response"): 0.625,
+            (0, "all"): 1.75 / 3,
+            (1, "question"): 0.0,
+            (1, "response"): 0.75,
+            (1, "all"): 0.5,
+        }
+    )
+    assert table["n_queries"].tolist() == [1, 2, 3, 1, 2, 3]
+    assert set(table["example"]) == {7}
+    assert set(table["layer"]) == {3}
+
+
+def test_what_is_nowhere_defined_is_nan_with_no_queries() -> None:
+    totals = HeadTotals([MEASURES["previous_mass"]], [0, 1], [0], 1)
+    totals.update(0, torch.full((1, 2, 1, 3), torch.nan), torch.ones(2, 3, 3))
+    values, counts = totals.values()
+    assert np.isnan(values).all()
+    assert (counts == 0).all()
+    validate(totals.examples_table("m"), EXAMPLES)
+    validate(heads_table("m", values, counts, [0], ["previous_mass"], 0), HEADS)
+
+
+def test_numeric_z_comes_from_the_means_of_its_parts() -> None:
+    values, regions = random_batch(1, 6, 1, 0)
+    found, counts = totals_of(values, regions, [0]).values()
+    chosen = regions[0, 2].bool()
+    means = values[2:, 0, 0, chosen].double().mean(-1).numpy()
+    expected = (means[0] - means[1:].mean()) / means[1:].std(ddof=1)
+    assert found[0, 0, 0, 2, 2] == pytest.approx(expected, rel=1e-5)
+    assert counts[0, 0, 0, 2, 2] == chosen.sum()
+
+
+@given(n_examples=st.integers(1, 7), cuts=st.lists(st.integers(0, 6), max_size=4), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_merged_parts_are_the_whole(n_examples: int, cuts: list[int], seed: int) -> None:
+    values, regions = random_batch(n_examples, 9, 3, seed)
+    order = np.random.default_rng(seed).permutation(n_examples)
+    whole = totals_of(values, regions, list(range(n_examples)))
+    edges = sorted({0, n_examples, *(c for c in cuts if c < n_examples)})
+    parts = [order[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    totals = [totals_of(values[:, part], regions[part], part.tolist()) for part in parts]
+    merged = totals[0]
+    for other in totals[1:]:
+        merged = merged.merge(other)
+    expected, found = whole.examples_table("m"), merged.examples_table("m")
+    assert found.drop(columns="value").equals(expected.drop(columns="value"))
+    np.testing.assert_allclose(found["value"], expected["value"], rtol=1e-6, atol=2e-6)
+    swapped = totals[-1].merge(totals[0]) if len(totals) > 1 else totals[0]
+    assert set(swapped.examples) == set(totals[-1].examples) | set(totals[0].examples)
+
+
+def test_queries_of_one_example_may_come_in_parts() -> None:
+    values, regions = random_batch(2, 10, 3, 1)
+    whole = totals_of(values, regions, [4, 6])
+    front, back = (totals_of(values[..., cut], regions[..., cut], [4, 6]) for cut in (slice(0, 3), slice(3, 10)))
+    merged = front.merge(back)
+    assert merged.examples == (4, 6)
+    np.testing.assert_array_equal(merged.counts, whole.counts)
+    np.testing.assert_allclose(merged.sums, whole.sums, rtol=1e-6)
+
+
+def test_totals_of_other_models_do_not_merge() -> None:
+    mine = HeadTotals(CHOSEN, [0], (0, 1), 4)
+    for other in (
+        HeadTotals(CHOSEN[:2], [1], (0, 1), 4),
+        HeadTotals(CHOSEN, [1], (0, 2), 4),
+        HeadTotals(CHOSEN, [1], (0, 1), 3),
+    ):
+        with pytest.raises(ValueError, match="totals differ: measures .* layers .* heads"):
+            mine.merge(other)
+
+
+def test_tables_fit_their_schemas_and_order() -> None:
+    values, regions = random_batch(3, 8, 2, 2)
+    totals = totals_of(values, regions, [9, 3, 5])
+    table = totals.examples_table("m")
+    validate(table, EXAMPLES)
+    keys = table[["example", "layer", "head"]].drop_duplicates().to_numpy().tolist()
+    assert keys == sorted(keys)
+    assert table["measure"].drop_duplicates().tolist() == list(NAMES)
+    found, counts = totals.values()
+    heads = heads_table("m", found, counts, totals.layers, NAMES, 0)
+    validate(heads, HEADS)
+    mean = table.groupby(["layer", "head", "measure", "region"], sort=False)["value"].mean().to_numpy()
+    np.testing.assert_allclose(heads["value"], mean)
+    assert (heads["n_examples"] == 3).all()
+    assert heads["n_queries"].sum() == table["n_queries"].sum()
+    assert (heads["ci_low"] <= heads["value"]).all()
+    assert (heads["value"] <= heads["ci_high"]).all()
+
+
+# --- bootstrap --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_examples", [15, 40])
+def test_the_interval_is_scipys_percentile_interval(n_examples: int) -> None:
+    values = np.random.default_rng(0).gamma(2.0, size=(n_examples, 3))
+    mean, low, high = bootstrap_interval(values, 1, n_resamples=20_000)
+    np.testing.assert_allclose(mean, values.mean(0))
+    for at in range(3):
+        found = scipy.stats.bootstrap((values[:, at],), np.mean, n_resamples=20_000, method="percentile", rng=2)
+        error = 0.06 * found.standard_error
+        assert low[at] == pytest.approx(found.confidence_interval.low, abs=error)
+        assert high[at] == pytest.approx(found.confidence_interval.high, abs=error)
+
+
+def test_the_interval_leaves_undefined_examples_out() -> None:
+    values = np.random.default_rng(3).normal(size=(30, 2))
+    values[10:, 1] = np.nan
+    mean, low, high = bootstrap_interval(values, 0, n_resamples=20_000)
+    assert mean[1] == pytest.approx(values[:10, 1].mean())
+    found = scipy.stats.bootstrap((values[:10, 1],), np.mean, n_resamples=20_000, method="percentile", rng=4).confidence_interval
+    # a resample of all examples holds ten defined ones on average but not always: a little wider
+    assert low[1] == pytest.approx(found.low, abs=0.1)
+    assert high[1] == pytest.approx(found.high, abs=0.1)
+    both = bootstrap_interval(values, 0, n_resamples=20_000)
+    alone = bootstrap_interval(values[:, :1], 0, n_resamples=20_000)
+    assert [part[0] for part in both] == pytest.approx([part[0] for part in alone])
+
+
+def test_the_interval_needs_two_examples_and_repeats_with_its_seed() -> None:
+    mean, low, high = bootstrap_interval(np.array([[1.0, np.nan, np.nan]]), 0)
+    assert mean[0] == 1
+    assert np.isnan(mean[1:]).all()
+    assert np.isnan([low, high]).all()
+    mean, low, high = bootstrap_interval(np.array([[1.0, np.nan], [np.nan, np.nan], [3.0, 2.0]]), 0)
+    assert mean.tolist() == [2, 2]
+    assert (low[0], high[0]) == (1, 3)
+    assert np.isnan([low[1], high[1]]).all()
+    values = np.random.default_rng(0).normal(size=(20, 1500))
+    np.testing.assert_array_equal(bootstrap_interval(values, 5), bootstrap_interval(values, 5))
+    assert (bootstrap_interval(values, 5)[1] != bootstrap_interval(values, 6)[1]).any()
+
+
+def test_constant_values_have_an_interval_of_no_width() -> None:
+    mean, low, high = bootstrap_interval(np.full((12, 2), 0.3), 0)
+    np.testing.assert_allclose([mean, low, high], 0.3, rtol=1e-12)
