@@ -280,7 +280,7 @@ def choose(config: HeadsConfig, checkpoint: Checkpoint, measures: dict[str, Meas
     """The way of recording: as asked, or by the recorder's rule."""
     from interp.recorder import choose_way
 
-    return choose_way(list(measures.values()), checkpoint.identity["device"].split(":")[0]) if config.way == "auto" else config.way
+    return choose_way(checkpoint.model, measures.values()) if config.way == "auto" else config.way
 
 
 def plan(config: HeadsConfig, checkpoint: Checkpoint, problems: list[Problem], chat: bool) -> tuple[Tokens, list[list[int]]]:

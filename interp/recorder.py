@@ -68,13 +68,25 @@ def attention_layers(config: Any) -> tuple[int, ...]:
     return tuple(at for at, kind in enumerate(types[: text.num_hidden_layers]) if kind != "linear_attention" and "attention" in kind)
 
 
-def choose_way(measures: Sequence[Measure], device: str, *, maps: bool = False) -> str:
+def choose_way(model: nn.Module, measures: Iterable[Measure], *, maps: bool = False, device: str | None = None) -> str:
     """How to record by default: "flash" on CUDA where every measure is linear in the probabilities or an entropy, else "blocked".
 
     On a CPU the blocked pass gives every measure for less than the flash way's calls cost (benchmarks/heads.py).
     """
-    linear = all(not m.thresholds and m.statistics <= FLASH_STATISTICS for m in measures)
-    return "flash" if device == "cuda" and linear and not maps else "blocked"
+    root = _text_model(model)
+    device = device or next(root.parameters()).device.type
+    return "flash" if device == "cuda" and not maps and not _flash_obstacles(root, measures, device) else "blocked"
+
+
+def _flash_obstacles(root: PreTrainedModel, measures: Iterable[Measure], device: str) -> list[str]:
+    """Why the flash way cannot be taken, by measure, model and device."""
+    names = [m.info.name for m in measures if m.thresholds or not m.statistics <= FLASH_STATISTICS]
+    found = [f"{', '.join(names)} cannot be had without the probabilities"] if names else []
+    if getattr(root.config.get_text_config(decoder=True), "attn_logit_softcapping", None):
+        found.append("the model caps its scores")
+    if device not in ("cpu", "cuda"):
+        found.append(f"no kernel on {device} returns its log-sum-exp")
+    return found
 
 
 def _text_model(model: nn.Module) -> PreTrainedModel:
@@ -131,8 +143,7 @@ class Recording:
         self._seed = seed
         self.tokens = tokens
         self.measures = dict(measures)
-        device = next(self._root.parameters()).device.type
-        self.way = way or choose_way(list(measures.values()), device, maps=bool(maps))
+        self.way = way or choose_way(model, self.measures.values(), maps=bool(maps))
         self._check_way(maps)
         self._heads = int(self._text_config.num_attention_heads)
         unknown = [(la, h) for la, h in maps if la not in self._layers or not 0 <= h < self._heads]
@@ -165,12 +176,10 @@ class Recording:
     def _check_way(self, maps: Sequence[tuple[int, int]]) -> None:
         if self.way not in WAYS:
             raise RecordingError(f"way is {self.way!r}; allowed: {', '.join(WAYS)}")
-        needs_scores = [name for name, m in self.measures.items() if m.thresholds or not m.statistics <= FLASH_STATISTICS]
-        if self.way == "flash" and (needs_scores or maps):
-            raise RecordingError(
-                f"the flash way cannot give {', '.join(needs_scores) or 'maps'}: they need the probabilities themselves; "
-                "use the blocked way or leave them out"
-            )
+        device = next(self._root.parameters()).device.type
+        obstacles = _flash_obstacles(self._root, self.measures.values(), device) + ["maps cannot be had without them"] * bool(maps)
+        if self.way == "flash" and obstacles:
+            raise RecordingError(f"the flash way cannot be taken: {'; '.join(obstacles)}. Use the blocked way, or leave them out")
 
     def _prepare(self, tokens: Tokens) -> None:
         """Token sets, pairs and region weights of the (padded) batch."""

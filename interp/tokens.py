@@ -135,7 +135,9 @@ def _annotated(
     for region, (a, b) in spans.items():
         regions[a:b] = TOKEN_REGIONS.index(region)
         roles[a:b] = number_roles(text[a:b], region)
-    token_regions, token_roles = _over_tokens(regions, offsets), _over_tokens(roles, offsets)
+    # a token that holds a part of a character, and so covers none, stands where the character does
+    token_regions = _over_tokens(regions, np.maximum(offsets, offsets[:, :1] + [0, 1]))
+    token_roles = _over_tokens(roles, offsets)
     special = np.isin(np.asarray(ids), list(special_ids))
     token_roles[special] = ROLES.index("special")
     token_regions[special] = TOKEN_REGIONS.index("template")

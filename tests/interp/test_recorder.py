@@ -257,10 +257,11 @@ def test_ways_agree_and_are_chosen_by_rule(tiny_model: Make, tiny_tokens: Make) 
     assert recorded(model, tokens).way == "blocked"
     assert_same(recorded(model, tokens, FLASH, way="flash").examples(), recorded(model, tokens, FLASH, way="blocked").examples(), 5e-6)
     linear, every = [MEASURES[name] for name in FLASH], list(MEASURES.values())
-    assert choose_way(linear, "cuda") == "flash"
-    assert choose_way(linear, "cuda", maps=True) == "blocked"
-    assert choose_way(every, "cuda") == "blocked"
-    assert choose_way(linear, "cpu") == "blocked"
+    assert choose_way(model, linear, device="cuda") == "flash"
+    assert choose_way(model, linear, maps=True, device="cuda") == "blocked"
+    assert choose_way(model, every, device="cuda") == "blocked"
+    assert choose_way(model, linear) == "blocked"
+    assert choose_way(tiny_model("gemma2"), linear, device="cuda") == "blocked"  # its scores are capped
 
 
 def test_the_seed_moves_the_shuffles_alone(tiny_model: Make, tiny_tokens: Make) -> None:
@@ -477,9 +478,9 @@ def test_wrong_requests_are_refused_before_the_pass(tiny_model: Make, tiny_token
     model, tokens = tiny_model("llama"), tiny_tokens((20,))
     with pytest.raises(MeasureError, match="unknown measures entropy; known: entropy_nats"):
         record(model, tokens, ["entropy"])
-    with pytest.raises(RecordingError, match="the flash way cannot give max_prob, sparsity_010, sparsity_010_published"):
+    with pytest.raises(RecordingError, match="flash way cannot be taken: max_prob, sparsity_010, sparsity_010_published cannot"):
         record(model, tokens, way="flash")
-    with pytest.raises(RecordingError, match="the flash way cannot give maps"):
+    with pytest.raises(RecordingError, match="flash way cannot be taken: maps"):
         record(model, tokens, FLASH, way="flash", maps=[(0, 0)])
     with pytest.raises(RecordingError, match="way is 'fast'; allowed: blocked, flash"):
         record(model, tokens, way="fast")
@@ -498,7 +499,7 @@ def test_dropout_in_training_is_refused(tiny_model: Make, tiny_tokens: Make) -> 
 
 
 def test_the_flash_way_refuses_capped_scores(tiny_model: Make, tiny_tokens: Make) -> None:
-    with pytest.raises(ValueError, match="the flash way needs plain scaled scores"):
+    with pytest.raises(RecordingError, match="flash way cannot be taken: the model caps its scores"):
         recorded(tiny_model("gemma2"), tiny_tokens((20,)), FLASH, way="flash")
 
 

@@ -85,7 +85,7 @@ def regions_of(text: AnnotatedText) -> list[str]:
         ("4 x 5 = $20", "response", "O.+.O.=..II"),
         ("x 5", "response", "..O"),
         ("4 - b", "response", "O...."),
-        ("9 = -3", "response", "O.=..I"),
+        ("9 = -3", "response", "O....I"),
         ("5 left. #### 12 and 3", "response", "O............FF.....O"),
         ("The answer is $1,000. 7", "response", "...............FFFFF..O"),
         (r"so \boxed{42}", "response", "..........FF."),
