@@ -103,7 +103,7 @@ class HeadsConfig:
     def folder(self) -> Path:
         """Where the results go."""
         if self.out is not None:
-            return self.out
+            return self.out if self.out.name not in ("", "..") else self.out.resolve()
         short = re.sub(r"[^\w.\-]+", "-", self.name or Path(self.model).name.removesuffix(".gguf")) or "model"
         return Path("runs") / (short if self.text == "gold" else f"{short}-generated")
 
@@ -119,10 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(config, command)
     except KeyboardInterrupt:
-        print(
-            f"\ninterrupted; finished batches are kept in {config.folder()}.partial: the same command with --resume goes on",
-            file=sys.stderr,
-        )
+        kept = config.folder().with_name(config.folder().name + ".partial")
+        goes_on = f"finished batches are kept in {kept}: the same command with --resume goes on"
+        print(f"\ninterrupted; {goes_on if kept.exists() else 'nothing was finished, and nothing is kept'}", file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         if config.debug or not _expected(error):

@@ -58,6 +58,8 @@ class RunFolder:
         Raises:
             RunError: the place is taken, an unfinished run lies there, or the folder cannot be written.
         """
+        if not out.name:
+            raise RunError(f"--out {out} is the root of the file system; name a folder")
         self.out = out
         self.partial = out.with_name(out.name + ".partial")
         self.force, self.resume = force, resume

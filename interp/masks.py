@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import causal_mask_function, sdpa_mask
+from transformers.masking_utils import causal_mask_function, sdpa_mask, sliding_window_causal_mask_function
 
 CACHED_ELEMENTS = 4 << 20
 """Mask blocks are kept for the next layer while they have at most this many elements (one byte each) in all."""
@@ -56,6 +56,7 @@ class LazyMask:
         mask_function: transformers' rule `(batch, head, query, key) -> bool` over absolute positions.
         padding: [batch, key] True where a token is real; None where nothing is padded.
         plain_causal: the rule is causality alone, so a block's mask is a triangle.
+        window: the rule is causality and `key > query - window` alone; None where it is any other rule.
         counted: token sets and how many of their keys each query may see, kept by the pass for the next layer with this mask.
     """
 
@@ -69,13 +70,31 @@ class LazyMask:
     plain_causal: bool
     use_vmap: bool
     device: torch.device
+    window: int | None = None
     counted: tuple[object, Tensor, Tensor, Tensor] | None = field(default=None, repr=False)
     _blocks: dict[tuple[int, int, int, int, int, int], MaskBlock] = field(default_factory=dict, repr=False)
     _cached: int = field(default=0, repr=False)
+    _real_keys: tuple[tuple[int, int], ...] | None = field(default=None, init=False, repr=False, compare=False)
+    prepared: object = field(default=None, init=False, repr=False, compare=False)  # kept by the Triton pass for the next layer
 
     def to(self, *args: object, **kwargs: object) -> LazyMask:
         """Stay as it is: blocks are made on the device of the layer that asks (accelerate moves arguments between devices)."""
         return self
+
+    @property
+    def real_keys(self) -> tuple[tuple[int, int], ...]:
+        """First and one past the last real key of each example, counted from the first key held; (0, 0) where padding has holes."""
+        if self._real_keys is None:
+            if self.padding is None:
+                self._real_keys = ((0, self.kv_length),) * self.batch_size
+            else:
+                real = self.padding[:, self.kv_offset : self.kv_offset + self.kv_length].cpu()
+                edges = ((int(row.int().argmax()), int(row.sum())) for row in real)
+                self._real_keys = tuple(
+                    (first, first + n) if bool(row[first : first + n].all()) else (0, 0)
+                    for (first, n), row in zip(edges, real, strict=True)
+                )
+        return self._real_keys
 
     def block(self, examples: slice, q0: int, q1: int, start: int, stop: int, device: torch.device, *, padded: bool) -> MaskBlock:
         """The mask of queries [q0, q1) of some examples over keys in [start, stop).
@@ -147,6 +166,37 @@ class LazyMask:
         return MaskBlock(start + first, start + open_until, start + last, allowed, counts, closed)
 
 
+_WINDOW_RULE = sliding_window_causal_mask_function(1)
+
+
+def _nonlocals(rule: object) -> dict[str, object]:
+    return {name: cell.cell_contents for name, cell in zip(rule.__code__.co_freevars, rule.__closure__ or (), strict=True)}  # type: ignore[attr-defined]
+
+
+def _window_of(rule: Callable[..., object]) -> int | None:
+    """Width of transformers' own causal sliding window; None for every other rule.
+
+    transformers names the width of windows and of chunks alike (`local_size`), so the rule itself is looked at: it must be the code that
+    `sliding_window_causal_mask_function` makes, around the same two rules, and it must give the window's edge.
+    """
+    if getattr(rule, "__code__", None) is not _WINDOW_RULE.__code__:
+        return None
+    parts, known = (_nonlocals(r).get("mask_functions") for r in (rule, _WINDOW_RULE))
+    if not isinstance(parts, tuple) or not isinstance(known, tuple) or len(parts) != len(known) != 0:
+        return None
+    if [getattr(p, "__code__", None) for p in parts] != [p.__code__ for p in known]:
+        return None
+    widths = [w for p in parts for w in _nonlocals(p).values()]
+    if len(widths) != 1 or not isinstance(widths[0], int) or widths[0] < 1:
+        return None
+    window = widths[0]
+    zero, query = torch.zeros(1, dtype=torch.long), torch.tensor([window + 3])
+    key = query + torch.tensor([-window - 1, -window, -window + 1, 0, 1])
+    seen = rule(zero, zero, query, key)
+    expected = (key > query - window) & (key <= query)
+    return window if isinstance(seen, Tensor) and torch.equal(seen.cpu(), expected) else None
+
+
 def lazy_mask(
     batch_size: int,
     q_length: int,
@@ -175,4 +225,5 @@ def lazy_mask(
         plain_causal=mask_function is causal_mask_function,
         use_vmap=use_vmap,
         device=torch.device(device),
+        window=_window_of(mask_function),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,7 +83,9 @@ def save_adapter() -> Callable[..., Path]:
 
         model = AutoModelForCausalLM.from_pretrained(base)
         config = LoraConfig(**{"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **settings})
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by an old name
+            warnings.simplefilter("ignore", FutureWarning)
+            adapted = get_peft_model(model, config)
         random = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in adapted.named_parameters():

@@ -231,9 +231,7 @@ def test_padding_rows_are_zero_and_never_computed() -> None:
     assert float(rows.entropy[0, :, :13].abs().max()) == 0
     assert float(rows.masses[:, 0, :, :13].abs().max()) == 0
     alone = make_sets(torch.ones(1, 27, 1))
-    _, expected = run(
-        "blocked", query[:1, :, 13:], key[:1, :, 13:], value[:1, :, 13:], lazy_mask(1, 27, 27), Scores(1.0), alone
-    )
+    _, expected = run("blocked", query[:1, :, 13:], key[:1, :, 13:], value[:1, :, 13:], lazy_mask(1, 27, 27), Scores(1.0), alone)
     assert_close(rows.entropy[:1, :, 13:], expected.entropy.double(), 1e-6)
     assert_close(rows.distance[:1, :, 13:], expected.distance.double(), 1e-5)
 

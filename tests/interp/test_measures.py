@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
 from peft import LoraConfig, get_peft_model
 
 from interp import recorder

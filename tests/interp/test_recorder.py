@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
@@ -246,6 +247,37 @@ def test_block_sizes_change_nothing(tiny_model: Make, tiny_tokens: Make, monkeyp
             assert_same(found, expected)
 
 
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+def test_blocks_of_the_whole_batch_as_on_a_gpu(
+    padding_side: str, tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for family in ("llama", "mistral", "gpt_oss"):
+        model, tokens = tiny_model(family, peak=1.0), tiny_tokens(LENGTHS, padding_side)
+        expected, logits = recorded(model, tokens).examples(), forward(model, tokens)
+        real = tokens.inputs["attention_mask"].bool()
+        with monkeypatch.context() as patch:
+            patch.setattr("interp.attention._block_sizes", lambda device, batch, kv_heads, groups, keys: (batch, kv_heads, 16))
+            with record(model, tokens) as heads:
+                found = forward(model, tokens)
+        assert_same(heads.examples(), expected)
+        torch.testing.assert_close(found[real], logits[real], rtol=1e-4, atol=1e-5)
+        assert bool(found.isfinite().all())
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks by the old name
+def test_adapted_models_are_checked_and_may_write(tiny_model: Make, tiny_tokens: Make) -> None:
+    base = tiny_model("llama")
+    base.generation_config.eos_token_id = None
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).eval()
+    with pytest.raises(RecordingError, match="other tokens"), record(model, tiny_tokens((20,))):
+        model(**tiny_tokens((30,)).inputs)
+    prompt = annotate(toy_tokenizer(), QUESTIONS[:2], chat=False, padding_side="left")
+    with record(model, prompt) as heads:
+        model.generate(**prompt.inputs, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert [len(t) for t in heads.tokens.texts] == [len(t) + 5 for t in prompt.texts]
+    assert_same(heads.examples(), recorded(model, Tokens(heads.tokens.texts)).examples(), 2e-6)
+
+
 def test_what_stands_in_the_padding_changes_nothing(tiny_model: Make, tiny_tokens: Make) -> None:
     model, tokens = tiny_model("llama"), tiny_tokens(LENGTHS, "left")
     other = Tokens(tokens.texts, "left", pad_id=17)
@@ -307,7 +339,7 @@ def test_maps_and_entropy_agree_with_transformer_lens(family: str, tiny_model: M
     for layer, head in named:
         pattern = cache[f"blocks.{layer}.attn.hook_pattern"][0, head]
         torch.testing.assert_close(heads.maps[layer, head][0], pattern, rtol=1e-4, atol=1e-5)
-        entropy = scipy.stats.entropy(pattern.double().numpy(), axis=-1)[tokens.texts[0].is_query].mean()
+        entropy = np.asarray(scipy.stats.entropy(pattern.double().numpy(), axis=-1))[tokens.texts[0].is_query].mean()
         assert table[layer, head, "entropy_nats", "all"] == pytest.approx(entropy, abs=2e-5)
 
 
@@ -443,20 +475,16 @@ def test_passes_that_do_not_fit_are_refused(tiny_model: Make, tiny_tokens: Make)
 
 def test_a_layer_that_was_not_run_is_reported(tiny_model: Make, tiny_tokens: Make) -> None:
     model, tokens = tiny_model("llama"), tiny_tokens((20,))
-    with pytest.raises(RecordingError, match=r"1 of 2 attention layers were recorded, missing \[1\]"), record(model, tokens):
-        kept = model.model.layers
+    kept = model.model.layers
+    with pytest.raises(RecordingError, match=r"1 of 2 attention layers were recorded, missing \[1\]"), record(model, tokens):  # noqa: PT012
         model.model.layers = kept[:1]
-        try:
-            model(**tokens.inputs)
-        finally:
-            model.model.layers = kept
+        model(**tokens.inputs)
 
 
 def test_a_bool_mask_of_four_dimensions_is_honoured(tiny_model: Make, tiny_tokens: Make) -> None:
     model, tokens = tiny_model("llama"), tiny_tokens((30,))
     i, j = np.indices((30, 30))
     mask = torch.from_numpy((j <= i) & ((i - j < 6) | (j == 0)))[None, None]
-    heads = None
     with torch.no_grad(), record(model, tokens, maps=[(0, 0)]) as heads:
         logits = model(tokens.inputs["input_ids"], attention_mask=mask).logits
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -92,7 +93,7 @@ def test_choices_are_checked(schema: TableSchema, column: str, allowed: tuple[st
 
 
 @pytest.mark.parametrize(("column", "value"), [("layer", 1 << 20), ("layer", 0.5), ("head", "first"), ("n_queries", 1.5), ("model", 3)])
-def test_types_are_checked(column: str, value: object) -> None:
+def test_types_are_checked(column: str, value: Any) -> None:
     frame = make(HEADS).astype({column: object})
     frame[column] = value if column != "n_queries" else [value, 0, value]
     with pytest.raises(TableError, match="table heads"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -81,7 +83,7 @@ def test_merged_parts_are_the_whole(n_examples: int, cuts: list[int], seed: int)
     order = np.random.default_rng(seed).permutation(n_examples)
     whole = totals_of(values, regions, list(range(n_examples)))
     edges = sorted({0, n_examples, *(c for c in cuts if c < n_examples)})
-    parts = [order[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [order[a:b] for a, b in itertools.pairwise(edges)]
     totals = [totals_of(values[:, part], regions[part], part.tolist()) for part in parts]
     merged = totals[0]
     for other in totals[1:]:
@@ -110,7 +112,7 @@ def test_totals_of_other_models_do_not_merge() -> None:
         HeadTotals(CHOSEN, [1], (0, 2), 4),
         HeadTotals(CHOSEN, [1], (0, 1), 3),
     ):
-        with pytest.raises(ValueError, match="totals differ: measures .* layers .* heads"):
+        with pytest.raises(ValueError, match=r"totals differ: measures .* layers .* heads"):
             mine.merge(other)
 
 
@@ -143,7 +145,7 @@ def test_the_interval_is_scipys_percentile_interval(n_examples: int) -> None:
     np.testing.assert_allclose(mean, values.mean(0))
     for at in range(3):
         found = scipy.stats.bootstrap((values[:, at],), np.mean, n_resamples=20_000, method="percentile", rng=2)
-        error = 0.12 * found.standard_error
+        error = 0.12 * float(found.standard_error)
         assert low[at] == pytest.approx(found.confidence_interval.low, abs=error)
         assert high[at] == pytest.approx(found.confidence_interval.high, abs=error)
 
