@@ -32,6 +32,10 @@ Examples:
 """
 
 
+class OptionError(Exception):
+    """An option out of range, or two that exclude each other. No ValueError: tyro prints those in a box of many lines."""
+
+
 @dataclass(frozen=True)
 class HeadsConfig:
     """Measure every attention head of a causal language model on worked maths problems.
@@ -88,22 +92,22 @@ class HeadsConfig:
         """Check what can be checked without opening anything.
 
         Raises:
-            ValueError: a number below 1, a negative seed, or two options that exclude each other.
+            OptionError: a number below 1, a negative seed, or two options that exclude each other.
         """
         for option in ("batch_tokens", "max_new_tokens"):
             if getattr(self, option) < 1:
-                raise ValueError(f"--{option.replace('_', '-')} is {getattr(self, option)}; at least 1 is needed")
+                raise OptionError(f"--{option.replace('_', '-')} is {getattr(self, option)}; at least 1 is needed")
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit is {self.limit}; at least 1 is needed")
+            raise OptionError(f"--limit is {self.limit}; at least 1 is needed")
         if self.seed < 0:
-            raise ValueError(f"--seed is {self.seed}; 0 or more is needed")
+            raise OptionError(f"--seed is {self.seed}; 0 or more is needed")
         if self.resume and self.force:
-            raise ValueError("--resume goes on with a run and --force begins anew: give one of them")
+            raise OptionError("--resume goes on with a run and --force begins anew: give one of them")
 
     def folder(self) -> Path:
         """Where the results go."""
         if self.out is not None:
-            return self.out if self.out.name not in ("", "..") else self.out.resolve()
+            return self.out if self.out.name not in ("", "..") and not self.out.is_symlink() else self.out.resolve()
         short = re.sub(r"[^\w.\-]+", "-", self.name or Path(self.model).name.removesuffix(".gguf")) or "model"
         return Path("runs") / (short if self.text == "gold" else f"{short}-generated")
 
@@ -112,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 2 after an error in the input, 130 when interrupted."""
     try:
         config = tyro.cli(HeadsConfig, prog=PROG, description=(HeadsConfig.__doc__ or "").split("\n")[0] + "\n" + EXAMPLES, args=arguments)
-    except ValueError as error:
+    except OptionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     command = shlex.join(["python", "-m", "analyses.heads", *(sys.argv[1:] if arguments is None else arguments)])
@@ -193,7 +197,7 @@ def run(config: HeadsConfig, command: str) -> int:
     if first:
         folder = RunFolder(config.folder(), force=config.force, resume=config.resume)
     state.wait_for_everyone()
-    folder = folder or RunFolder(config.folder(), force=False, resume=True)
+    folder = folder or RunFolder(config.folder(), force=config.force, resume=True)
     try:
         say(first, f"opening {config.model}")
         checkpoint = open_checkpoint(
@@ -243,6 +247,7 @@ def run(config: HeadsConfig, command: str) -> int:
     tabled = time.perf_counter()
     from analyses.runs import peak_memory_bytes, write_json
 
+    run_record["n_processes"] = state.num_processes
     run_record["timings"] = {
         "open_seconds": round(opened - started, 3),
         "record_seconds": round(recorded - opened, 3),

@@ -30,6 +30,8 @@ ACCELERATOR_BLOCK_ELEMENTS = 1 << 25
 """Scores held at once elsewhere: 128 MB of float32 in each of two buffers."""
 MIN_ROWS, MAX_ROWS = 32, 64
 """Queries of a block on a CPU: fewer waste the matrix product, more waste work above the diagonal (measured: benchmarks/heads.py)."""
+PAIRS_AT_ONCE = 8192
+"""Chosen entries whose queries and keys are gathered at once."""
 
 FLASH_STATISTICS = frozenset({"entropy", "collision"})
 """What `flash_pass` can give beside masses."""
@@ -227,6 +229,59 @@ def _raise_if_not_finite(entropy: Tensor) -> None:
     if not bool(torch.isfinite(entropy).all()):
         batch, head, query = (int(i) for i in (~torch.isfinite(entropy)).nonzero()[0])
         raise NonFiniteAttentionError(f"attention is not finite: head {head}, example {batch} of the batch, query {query}")
+
+
+def _pair_masses(
+    query: Tensor,
+    key: Tensor,
+    scores: Scores,
+    lse: Tensor,
+    share: Tensor | None,
+    sets: KeySets,
+    seen: Callable[[int, Tensor, Tensor], Tensor],
+    shift: int,
+) -> tuple[Tensor, Tensor]:
+    """Attention summed over each set of pairs, entry by entry from the log-sum-exp: exp(s_ij - LSE_i).
+
+    Args:
+        query: [batch, head, query, dim].
+        key: [batch, kv_head, key, dim].
+        scores: how scores are made, without a position bias.
+        lse: log-sum-exp of the keys' scores, [batch, head, query].
+        share: the keys' share of the probability beside a sink, [batch, head, query], or None.
+        sets: the pairs.
+        seen: whether the queries of an example may see the keys beside them, bool [pair]. Both are counted in keys held.
+        shift: where the first query stands, counted in keys held.
+
+    Returns:
+        Masses, [set, batch, head, query], and how many keys there are to see, [set, batch, query].
+    """
+    batch, heads, length, _ = query.shape
+    kv_heads, n_sets = key.shape[1], sets.n_pair_sets
+    masses = query.new_zeros(n_sets, batch, heads, length, dtype=torch.float32)
+    counts = query.new_zeros(n_sets, batch, length, dtype=torch.float32)
+    for example in range(batch):
+        pairs = sets.pairs[example]
+        if shift or length != key.shape[2]:
+            pairs = pairs[:, (pairs[0] >= shift) & (pairs[0] < shift + length)]
+        mass, count = query.new_zeros(heads, n_sets * length, dtype=torch.float32), counts.new_zeros(n_sets * length)
+        for query_at, key_at, number in (part.unbind() for part in pairs.split(PAIRS_AT_ONCE, 1)):
+            allowed = seen(example, query_at, key_at)
+            row = query_at - shift
+            place = number * length + row
+            count.index_add_(0, place, allowed.float())
+            of_query = query[example].index_select(1, row).float().unflatten(0, (kv_heads, -1))
+            of_key = key[example].index_select(1, key_at).float()[:, None]
+            score = scores.scaling * (of_query * of_key).sum(-1).flatten(0, 1)
+            if scores.softcap is not None:
+                score = scores.softcap * torch.tanh(score / scores.softcap)
+            chosen = (score - lse[example].index_select(1, row)).exp().masked_fill_(~allowed, 0)
+            if share is not None:
+                chosen = chosen * share[example].index_select(1, row)
+            mass.index_add_(1, place, chosen)
+        masses[:, example] = mass.view(heads, n_sets, length).transpose(0, 1)
+        counts[:, example] = count.view(n_sets, length)
+    return masses, counts
 
 
 def blocked_pass(
@@ -433,20 +488,11 @@ def flash_pass(
         masses = masses * share[..., None]
         output = None if output is None else (output * share[..., None]).to(output.dtype)
     rows.entropy, rows.collision, rows.masses = entropy, collision, masses.permute(3, 0, 1, 2)
-    for example in range(batch):
-        query_at, key_at, number = sets.pairs[example]
-        for at in range(0, query_at.shape[0], 8192):
-            q_at, k_at, place = query_at[at : at + 8192], key_at[at : at + 8192], number[at : at + 8192]
-            score = scores.scaling * (query32[example, :, q_at] * key32[example, :, k_at]).sum(-1)
-            seen = torch.ones_like(score[0]) if allowed is None else allowed[example, 0, q_at, k_at].float()
-            sizes = rows.pair_sizes[:, example].reshape(-1).index_add(0, place * length + q_at, seen)
-            rows.pair_sizes[:, example] = sizes.view(-1, length)
-            chosen = (score - lse[example, :, q_at]).exp() * seen
-            if share is not None:
-                chosen = chosen * share[example, :, q_at]
-            flat = rows.pair_masses[:, example].transpose(0, 1).reshape(heads, -1)
-            flat = flat.index_add(1, place * length + q_at, chosen)
-            rows.pair_masses[:, example] = flat.view(heads, -1, length).transpose(0, 1)
+
+    def seen(example: int, query_at: Tensor, key_at: Tensor) -> Tensor:
+        return torch.ones_like(key_at, dtype=torch.bool) if allowed is None else allowed[example, 0, query_at, key_at]
+
+    rows.pair_masses, rows.pair_sizes = _pair_masses(query32, key32, scores, lse, share, sets, seen, 0)
     if allowed is None:
         rows.n_allowed = torch.arange(1, length + 1, device=query.device).float().expand(batch, length).clone()
         rows.set_sizes = sets.columns.cumsum(1)

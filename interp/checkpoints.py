@@ -165,7 +165,10 @@ def _find_folder(folder: Path, kind: str, source: str, name: str, revision: str 
 def _weight_files(folder: Path, source: str) -> tuple[Path, ...]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(_read_json(index)["weight_map"].values()))
+        shards = _read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise CheckpointError(f"{index}: it has no weight_map, so the weight files are not known")
+        names = sorted({str(name) for name in shards.values()})
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(f"{source}: {len(missing)} of {len(names)} weight files are missing, the first is {missing[0]}")
@@ -205,7 +208,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _load(found: _Found, place: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = _converted(found.weights[0]) if found.kind in ("embedded", "gguf") else found.folder
     _check_safetensors(folder, found.source)
@@ -224,6 +227,7 @@ def _load(found: _Found, place: str, dtype: str, trust_remote_code: bool) -> tup
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are counted below, and refused
             device_map="balanced" if place == "balanced" else None,
         )
     except Exception as error:
@@ -234,13 +238,19 @@ def _load(found: _Found, place: str, dtype: str, trust_remote_code: bool) -> tup
         raise CheckpointError(
             f"{found.source}: {len(absent)} weights of {type(model).__name__} are missing or of another shape, the first is {absent[0]}"
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise CheckpointError(f"{found.source}: it has no tokenizer that can be read ({_first_line(error)})") from error
+    tokenizer = _tokenizer(folder, found.source, trust_remote_code)
     if place != "balanced":
         model.to(place)
     return model.eval().requires_grad_(False), tokenizer
+
+
+def _tokenizer(folder: Path, source: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise CheckpointError(f"{source}: it has no tokenizer that can be read ({_first_line(error)})") from error
 
 
 def _check_causal(config: Any, source: str) -> None:
@@ -320,7 +330,6 @@ def _convert(gguf: Path, target: Path) -> None:
 
 def _open_adapter(found: _Found, base: str | None, place: str, dtype: str, trust_remote_code: bool) -> Checkpoint:
     from peft import PeftConfig, PeftModel
-    from transformers import AutoTokenizer
 
     try:
         config = PeftConfig.from_pretrained(str(found.folder))
@@ -355,7 +364,7 @@ def _open_adapter(found: _Found, base: str | None, place: str, dtype: str, trust
     adapted.eval().requires_grad_(False)
     _check_adapter_changes(adapted, found.source)
     if (found.folder / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=trust_remote_code)
+        tokenizer = _tokenizer(found.folder, found.source, trust_remote_code)
     about = {
         "kind": "adapter",
         "source": found.source,
@@ -439,7 +448,7 @@ def _device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind = device.split(":")[0]
-    if kind not in ("cpu", "cuda", "mps", "balanced"):
+    if kind not in ("cpu", "cuda", "mps", "balanced") or (kind != "cuda" and device != kind):
         raise CheckpointError(f"device {device!r}; allowed: {', '.join(DEVICES)}")
     if kind in ("cuda", "balanced") and not torch.cuda.is_available():
         raise CheckpointError(f"device {device!r} was asked for, but this machine has no CUDA device; --device auto takes what is there")

@@ -170,7 +170,8 @@ _WINDOW_RULE = sliding_window_causal_mask_function(1)
 
 
 def _nonlocals(rule: object) -> dict[str, object]:
-    return {name: cell.cell_contents for name, cell in zip(rule.__code__.co_freevars, rule.__closure__ or (), strict=True)}  # type: ignore[attr-defined]
+    code, cells = getattr(rule, "__code__", None), getattr(rule, "__closure__", None)
+    return {} if code is None else {name: cell.cell_contents for name, cell in zip(code.co_freevars, cells or (), strict=True)}
 
 
 def _window_of(rule: Callable[..., object]) -> int | None:
@@ -182,7 +183,7 @@ def _window_of(rule: Callable[..., object]) -> int | None:
     if getattr(rule, "__code__", None) is not _WINDOW_RULE.__code__:
         return None
     parts, known = (_nonlocals(r).get("mask_functions") for r in (rule, _WINDOW_RULE))
-    if not isinstance(parts, tuple) or not isinstance(known, tuple) or len(parts) != len(known) != 0:
+    if not isinstance(parts, tuple) or not isinstance(known, tuple) or len(parts) != len(known):
         return None
     if [getattr(p, "__code__", None) for p in parts] != [p.__code__ for p in known]:
         return None
@@ -190,8 +191,8 @@ def _window_of(rule: Callable[..., object]) -> int | None:
     if len(widths) != 1 or not isinstance(widths[0], int) or widths[0] < 1:
         return None
     window = widths[0]
-    zero, query = torch.zeros(1, dtype=torch.long), torch.tensor([window + 3])
-    key = query + torch.tensor([-window - 1, -window, -window + 1, 0, 1])
+    zero, query = torch.zeros(1, dtype=torch.long, device="cpu"), torch.tensor([window + 3], device="cpu")
+    key = query + torch.tensor([-window - 1, -window, -window + 1, 0, 1], device="cpu")
     seen = rule(zero, zero, query, key)
     expected = (key > query - window) & (key <= query)
     return window if isinstance(seen, Tensor) and torch.equal(seen.cpu(), expected) else None

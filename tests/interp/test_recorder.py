@@ -536,3 +536,17 @@ def test_hybrid_models_name_their_attention_layers(tiny_model: Make) -> None:
     assert attention_layers(config) == (0, 1)
     config.layer_types = ["linear_attention", "full_attention"]
     assert attention_layers(config) == (1,)
+
+
+def test_a_model_split_over_devices_is_recorded_as_it_is(tiny_model: Make, tiny_tokens: Make, tmp_path: Path) -> None:
+    """Accelerate's hooks move every layer's arguments, the mask among them; here one layer is kept on disk."""
+    from transformers import LlamaForCausalLM
+
+    model, tokens = tiny_model("llama"), tiny_tokens((30, 17), "left")
+    model.save_pretrained(tmp_path / "model")
+    places = dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    split = LlamaForCausalLM.from_pretrained(
+        tmp_path / "model", device_map={**places, "model.layers.1": "disk"}, offload_folder=tmp_path / "offload"
+    ).eval()
+    assert hasattr(split.model.layers[1], "_hf_hook")
+    assert_same(recorded(split, tokens).examples(), recorded(model, tokens).examples(), 0)
