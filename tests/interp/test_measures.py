@@ -22,20 +22,16 @@ from interp.masks import lazy_mask
 from interp.measures import (
     ENTRY_POINTS,
     MEASURES,
-    N_SHUFFLES,
-    SHUFFLE_BIN,
     Block,
     Measure,
     MeasureError,
     Rows,
-    duplicate_tokens,
-    induction_targets,
     key_sets,
     load_measures,
-    numeric_shuffles,
 )
 from interp.recorder import record
 from interp.table import REGIONS, ROLES, TOKEN_REGIONS, MeasureInfo
+from interp.token_sets import N_SHUFFLES, SHUFFLE_BIN, duplicate_tokens, induction_targets, numeric_shuffles
 from interp.tokens import NUMBER_ROLES, AnnotatedText, Tokens
 
 LENGTHS = (41, 20, 70, 33, 57, 26, 64, 48)
