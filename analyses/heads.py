@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         if config.debug or not _expected(error):
             raise
-        print(f"error: {_message(error)}", file=sys.stderr)
+        print(f"error: {_message(error, config)}", file=sys.stderr)
         return 2
 
 
@@ -164,13 +164,14 @@ def _expected(error: BaseException) -> bool:
     return isinstance(error, known)
 
 
-def _message(error: BaseException) -> str:
+def _message(error: BaseException, config: HeadsConfig) -> str:
     import torch
 
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return f"out of memory ({str(error).splitlines()[0] if str(error) else 'no details'}); try a smaller --batch-tokens"
     if isinstance(error, OSError):
-        return f"{error.strerror or error} ({error.filename or 'no file named'}); finished batches are kept, --resume goes on"
+        place = error.filename or f"results go to {config.folder()}"
+        return f"{error.strerror or error} ({place}); finished batches are kept, --resume goes on"
     return str(error)
 
 

