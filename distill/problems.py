@@ -116,9 +116,7 @@ def _read_file(source: str) -> bytes:
     except IsADirectoryError:
         raise ProblemError(f"problems: {source!r} is a folder; name one JSONL file in it") from None
     except PermissionError:
-        raise ProblemError(
-            f"problems: no permission to read {source!r}; change its mode or name another file"
-        ) from None
+        raise ProblemError(f"problems: no permission to read {source!r}; change its mode or name another file") from None
     except (OSError, ValueError) as error:  # a name too long, a null byte in it, a failing disk
         raise ProblemError(f"problems: cannot read {source!r}: {error}; name a readable JSONL file") from error
 
@@ -128,9 +126,7 @@ def _parse_jsonl(data: bytes, source: str) -> list[Problem]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ProblemError(
-            f"{source}, line {line}: not UTF-8 (byte {data[error.start]:#04x}); save it as UTF-8"
-        ) from None
+        raise ProblemError(f"{source}, line {line}: not UTF-8 (byte {data[error.start]:#04x}); save it as UTF-8") from None
     # Only "\n" ends a line: str.splitlines would also cut at U+2028, which JSON allows inside a string.
     lines = text.rstrip().split("\n")
     if lines == [""]:
@@ -168,9 +164,7 @@ def _text(fields: dict[str, object], name: str, place: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:  # an escape such as \ud800 alone: no tokenizer can read it
-        raise ProblemError(
-            f"{place}: field {name!r} holds half of a surrogate pair; it must be valid Unicode"
-        ) from None
+        raise ProblemError(f"{place}: field {name!r} holds half of a surrogate pair; it must be valid Unicode") from None
     return value
 
 

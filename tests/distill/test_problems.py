@@ -243,8 +243,7 @@ def test_digest_sees_every_change() -> None:
 
 def test_import_is_light() -> None:
     command = (
-        "import sys, distill.problems; "
-        "print([m for m in ('torch', 'transformers', 'pyarrow', 'huggingface_hub') if m in sys.modules])"
+        "import sys, distill.problems; print([m for m in ('torch', 'transformers', 'pyarrow', 'huggingface_hub') if m in sys.modules])"
     )
     assert run_python(command) == "[]"
 
