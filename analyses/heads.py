@@ -28,7 +28,8 @@ Examples:
   python -m analyses.heads --model Qwen/Qwen3-0.6B --problems gsm8k --limit 100
   python -m analyses.heads --model students/teacher --base meta-llama/Llama-3.1-8B-Instruct
   python -m analyses.heads --model model.gguf --problems my.jsonl --text generated
-  accelerate launch -m analyses.heads --model DIR --out runs/dir      examples split over processes
+  accelerate launch -m analyses.heads --model DIR --out runs/dir          examples split over GPUs
+  torchrun --nproc-per-node 2 -m analyses.heads --device cpu              examples split over processes of a CPU
 """
 
 
