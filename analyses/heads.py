@@ -54,7 +54,8 @@ class HeadsConfig:
         dtype: auto is the checkpoint's own, but float32 on a CPU.
         batch_tokens: padded tokens of a batch, at most (one text may be longer).
         measures: names; all where none is given. An unknown name lists the known.
-        way: how statistics are taken: auto, blocked (exact pass over blocks), or flash (log-sum-exp of a fused kernel).
+        way: how statistics are taken: auto, blocked (exact pass over blocks), flash (log-sum-exp of a fused kernel), or triton (one
+            GPU kernel; its arithmetic is tested, but it has not been run on a GPU yet).
         chat: use the chat template where the tokenizer has one.
         max_new_tokens: cut of generated answers, in tokens.
         seed: of the bootstrap and of the shuffled token sets.
@@ -78,7 +79,7 @@ class HeadsConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     batch_tokens: int = 2048
     measures: tuple[str, ...] = ()
-    way: Literal["auto", "blocked", "flash"] = "auto"
+    way: Literal["auto", "blocked", "flash", "triton"] = "auto"
     chat: bool = True
     max_new_tokens: int = 256
     seed: int = 0
@@ -449,7 +450,6 @@ def assemble(
     undefined = heads.loc[heads["n_examples"] == 0, ["measure", "region"]].drop_duplicates()
     for region, rows in undefined.groupby("region", sort=False):
         warnings.append(f"undefined in region {region} for some heads: {', '.join(rows['measure'])}")
-    ways = "blocked" if settings["way"] == "blocked" else "flash"
     return {
         "command": command,
         "config": {key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(config).items()},
@@ -468,7 +468,7 @@ def assemble(
         "n_tokens": len(inputs),
         "n_layers": len(layers),
         "n_heads": n_heads,
-        "measures": [{**dataclasses.asdict(m.info), "way": ways} for m in measures.values()],
+        "measures": [{**dataclasses.asdict(m.info), "way": settings["way"]} for m in measures.values()],
         "warnings": warnings,
     }
 

@@ -39,7 +39,7 @@ from interp.tokens import Tokens
 from interp.totals import HeadTotals, heads_table
 
 NAME = "primed_heads"
-WAYS = ("blocked", "flash")
+WAYS = ("blocked", "flash", "triton")
 
 _ACTIVE: ContextVar[tuple[Recording, ...]] = ContextVar("primed_heads_recordings", default=())
 _LOCK = threading.Lock()
@@ -75,18 +75,27 @@ def choose_way(model: nn.Module, measures: Iterable[Measure], *, maps: bool = Fa
     """
     root = _text_model(model)
     device = device or next(root.parameters()).device.type
-    return "flash" if device == "cuda" and not maps and not _flash_obstacles(root, measures, device) else "blocked"
+    return "flash" if device == "cuda" and not _obstacles("flash", root, measures, device, maps=maps) else "blocked"
 
 
-def _flash_obstacles(root: PreTrainedModel, measures: Iterable[Measure], device: str) -> list[str]:
-    """Why the flash way cannot be taken, by measure, model and device."""
-    names = [m.info.name for m in measures if m.thresholds or not m.statistics <= FLASH_STATISTICS]
-    found = [f"{', '.join(names)} cannot be had without the probabilities"] if names else []
-    if getattr(root.config.get_text_config(decoder=True), "attn_logit_softcapping", None):
-        found.append("the model caps its scores")
-    if device not in ("cpu", "cuda"):
-        found.append(f"no kernel on {device} returns its log-sum-exp")
-    return found
+def _obstacles(way: str, root: PreTrainedModel, measures: Iterable[Measure], device: str, *, maps: bool) -> list[str]:
+    """Why a way cannot be taken, by measures, model and device. The blocked way always can."""
+    if way == "blocked":
+        return []
+    whole = [m.info.name for m in measures if "probabilities" in m.statistics]
+    found = ["maps cannot be had without the probabilities"] if maps else []
+    if way == "flash":
+        whole = [m.info.name for m in measures if m.thresholds or not m.statistics <= FLASH_STATISTICS]
+        if getattr(root.config.get_text_config(decoder=True), "attn_logit_softcapping", None):
+            found.append("the model caps its scores")
+        if device not in ("cpu", "cuda"):
+            found.append(f"no kernel on {device} returns its log-sum-exp")
+    else:
+        from interp.triton_pass import available
+
+        usable, why = available(torch.device(device))
+        found += [] if usable else [why]
+    return ([f"{', '.join(whole)} cannot be had without the probabilities"] if whole else []) + found
 
 
 def _text_model(model: nn.Module) -> PreTrainedModel:
@@ -122,7 +131,7 @@ class Recording:
     Attributes:
         tokens: the texts; after `generate`, with what the model wrote.
         measures: by name.
-        way: "blocked" or "flash": how statistics are taken.
+        way: "blocked", "flash" or "triton": how statistics are taken.
         maps: whole attention maps of the heads that were named, {(layer, head): [batch, query, key] float32}.
     """
 
@@ -177,9 +186,9 @@ class Recording:
         if self.way not in WAYS:
             raise RecordingError(f"way is {self.way!r}; allowed: {', '.join(WAYS)}")
         device = next(self._root.parameters()).device.type
-        obstacles = _flash_obstacles(self._root, self.measures.values(), device) + ["maps cannot be had without them"] * bool(maps)
-        if self.way == "flash" and obstacles:
-            raise RecordingError(f"the flash way cannot be taken: {'; '.join(obstacles)}. Use the blocked way, or leave them out")
+        obstacles = _obstacles(self.way, self._root, list(self.measures.values()), device, maps=bool(maps))
+        if obstacles:
+            raise RecordingError(f"the {self.way} way cannot be taken: {'; '.join(obstacles)}. Use the blocked way, or leave them out")
 
     def _prepare(self, tokens: Tokens) -> None:
         """Token sets, pairs and region weights of the (padded) batch."""
@@ -331,6 +340,14 @@ class Recording:
             if way == "flash":
                 return *flash_pass(query, key, value, mask, scores, sets), {}
             measures = self.measures.values()
+            max_prob = any("max_prob" in m.statistics for m in measures)
+            thresholds = tuple(sorted({t for m in measures for t in m.thresholds}))
+            if way == "triton":
+                from interp.triton_pass import expressible, triton_pass
+
+                if not expressible(mask, scores):
+                    raise RecordingError(f"layer {layer}: its mask or scores are not among those of the triton way; use the blocked way")
+                return *triton_pass(query, key, value, mask, scores, sets, Wanted(max_prob, thresholds)), {}
             by_block = {name: m for name, m in self.measures.items() if "probabilities" in m.statistics}
             shape = (*query.shape[:3],)
             blocks = {name: torch.full(shape, torch.nan, device=query.device) for name in by_block}
@@ -359,11 +376,7 @@ class Recording:
                         target = self.maps[layer, head][examples, first_row + queries.start : first_row + queries.stop, keys]
                         target.copy_(probabilities[:, head - head_slice.start])
 
-            wanted = Wanted(
-                max_prob=any("max_prob" in m.statistics for m in measures),
-                thresholds=tuple(sorted({t for m in measures for t in m.thresholds})),
-                on_block=on_block if by_block or heads else None,
-            )
+            wanted = Wanted(max_prob, thresholds, on_block if by_block or heads else None)
             return *blocked_pass(query, key, value, mask, scores, sets, wanted), blocks
         except NonFiniteAttentionError as error:
             raise NonFiniteAttentionError(f"layer {layer}: {error}; is the checkpoint damaged, or float16 too narrow?") from error
@@ -471,7 +484,7 @@ def record(
         model: a causal language model of transformers.
         tokens: from `annotate`.
         measures: names, or `Measure` objects by name; None for all that `load_measures` knows.
-        way: "blocked" or "flash"; None chooses by `choose_way`.
+        way: "blocked", "flash", or "triton" (one GPU kernel, not yet run on a GPU); None chooses by `choose_way`.
         maps: (layer, head) of which the whole attention map is kept.
         seed: of the shuffled token sets.
 

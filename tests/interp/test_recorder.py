@@ -296,6 +296,18 @@ def test_ways_agree_and_are_chosen_by_rule(tiny_model: Make, tiny_tokens: Make) 
     assert choose_way(tiny_model("gemma2"), linear, device="cuda") == "blocked"  # its scores are capped
 
 
+def test_the_kernel_is_a_way_by_name(tiny_model: Make, tiny_tokens: Make) -> None:
+    """In Triton's interpreter here (tests/conftest.py); on a GPU the same kernel is compiled."""
+    pytest.importorskip("triton")
+    for family in ("llama", "mistral", "gpt_oss"):
+        model, tokens = tiny_model(family), tiny_tokens((30, 17), "left")
+        found = recorded(model, tokens, way="triton")
+        assert found.way == "triton"
+        assert_same(found.examples(), recorded(model, tokens).examples(), 2e-5)
+    with pytest.raises(RecordingError, match="triton way cannot be taken: maps"):
+        record(model, tokens, way="triton", maps=[(0, 0)])
+
+
 def test_the_seed_moves_the_shuffles_alone(tiny_model: Make, tiny_tokens: Make) -> None:
     model, tokens = tiny_model("llama"), tiny_tokens(LENGTHS)
     first, second = (recorded(model, tokens, seed=seed).examples().set_index("measure")["value"] for seed in (0, 1))
@@ -510,7 +522,7 @@ def test_wrong_requests_are_refused_before_the_pass(tiny_model: Make, tiny_token
         record(model, tokens, way="flash")
     with pytest.raises(RecordingError, match="flash way cannot be taken: maps"):
         record(model, tokens, FLASH, way="flash", maps=[(0, 0)])
-    with pytest.raises(RecordingError, match="way is 'fast'; allowed: blocked, flash"):
+    with pytest.raises(RecordingError, match="way is 'fast'; allowed: blocked, flash, triton"):
         record(model, tokens, way="fast")
     for head in ((2, 0), (0, 4), (0, -1)):
         with pytest.raises(RecordingError, match=rf"no head {head[0]}.{head[1]}: the model has layers 0 to 1 with heads 0 to 3"):
