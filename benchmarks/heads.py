@@ -47,9 +47,9 @@ class BenchConfig:
         child: for internal use: "WAY BATCH TOKENS", print the peak memory of this process.
     """
 
-    shapes: tuple[str, ...] = ("8x224", "1x1024", "1x2048")
+    shapes: tuple[str, ...] = ("8x224", "1x2048")
     memory_shapes: tuple[str, ...] = ("8x224", "1x2048", "1x8192")
-    rounds: int = 5
+    rounds: int = 3
     threads: int = 1
     smoke: bool = False
     problems: str | None = None
