@@ -173,7 +173,7 @@ def _message(error: BaseException, config: HeadsConfig) -> str:
         return f"out of memory ({str(error).splitlines()[0] if str(error) else 'no details'}); try a smaller --batch-tokens"
     if isinstance(error, OSError):
         place = error.filename or f"results go to {config.folder()}"
-        return f"{error.strerror or error} ({place}); finished batches are kept, --resume goes on"
+        return f"{error.strerror or error} ({place}); batches that were finished are kept for --resume"
     return str(error)
 
 
@@ -195,12 +195,12 @@ def run(config: HeadsConfig, command: str) -> int:
 
     state = PartialState(cpu=config.device == "cpu")
     first = state.is_main_process
-    measures = load_measures(config.measures or None)
+    measures = load_measures([n for given in config.measures for n in given.split(",") if n] or None)
     folder = None
     if first:
         folder = RunFolder(config.folder(), force=config.force, resume=config.resume)
     state.wait_for_everyone()
-    folder = folder or RunFolder(config.folder(), force=config.force, resume=True)
+    folder = folder or RunFolder(config.folder(), force=config.force, resume=True, lock=False)
     try:
         say(first, f"opening {config.model}")
         checkpoint = open_checkpoint(
@@ -308,11 +308,15 @@ def plan(config: HeadsConfig, checkpoint: Checkpoint, problems: list[Problem], c
     )
     extra = config.max_new_tokens if generated else 0
     lengths = [len(text) + extra for text in texts.texts]
+    embedded = checkpoint.model.get_input_embeddings().num_embeddings
+    highest = max(int(text.ids.max()) for text in texts.texts)
+    if highest >= embedded:
+        raise InputError(f"the tokenizer gives token id {highest}, the model knows 0 to {embedded - 1}: the tokenizer is another model's")
     limit = checkpoint.position_limit
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     if limit is not None and lengths[longest] > limit:
         raise InputError(
-            f"problem {texts.texts[longest].example} has {lengths[longest]} tokens"
+            f"problem {texts.texts[longest].example} (counted from 0) has {lengths[longest]} tokens"
             f"{f' ({extra} of them new)' if extra else ''}, the model has {limit} positions; "
             f"{sum(n > limit for n in lengths)} of {len(lengths)} problems are too long: leave them out"
         )
@@ -443,6 +447,9 @@ def assemble(
             frame["value"], frame["n_queries"] = values[at : at + step].ravel(), counts[at : at + step].ravel()
             writer.write_table(validate(frame, EXAMPLES))
     warnings = []
+    unused = checkpoint.identity["unused_weights"]
+    if unused:
+        warnings.append(f"{len(unused)} weights of the checkpoint were not used, the first is {unused[0]}: does its config belong to it?")
     if n_cut:
         warnings.append(f"{n_cut} of {len(problems)} generated answers ran into the cut of {config.max_new_tokens} tokens")
     if len(problems) < 20:

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -19,11 +20,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from interp.table import INPUTS, TableError, read, write
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "pandas", "pyarrow")
 SETTINGS = "settings.json"
+LOCK = ".lock"
+OWN = re.compile(
+    r"\.lock|\..*-part-.*|\..*\.json|\.writable-\d+|part-\d+\.(safetensors|parquet)|settings\.json|run\.json|\w+\.parquet|report\.html|figures"
+)
+"""Names that a run writes: a folder that holds others is never deleted."""
 
 
 class RunError(ValueError):
@@ -52,7 +59,7 @@ class Part:
 class RunFolder:
     """One run's output, from the first part to the finished folder."""
 
-    def __init__(self, out: Path, *, force: bool, resume: bool) -> None:
+    def __init__(self, out: Path, *, force: bool, resume: bool, lock: bool = True) -> None:
         """Check that the run may be written there, before any work is done.
 
         Raises:
@@ -73,17 +80,35 @@ class RunFolder:
                 raise RunError(f"--out {out} holds a finished run; --force replaces it, or name another folder")
         if self.partial.exists() and not (resume or force):
             raise RunError(f"an unfinished run lies in {self.partial}; --resume goes on with it, --force begins anew")
+        if self.partial.exists() and not self.partial.is_dir():
+            raise RunError(f"{self.partial} is a file, and unfinished runs go there; move it, or name another --out")
+        for folder in (out, self.partial):
+            strange = sorted(path.name for path in folder.iterdir() if not OWN.fullmatch(path.name)) if folder.is_dir() else []
+            if strange:
+                raise RunError(f"{folder} holds {strange[0]!r}, which no run wrote; move it, or name another --out")
         self._fresh = not self.partial.exists()
+        self._lock = FileLock(self.partial / LOCK, timeout=0) if lock else None
         try:
-            if self.partial.exists() and not resume:
-                shutil.rmtree(self.partial)
-                self._fresh = True
             self.partial.mkdir(parents=True, exist_ok=True)
+            if self._lock is not None:
+                self._lock.acquire()
+            if not self._fresh and not resume:
+                for path in self.partial.iterdir():
+                    if path.name != LOCK:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                self._fresh = True
             probe = self.partial / f".writable-{os.getpid()}"
             probe.write_bytes(b"")
             probe.unlink()
+        except Timeout as error:
+            raise RunError(f"another run is at work in {self.partial}; wait for it, or name another --out") from error
         except OSError as error:
             raise RunError(f"--out {out} cannot be written: {error.strerror} ({error.filename})") from error
+
+    def release(self) -> None:
+        """Let other processes have the folder."""
+        if self._lock is not None:
+            self._lock.release()
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Keep what decides the numbers, or compare it with that of the run that is resumed.
@@ -94,7 +119,10 @@ class RunFolder:
         path = self.partial / SETTINGS
         settings = json.loads(json.dumps(settings))
         if path.is_file():
-            before = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                before = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise RunError(f"{path} is damaged ({error}); --force begins anew") from error
             differ = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
             if differ:
                 name = differ[0]
@@ -168,18 +196,20 @@ class RunFolder:
 
     def abandon(self) -> None:
         """Leave nothing where nothing was finished: a failed start leaves no folder."""
+        self.release()
         if self._fresh and not any(self.partial.glob("part-*.safetensors")):
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def publish(self) -> None:
         """Drop the parts and move the folder to its place; a run that was there is replaced only now."""
-        for path in [*self.partial.glob("part-*"), *self.partial.glob(".*-part-*"), self.partial / SETTINGS]:
+        for path in [*self.partial.glob("part-*"), *self.partial.glob(".*-part-*"), self.partial / SETTINGS, self.partial / LOCK]:
             path.unlink(missing_ok=True)
         old = self.out.with_name(f"{self.out.name}.old-{os.getpid()}")
         replaced = self.out.exists()
         if replaced:
             self.out.rename(old)
         self.partial.rename(self.out)
+        self.release()
         if replaced:
             shutil.rmtree(old)
 

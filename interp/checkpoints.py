@@ -101,8 +101,8 @@ def open_checkpoint(
             return _open_adapter(found, base, place, dtype, trust_remote_code)
         if base is not None:
             raise CheckpointError(f"--base {base} was given, but {source} is no adapter (no adapter_config.json)")
-        model, tokenizer = _load(found, place, dtype, trust_remote_code)
-    return Checkpoint(model, tokenizer, found.name, _identity(found, model))
+        model, tokenizer, unused = _load(found, place, dtype, trust_remote_code)
+    return Checkpoint(model, tokenizer, found.name, _identity(found, model, unused))
 
 
 # --- finding --------------------------------------------------------------------------------------------------------
@@ -111,6 +111,8 @@ def open_checkpoint(
 def _find(source: str, revision: str | None, trust_remote_code: bool) -> _Found:
     if source == EMBEDDED:
         return _find_gguf(_embedded_file(), "embedded", EMBEDDED, EMBEDDED)
+    if not source.strip():
+        raise CheckpointError(f"no model is named; give a hub id, a folder, a .gguf file or {EMBEDDED!r}")
     path = Path(source).expanduser()
     try:
         is_dir, is_file = path.is_dir(), path.is_file()
@@ -163,6 +165,8 @@ def _find_folder(folder: Path, kind: str, source: str, name: str, revision: str 
 
 
 def _weight_files(folder: Path, source: str) -> tuple[Path, ...]:
+    if (folder / "model.safetensors").is_file():  # first, as transformers has it where both are there
+        return (folder / "model.safetensors",)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         shards = _read_json(index).get("weight_map")
@@ -173,8 +177,6 @@ def _weight_files(folder: Path, source: str) -> tuple[Path, ...]:
         if missing:
             raise CheckpointError(f"{source}: {len(missing)} of {len(names)} weight files are missing, the first is {missing[0]}")
         return tuple(folder / name for name in names)
-    if (folder / "model.safetensors").is_file():
-        return (folder / "model.safetensors",)
     pickled = sorted(p.name for p in folder.glob("*.bin"))
     seen = f"only pickled weights ({pickled[0]}), which are not read" if pickled else "no weights"
     raise CheckpointError(f"{source}: the folder has {seen}; model.safetensors is needed")
@@ -207,7 +209,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 # --- loading --------------------------------------------------------------------------------------------------------
 
 
-def _load(found: _Found, place: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
+def _load(found: _Found, place: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any, list[str]]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = _converted(found.weights[0]) if found.kind in ("embedded", "gguf") else found.folder
@@ -244,7 +246,7 @@ def _load(found: _Found, place: str, dtype: str, trust_remote_code: bool) -> tup
     tokenizer = _tokenizer(folder, found.source, trust_remote_code)
     if place != "balanced":
         model.to(place)
-    return model.eval().requires_grad_(False), tokenizer
+    return model.eval().requires_grad_(False), tokenizer, sorted(info["unexpected_keys"])
 
 
 def _tokenizer(folder: Path, source: str, trust_remote_code: bool) -> Any:
@@ -364,8 +366,8 @@ def _open_adapter(found: _Found, base: str | None, place: str, dtype: str, trust
     if base_found.kind == "adapter":
         raise CheckpointError(f"{found.source}: its base {wanted} is an adapter itself; merge that one first")
     _check_adapter_file(found)
-    model, tokenizer = _load(base_found, place, dtype, trust_remote_code)
-    identity = _identity(base_found, model)
+    model, tokenizer, unused = _load(base_found, place, dtype, trust_remote_code)
+    identity = _identity(base_found, model, unused)
     try:
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always")
@@ -422,7 +424,7 @@ def _check_adapter_changes(model: Any, source: str) -> None:
 # --- what was opened ------------------------------------------------------------------------------------------------
 
 
-def _identity(found: _Found, model: Any) -> dict[str, Any]:
+def _identity(found: _Found, model: Any, unused: list[str]) -> dict[str, Any]:
     text = model.config.get_text_config(decoder=True)
     return {
         "name": found.name,
@@ -436,6 +438,7 @@ def _identity(found: _Found, model: Any) -> dict[str, Any]:
         "n_parameters": int(sum(p.numel() for p in model.parameters())),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(next(model.parameters()).device),
+        "unused_weights": unused,
         "adapter": None,
     }
 

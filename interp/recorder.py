@@ -211,6 +211,8 @@ class Recording:
     # --- switching --------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Recording:
+        if self._read or self._token is not None:
+            raise RecordingError("a recording takes one pass; call record again for another")
         _switch_on(self._root, self._switched)
         try:
             # PEFT calls the model's forward without its hooks, but every model calls its decoder
@@ -494,6 +496,11 @@ def record(
         NonFiniteAttentionError: NaN in attention.
         MeasureError: an unknown measure.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give the model itself (checkpoint.model)")
+    if not isinstance(tokens, Tokens):
+        raise TypeError(f"tokens is a {type(tokens).__name__}; annotate(tokenizer, question, response) makes them")
+    measures = [measures] if isinstance(measures, str) else measures
     chosen = measures if isinstance(measures, Mapping) else load_measures(measures)
     return Recording(model, tokens, chosen, way, maps, seed)
 

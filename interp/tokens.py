@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 NUMBER_ROLES = ("question_number", "operand", "intermediate_result", "final_answer")
 NUMBER = re.compile(r"\d+(?:,\d{3}(?!\d))*(?:\.\d+)?|\.\d+")
-OPERATOR = re.compile(r"[+\-*/=×÷−·]|(?<=\s)x(?=\s)")
-FINAL_MARK = re.compile(r"####|\\boxed\{|answer\s*(?:is|:|=)", re.IGNORECASE)
-BESIDE_OPERATOR = " \t\n$€£%()<>"
-BEFORE_RESULT = " \t$€£-−"
+OPERATOR = re.compile(r"[+\-*/=×÷−–·]|\\(?:times|cdot|div)(?![a-zA-Z])|(?<=\s)x(?=\s)|(?<=\d)x(?=\d)")
+FINAL_MARK = re.compile(r"####|\\boxed\{|answer\s*(?:is\b(?!\s+not)|:|=)", re.IGNORECASE)
+BESIDE_OPERATOR = " \t\n$€£%()[]{}\\<>"
+BEFORE_RESULT = " \t$€£-−*({\\"
+_SENTINEL = "<<the question stands here>>"
 PLAIN_PROMPT = ("Question: ", "\nAnswer:")
 """What stands before and after the question where no chat template is used."""
 
@@ -78,7 +79,7 @@ def number_roles(text: str, region: str) -> np.ndarray:
     r"""Role of every character of a question or a response, as index into `ROLES`.
 
     - In the question, every number is a `question_number`.
-    - In the response, the first number after the first final mark ("####", "the answer is", "\boxed{") is the `final_answer`; a number
+    - In the response, the first number after a final mark ("####", "the answer is", "\boxed{") is the `final_answer`; a number
       right after "=" or after a calculator mark's ">>" is an `intermediate_result`; every other number is an `operand`.
     - `+ - * / x =` between two numbers is an `operator`, across spaces, brackets, "$" and "%".
 
@@ -91,18 +92,19 @@ def number_roles(text: str, region: str) -> np.ndarray:
     digits = {at for found in numbers for at in (found.start(), found.end() - 1)}
     for found in OPERATOR.finditer(text):
         left, right = found.start() - 1, found.end()
-        while left >= 0 and text[left] in BESIDE_OPERATOR:
+        beside = BESIDE_OPERATOR + "*" * (found[0] == "=")  # a result may stand in bold
+        while left >= 0 and text[left] in beside:
             left -= 1
-        while right < len(text) and text[right] in BESIDE_OPERATOR:
+        while right < len(text) and text[right] in beside:
             right += 1
         if left in digits and right in digits:
             roles[found.start() : found.end()] = ROLES.index("operator")
-    mark = FINAL_MARK.search(text) if region == "response" else None
-    final_from = mark.end() if mark else len(text)
+    marks = [mark.end() for mark in FINAL_MARK.finditer(text)] if region == "response" else []
+    finals = {min((n.start() for n in numbers if n.start() >= mark), default=-1) for mark in marks}
     for found in numbers:
         role = "question_number" if region == "question" else "operand"
-        if found.start() >= final_from:
-            role, final_from = "final_answer", len(text)
+        if found.start() in finals:
+            role = "final_answer"
         elif region == "response":
             before = text[: found.start()].rstrip(BEFORE_RESULT)
             if before.endswith(("=", ">>")):
@@ -223,6 +225,8 @@ class Tokens:
             new_ids: [batch, new]; what follows the first stop id is dropped.
             stop_ids: ids that end a text; the stop itself is kept.
         """
+        if any(text.in_region("response").any() for text in self.texts):
+            raise TokenError("these texts hold a response already: a model writes on from prompts, annotate(tokenizer, question)")
         if any(start + len(text) != self.width for start, text in zip(self.starts, self.texts, strict=True)):
             raise TokenError("prompts of different length must be padded on the left before a model writes on")
         if self.tokenizer is None or not self.sources:
@@ -291,18 +295,19 @@ def render_prompt(tokenizer: Any, question: str, chat: bool) -> tuple[str, tuple
     if not chat:
         before, after = PLAIN_PROMPT
         return before + question + after, (len(before), len(before) + len(question))
-    message = [{"role": "user", "content": question}]
     try:
-        prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        prompt, frame = (
+            tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+            for content in (question, _SENTINEL)
+        )
     except Exception as error:  # a template is a program of the checkpoint's: it may raise anything
         raise TokenError(f"the chat template failed ({error}); --no-chat reads the problems without it") from error
-    start, stripped = prompt.rfind(question), question
-    if start < 0:  # many templates trim what they are given
-        stripped = question.strip()
-        start = prompt.rfind(stripped)
-    if start < 0:
+    before, found, after = frame.rpartition(_SENTINEL)
+    inside = prompt[len(before) : len(prompt) - len(after)]
+    kept = prompt.startswith(before) and prompt.endswith(after) and inside.strip() == question.strip()
+    if not found or not kept:  # many templates trim what they are given; other changes would put the roles in wrong places
         raise TokenError("the chat template changes the question's text; --no-chat reads the problems without it")
-    return prompt, (start, start + len(stripped))
+    return prompt, (len(before), len(before) + len(inside))
 
 
 def annotate(
@@ -331,6 +336,8 @@ def annotate(
     responses = [response] if isinstance(response, str) else ([None] * len(questions) if response is None else [*response])
     if len(questions) != len(responses):
         raise TokenError(f"{len(questions)} questions but {len(responses)} responses")
+    if examples is not None and len(examples) != len(questions):
+        raise TokenError(f"{len(questions)} questions but {len(examples)} numbers of examples")
     if not getattr(tokenizer, "is_fast", False):
         raise TokenError(f"{type(tokenizer).__name__} gives no offsets; a fast tokenizer (tokenizer.json) is needed")
     has_template = getattr(tokenizer, "chat_template", None) is not None

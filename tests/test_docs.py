@@ -114,3 +114,18 @@ def test_the_benchmark_runs_in_its_smallest_form() -> None:
     done = subprocess.run([sys.executable, "-m", "benchmarks.heads", "--smoke"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert "2x32" in done.stdout
+
+
+@EMBEDDED
+def test_a_question_that_occurs_in_the_template_is_found_where_it_was_put() -> None:
+    from interp import annotate, open_checkpoint
+    from interp.tokens import TokenError
+
+    tokenizer = open_checkpoint("smollm2", device="cpu").tokenizer
+    for question in ("a", "assistant", "user"):
+        (text,) = annotate(tokenizer, question, "b").texts
+        asked = text.in_region("question")
+        assert "".join(piece for piece, inside in zip(text.pieces, asked, strict=True) if inside).strip() == question
+        assert text.text[: text.offsets[asked][0, 0]].endswith("<|im_start|>user\n")
+    with pytest.raises(TokenError, match="hold a response already"):
+        annotate(tokenizer, "What is 1 + 1?", "2").extend([[5]], [])

@@ -566,12 +566,17 @@ def pickled_weights(bench: Bench) -> Case:
 
 def shard_missing(bench: Bench) -> Case:
     model = bench.copy(bench.checkpoint)
-    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}))
+    (model / "model.safetensors").rename(model / "model-1.safetensors")
+    (model / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})
+    )
     return ["--model", model], ("1 of 2", "model-2.safetensors")
 
 
 def index_of_shards_broken(bench: Bench) -> Case:
-    (bench.copy(bench.checkpoint) / "model.safetensors.index.json").write_text("{}")
+    model = bench.copy(bench.checkpoint)
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors.index.json").write_text("{}")
     return ["--model", bench.folder / "copy"], ("model.safetensors.index.json", "weight_map")
 
 
@@ -1114,3 +1119,35 @@ def test_logits_of_the_embedded_model_recorded_and_not_differ_by_less_than_1e_4_
             recorded = checkpoint.model(**tokens.inputs, use_cache=False).logits[real]
     assert len(heads.totals.examples) == 2
     assert (recorded - plain).abs().max() < 1e-4 * plain.abs().max()
+
+
+def test_files_of_others_are_never_deleted(checkpoint: Path, heads: Any, tmp_path: Path) -> None:
+    """`--force` replaces what a run wrote, and nothing else."""
+    for name in ("thesis", "thesis.partial"):
+        folder = tmp_path / name
+        folder.mkdir()
+        if name == "thesis":
+            (folder / "run.json").write_text("{}")
+        (folder / "chapter.tex").write_text("x")
+        ran = heads("--model", checkpoint, "--out", tmp_path / "thesis", "--force", "--no-figures", "--limit", 2)
+        assert "chapter.tex" in error_of(ran)
+        assert (folder / "chapter.tex").read_text() == "x"
+        (folder / "chapter.tex").unlink()
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_works(checkpoint: Path, heads: Any, tmp_path: Path) -> None:
+    from analyses.runs import RunFolder
+
+    first = RunFolder(tmp_path / "run", force=False, resume=False)
+    for option in ("--resume", "--force"):
+        ran = heads("--model", checkpoint, "--out", tmp_path / "run", option, "--no-figures", "--limit", 2)
+        assert "another run is at work" in error_of(ran)
+    first.release()
+
+
+def test_measures_may_be_given_with_commas(checkpoint: Path, heads: Any, tmp_path: Path) -> None:
+    import pandas as pd
+
+    ran = heads("--model", checkpoint, "--out", tmp_path / "run", "--measures", "entropy_nats,bos_mass", "--no-figures", "--limit", 2)
+    assert ran.code == 0, ran
+    assert set(pd.read_parquet(tmp_path / "run" / "heads.parquet")["measure"]) == {"entropy_nats", "bos_mass"}

@@ -97,6 +97,7 @@ def test_a_folder(folder: Path, tiny_model: Callable[..., Any]) -> None:
         "n_parameters": sum(parameter.numel() for parameter in checkpoint.model.parameters()),
         "dtype": "float32",
         "device": "cpu",
+        "unused_weights": [],
         "adapter": None,
     }
 

@@ -371,3 +371,23 @@ def test_offsets_that_do_not_fit_the_tokens_are_refused() -> None:
 
     with pytest.raises(TokenError, match=r"offsets do not fit its tokens: token .* decodes to '1' but covers"):
         annotate(Shifted(), "pay 1 now", chat=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "roles"),
+    [
+        ("3 + 4 = **7**", {"3": "operand", "4": "operand", "7": "intermediate_result"}),
+        ("3 \\times 4 = 12", {"\\times": "operator", "12": "intermediate_result"}),
+        ("3x4", {"x": "operator"}),
+        ("12–4 = \\$8", {"–": "operator", "8": "intermediate_result"}),
+        ("The answer is not 5. #### 6", {"5": "operand", "6": "final_answer"}),
+        ("#### 72\nThe answer is: 72", {"72": "final_answer"}),
+    ],
+)
+def test_roles_in_the_ways_models_write(text: str, roles: dict[str, str]) -> None:
+    found = [ROLES[code] for code in number_roles(text, "response")]
+    for piece, role in roles.items():
+        at = text.index(piece)
+        while at >= 0:
+            assert set(found[at : at + len(piece)]) == {role}, (piece, at)
+            at = text.find(piece, at + 1)
