@@ -118,6 +118,8 @@ def test_the_benchmark_runs_in_its_smallest_form() -> None:
 
 @EMBEDDED
 def test_a_question_that_occurs_in_the_template_is_found_where_it_was_put() -> None:
+    import numpy as np
+
     from interp import annotate, open_checkpoint
     from interp.tokens import TokenError
 
@@ -128,4 +130,4 @@ def test_a_question_that_occurs_in_the_template_is_found_where_it_was_put() -> N
         assert "".join(piece for piece, inside in zip(text.pieces, asked, strict=True) if inside).strip() == question
         assert text.text[: text.offsets[asked][0, 0]].endswith("<|im_start|>user\n")
     with pytest.raises(TokenError, match="hold a response already"):
-        annotate(tokenizer, "What is 1 + 1?", "2").extend([[5]], [])
+        annotate(tokenizer, "What is 1 + 1?", "2").extend(np.array([[5]]), [])
