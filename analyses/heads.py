@@ -285,9 +285,12 @@ def say(show: bool, text: str) -> None:
 
 def choose(config: HeadsConfig, checkpoint: Checkpoint, measures: dict[str, Measure]) -> str:
     """The way of recording: as asked, or by the recorder's rule."""
-    from interp.recorder import choose_way
+    from interp.recorder import check_way, choose_way
 
-    return choose_way(checkpoint.model, measures.values()) if config.way == "auto" else config.way
+    if config.way == "auto":
+        return choose_way(checkpoint.model, measures.values())
+    check_way(config.way, checkpoint.model, measures.values())
+    return config.way
 
 
 def plan(config: HeadsConfig, checkpoint: Checkpoint, problems: list[Problem], chat: bool) -> tuple[Tokens, list[list[int]]]:

@@ -196,7 +196,13 @@ def main() -> int:
         print(json.dumps(peak_bytes(runner(way, (int(batch), int(length)), decoder_only=True))))
         return 0
     if config.problems:
-        time_problems(config)
+        from distill.problems import ProblemError
+
+        try:
+            time_problems(config)
+        except ProblemError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         return 0
     shapes, memory_shapes, rounds = config.shapes, config.memory_shapes, config.rounds
     if config.smoke:

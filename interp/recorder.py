@@ -78,6 +78,20 @@ def choose_way(model: nn.Module, measures: Iterable[Measure], *, maps: bool = Fa
     return "flash" if device == "cuda" and not _obstacles("flash", root, measures, device, maps=maps) else "blocked"
 
 
+def check_way(way: str, model: nn.Module, measures: Iterable[Measure], *, maps: bool = False) -> None:
+    """Refuse a way that is unknown, or that measures, model or device do not allow, before any pass.
+
+    Raises:
+        RecordingError: with every reason.
+    """
+    if way not in WAYS:
+        raise RecordingError(f"way is {way!r}; allowed: {', '.join(WAYS)}")
+    root = _text_model(model)
+    obstacles = _obstacles(way, root, measures, next(root.parameters()).device.type, maps=maps)
+    if obstacles:
+        raise RecordingError(f"the {way} way cannot be taken: {'; '.join(obstacles)}. The blocked way can")
+
+
 def _obstacles(way: str, root: PreTrainedModel, measures: Iterable[Measure], device: str, *, maps: bool) -> list[str]:
     """Why a way cannot be taken, by measures, model and device. The blocked way always can."""
     if way == "blocked":
@@ -153,7 +167,7 @@ class Recording:
         self.tokens = tokens
         self.measures = dict(measures)
         self.way = way or choose_way(model, self.measures.values(), maps=bool(maps))
-        self._check_way(maps)
+        check_way(self.way, model, self.measures.values(), maps=bool(maps))
         self._heads = int(self._text_config.num_attention_heads)
         unknown = [(la, h) for la, h in maps if la not in self._layers or not 0 <= h < self._heads]
         if unknown:
@@ -181,14 +195,6 @@ class Recording:
         if len(set(numbers)) != len(numbers):
             raise RecordingError(f"example numbers repeat within the batch: {numbers}")
         return numbers
-
-    def _check_way(self, maps: Sequence[tuple[int, int]]) -> None:
-        if self.way not in WAYS:
-            raise RecordingError(f"way is {self.way!r}; allowed: {', '.join(WAYS)}")
-        device = next(self._root.parameters()).device.type
-        obstacles = _obstacles(self.way, self._root, list(self.measures.values()), device, maps=bool(maps))
-        if obstacles:
-            raise RecordingError(f"the {self.way} way cannot be taken: {'; '.join(obstacles)}. Use the blocked way, or leave them out")
 
     def _prepare(self, tokens: Tokens) -> None:
         """Token sets, pairs and region weights of the (padded) batch."""
