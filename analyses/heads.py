@@ -422,10 +422,10 @@ def assemble(
     import pandas as pd
     import pyarrow.parquet as pq
 
-    from analyses.runs import versions
     from interp.recorder import attention_layers
     from interp.table import EXAMPLES, HEADS, INPUTS, REGIONS, validate, write
     from interp.totals import heads_table
+    from interp.versions import versions
 
     parts = [folder.read_part(number) for number in range(n_batches)]
     order = np.argsort([example for part in parts for example in part.examples])

@@ -6,10 +6,8 @@ that is there is whole, also after `kill -9`. A finished run is renamed to `OUT`
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import resource
 import shutil
@@ -24,7 +22,6 @@ from filelock import FileLock, Timeout
 
 from interp.table import INPUTS, TableError, read, write
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "pandas", "pyarrow")
 SETTINGS = "settings.json"
 LOCK = ".lock"
 OWN = re.compile(
@@ -219,17 +216,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of the packages that decide the numbers."""
-    found = {"python": platform.python_version()}
-    for name in ("primed-heads", *PACKAGES):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def peak_memory_bytes() -> dict[str, int]:

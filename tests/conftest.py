@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -172,3 +174,73 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "MIN_ROWS", 16)
     monkeypatch.setattr(attention, "MAX_ROWS", 16)
     monkeypatch.setattr(attention, "CPU_BLOCK_ELEMENTS", 256)
+
+
+# --- checkpoints and problems on disk -------------------------------------------------------------------------------
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PROBLEMS = (
+    ("Ann has 12 pens and buys 3 packs of 4. How many pens?", "She buys 3*4 = <<3*4=12>>12 pens.\nNow 12+12 = <<12+12=24>>24.\n#### 24"),
+    ("A cup costs $2. What do 15 cups cost?", "15 x 2 = $<<15*2=30>>30.\n#### 30"),
+    ("Tom reads 20 pages a day for 5 days, then 7 more. How many in all?", "20*5 = <<20*5=100>>100.\n100+7 = <<100+7=107>>107.\n#### 107"),
+    ("Half of 48 eggs break. How many are left?", "48/2 = <<48/2=24>>24 break.\nSo 48-24 = <<48-24=24>>24 are left.\n#### 24"),
+    ("There are 9 cats with 4 legs each. How many legs?", "9*4 = <<9*4=36>>36 legs.\n#### 36"),
+    ("A train goes 60 miles an hour. How far in 2.5 hours?", "60*2.5 = <<60*2.5=150>>150 miles.\n#### 150"),
+    ("Mia had 31 beads and lost 6. How many now?", "31-6 = <<31-6=25>>25.\n#### 25"),
+)
+
+
+def make_tokenizer(template: str | None = CHAT_TEMPLATE) -> Any:
+    """A byte-level BPE tokenizer with special tokens, trained on the problems above."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    fast = Tokenizer(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    fast.train_from_iterator([text for problem in PROBLEMS for text in problem], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=fast, pad_token=special[0], bos_token=special[1], eos_token=special[2], clean_up_tokenization_spaces=False
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def save_checkpoint(tiny_model: Callable[..., Any]) -> Callable[..., Path]:
+    """`(folder, family, template=..., **settings)` saves a tiny random model with its tokenizer."""
+
+    def save(folder: Path, family: str = "llama", *, template: str | None = CHAT_TEMPLATE, **settings: Any) -> Path:
+        settings = {"vocab_size": 400, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, **settings}
+        tiny_model(family, **settings).save_pretrained(folder)
+        make_tokenizer(template).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, save_checkpoint: Callable[..., Path]) -> Path:
+    """A tiny Llama. Read only: a test that damages a checkpoint makes or copies its own."""
+    return save_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven short problems as a JSONL file."""
+    path = tmp_path_factory.mktemp("problems") / "short.jsonl"
+    lines = [json.dumps({"question": question, "answer": answer}) for question, answer in PROBLEMS]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Callable[..., Any]:
+    """`(template=...)` builds the tokenizer of the tiny checkpoints; None has no chat template."""
+    return make_tokenizer

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.runs import Part, RunError, RunFolder, peak_memory_bytes, versions, write_json
+from analyses.runs import Part, RunError, RunFolder, peak_memory_bytes, write_json
 from interp.table import TableError
 
 
@@ -247,14 +247,6 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_json(path, {"name": object()})
     assert json.loads(path.read_text(encoding="utf-8")) == {"name": "Rényi"}
     assert [found.name for found in tmp_path.iterdir()] == ["run.json"]
-
-
-def test_versions_name_what_decides_the_numbers() -> None:
-    import torch
-
-    found = versions()
-    assert found["torch"] == torch.__version__
-    assert {"python", "primed-heads", "transformers", "peft", "numpy"} <= set(found)
 
 
 def test_peak_memory_is_in_bytes() -> None:
