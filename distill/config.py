@@ -6,6 +6,7 @@ Every section is a frozen dataclass; a wrong key is refused with the nearest rig
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,11 @@ class StudyError(ValueError):
 def _need(condition: bool, message: str) -> None:
     if not condition:
         raise StudyError(message)
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    near = get_close_matches(word, known, 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ class StudentConfig:
     instruction: str = ""
     place: Literal["system", "before", "after"] = "after"
     rank: int = 8
-    lora_alpha: float = 16.0
+    lora_alpha: int = 16
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     trust_remote_code: bool = False
@@ -410,7 +416,7 @@ class Study:
         _need(min(self.seeds) >= 0, f"seeds are {list(self.seeds)}; 0 or more is needed")
         own = self.objective
         _need(
-            own.name == "aligned" or own.teacher == "records" or self.teacher.kind == "transformers",
+            own.teacher == "records" or self.teacher.kind == "transformers",
             'objective.teacher = "live" needs teacher.kind = "transformers"',
         )
         distilled = any(name not in RESERVED for name in self.conditions) and own.alpha < 1
@@ -476,7 +482,7 @@ def study_from(content: Mapping[str, Any], place: str = "study") -> Study:
 
 def as_tables(config: Any) -> dict[str, Any]:
     """A section, or a whole study, as plain tables of JSON."""
-    return msgspec.to_builtins(config)
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # msgspec leaves out what it set to a default
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -502,11 +508,6 @@ def _check_keys(content: Mapping[str, Any], cls: type, prefix: str, place: str) 
             raise StudyError(f"{place}: unknown key {prefix}{key}{near}; known keys{section}: {', '.join([*known, *extra])}")
         if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
             _check_keys(value, hints[key], f"{prefix}{key}.", place)  # pyright: ignore[reportArgumentType]
-
-
-def _near(word: str, known: Sequence[str]) -> str:
-    near = get_close_matches(word, known, 1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _near_elsewhere(word: str) -> str:

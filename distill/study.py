@@ -1,0 +1,344 @@
+"""A study, step by step: collect a teacher's records, train students, evaluate them, and put the results in tables."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.config import ProblemSet, Study, StudyError, TeacherConfig, as_tables, differences
+from distill.problems import Problem, load_problems, problems_digest
+from distill.strategies import Strategy, choose_strategies, load_strategies
+from distill.student import read_card
+
+if TYPE_CHECKING:
+    from distill.batches import Texts
+    from distill.records import Record, RecordGroup, RecordStore
+    from distill.teachers import Teacher
+
+RUNTIME = {
+    "teacher": (
+        "device",
+        "batch_size",
+        "shard_rows",
+        "api_key_env",
+        "concurrency",
+        "requests_per_minute",
+        "timeout_s",
+        "retries",
+        "tensor_parallel",
+    ),
+    "student": ("device",),
+    "train": ("save_steps", "logging_steps", "report_to"),
+}
+"""Keys that say how the work is done, not what comes out; a finished result is kept when they change."""
+
+
+class StudyRun:
+    """One study on disk.
+
+    The folder holds `records/` (the teachers' answers), `students/` (adapter folders), `evaluations/`, `study.json` and the tables
+    `students.csv`, `conditions.csv` and `results.md`.
+
+    Args:
+        study: what to run.
+        show_progress: bars and lines on stderr.
+
+    Raises:
+        StudyError: a question that is both trained on and tested on.
+        distill.problems.ProblemError: problems that cannot be loaded.
+        distill.strategies.StrategyError: an unknown condition.
+    """
+
+    def __init__(self, study: Study, *, show_progress: bool = True) -> None:
+        self.study, self.show_progress = study, show_progress
+        self.folder = study.folder
+        known = load_strategies(study.strategies)
+        self.strategies = choose_strategies([*study.conditions, study.baseline], known)
+        self.train, self.heldout, self.test = (load_set(s, name) for name, s in vars(study.data).items())
+        _check_disjoint({"train": self.train, "heldout": self.heldout, "test": self.test})
+        if study.baseline not in study.conditions:
+            raise StudyError(
+                f"baseline is {study.baseline!r}, which is no condition of the study; conditions: {', '.join(study.conditions)}"
+            )
+        self._teacher: Teacher | None = None
+
+    # --- who and where ----------------------------------------------------------------------------------------------
+
+    @property
+    def students(self) -> list[tuple[str, int | None]]:
+        """Condition and seed of every student; the untouched one has no seed."""
+        seeds: dict[str, Sequence[int | None]] = dict.fromkeys(self.study.conditions, self.study.seeds)
+        if "untouched" in seeds:
+            seeds["untouched"] = (None,)
+        return [(name, seed) for name in self.study.conditions for seed in seeds[name]]
+
+    def student_folder(self, condition: str, seed: int | None) -> Path:
+        """Where a student's adapter goes."""
+        return self.folder / "students" / student_name(condition, seed)
+
+    def evaluation_folder(self, condition: str, seed: int | None) -> Path:
+        """Where a student's answers go."""
+        return self.folder / "evaluations" / student_name(condition, seed)
+
+    @property
+    def context(self) -> Strategy:
+        """What stands beside every question that a student reads: the same for all conditions."""
+        return Strategy("student", self.study.student.instruction, self.study.student.place)
+
+    @cached_property
+    def store(self) -> RecordStore:
+        """The teachers' records."""
+        from distill.records import RecordStore
+
+        return RecordStore(self.folder / "records")
+
+    @property
+    def teacher(self) -> Teacher:
+        """The study's teacher; its weights are loaded at its first answer."""
+        from distill.teachers import open_teacher
+
+        if self._teacher is None:
+            self._teacher = open_teacher(self.study.teacher)
+        return self._teacher
+
+    def close_teacher(self) -> None:
+        """Frees the teacher's memory."""
+        if self._teacher is not None:
+            self._teacher.close()
+            self._teacher = None
+            gc.collect()
+
+    def say(self, text: str) -> None:
+        """A line of progress."""
+        if self.show_progress:
+            print(text, file=sys.stderr, flush=True)
+
+    # --- collect ----------------------------------------------------------------------------------------------------
+
+    def group(self, condition: str, teacher: Teacher) -> RecordGroup:
+        """The records of a condition's teacher and strategy."""
+        config = self.teacher_config(condition)
+        strategy = self.strategies.get(condition, Strategy(condition))
+        published = self.study.objective.name == "published" and condition != "finetune"
+        return self.store.group(
+            {
+                "strategy": strategy.content,
+                "teacher": teacher.identity,
+                "sampling": {key: getattr(config, key) for key in ("temperature", "top_p", "max_new_tokens", "seed")},
+                "signal": {"tier": config.signal, "top_k": config.top_k if config.signal == "topk" else None},
+                "scored": "prompt" if published else "response",
+                "max_tokens": self.study.objective.max_tokens if published else None,
+            }
+        )
+
+    def teacher_config(self, condition: str) -> TeacherConfig:
+        """Who answers for a condition: the reference solutions for `finetune`, the study's teacher for all others."""
+        return TeacherConfig(kind="reference", signal="text") if condition == "finetune" else self.study.teacher
+
+    def teacher_of(self, condition: str) -> Teacher:
+        """The open teacher of a condition."""
+        from distill.teachers import open_teacher
+
+        return open_teacher(self.teacher_config(condition)) if condition == "finetune" else self.teacher
+
+    def collect(self, condition: str) -> None:
+        """The teacher's answers to the training and held-out problems under a condition's strategy; what is there is kept."""
+        if condition == "untouched":
+            return
+        teacher, strategy = self.teacher_of(condition), self.strategies.get(condition, Strategy(condition))
+        group = self.group(condition, teacher)
+        published = self.study.objective.name == "published" and condition != "finetune"
+
+        def answer(problems: Sequence[Problem]) -> list[Record]:
+            if published:
+                return teacher.score_prompts(problems, strategy, self.study.objective.max_tokens)
+            return teacher.answer(problems, strategy)
+
+        wanted = self.train if published else [*self.train, *self.heldout]
+        group.collect(wanted, answer, self.study.teacher.shard_rows, label=f"collect {condition}" if self.show_progress else None)
+        head = teacher.head() if self.study.teacher.signal == "hidden" and condition != "finetune" else None
+        if head is not None:
+            self.store.write_head(head)
+
+    # --- train ------------------------------------------------------------------------------------------------------
+
+    def train_one(self, condition: str, seed: int) -> Path:
+        """Trains one student, or goes on with it; a finished one of the same settings is kept.
+
+        Raises:
+            StudyError: a finished student of other settings; the message says which key.
+        """
+        if condition == "untouched":
+            raise StudyError("untouched is the student without training; there is nothing to train")
+        folder = self.student_folder(condition, seed)
+        settings = self.settings(condition)
+        if folder.exists():
+            changed = differences(read_card(folder)["settings"], settings)
+            if changed:
+                raise StudyError(
+                    f"{folder} was trained with other settings:\n  "
+                    + "\n  ".join(changed)
+                    + "\nSet them back, delete it, or set another `out`"
+                )
+            return folder
+        from distill.student import new_student
+        from distill.train import train_student
+        from interp.versions import versions
+
+        teacher = self.teacher_of(condition)
+        objective = self.objective(condition)
+        live = self.study.teacher if condition != "finetune" and objective.teacher == "live" and objective.alpha < 1 else None
+        model, checkpoint = new_student(self.study.student, seed)
+        texts = self.texts(condition, teacher, checkpoint.tokenizer)
+        self._warn(condition, texts)
+        head, live_model = None, None
+        if live is not None:
+            live_model, head = teacher.model_and_head()
+        elif objective.alpha < 1 and self.study.teacher.signal == "hidden":
+            head = self.store.read_head(teacher.identity)
+        strategy = self.strategies.get(condition, Strategy(condition))
+        card = {
+            "condition": condition,
+            "seed": seed,
+            "strategy": {"name": strategy.name, **strategy.content},
+            "formula": formula(objective),
+            "settings": settings,
+            "parents": {
+                "base": {key: checkpoint.identity[key] for key in ("name", "revision", "weights_sha256", "dtype")},
+                "teacher": teacher.identity if condition != "finetune" else None,
+                "records": self.group(condition, teacher).key,
+                "texts_sha256": texts.digest(),
+            },
+            "counts": texts.counts,
+            "versions": versions(),
+        }
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return train_student(
+            folder,
+            model,
+            checkpoint.tokenizer,
+            texts,
+            objective=objective,
+            config=self.study.train,
+            seed=seed,
+            card=card,
+            teacher_head=head,
+            teacher=live_model,
+            show_progress=self.show_progress,
+        )
+
+    def objective(self, condition: str) -> Any:
+        """What a condition's student minimises: reference solutions have no distribution, so `finetune` is cross-entropy alone."""
+        own = self.study.objective
+        return replace(own, alpha=1.0, teacher="records", keep="all") if condition == "finetune" else own
+
+    def texts(self, condition: str, teacher: Teacher, tokenizer: Any) -> Texts:
+        """What a condition's student learns from.
+
+        Raises:
+            StudyError: a logits objective between two tokenizers.
+        """
+        from distill.batches import aligned_texts, published_texts
+        from distill.grading import grade
+        from distill.teachers import same_tokenizer
+
+        objective, records = self.objective(condition), self.group(condition, teacher).read(self.train)
+        needs_signals = objective.alpha < 1
+        differ = "the teacher gives text only" if teacher.tokenizer is None else same_tokenizer(teacher.tokenizer, tokenizer)
+        if differ and needs_signals:
+            raise StudyError(
+                f"objective.alpha is {objective.alpha}, so teacher and student must share a tokenizer, but {differ}; "
+                "set alpha = 1 (the teacher then teaches by its text alone)"
+            )
+        if objective.name == "published":
+            return published_texts(
+                records, tokenizer, max_tokens=objective.max_tokens, signals=needs_signals, lexicographic=objective.order == "lexicographic"
+            )
+        grader = self.study.evaluation.grader
+
+        def right(record: Record) -> bool:
+            return grade(record.text, record.reference, [grader])[0].correct
+
+        return aligned_texts(
+            records,
+            tokenizer,
+            self.context,
+            self.chat(tokenizer),
+            max_tokens=objective.max_tokens,
+            same_tokenizer=differ is None,
+            keep=right if objective.keep == "correct" else None,
+            drop_cut=objective.cut == "drop",
+        )
+
+    def chat(self, tokenizer: Any) -> bool:
+        """Whether the student reads through its chat template."""
+        has = getattr(tokenizer, "chat_template", None) is not None
+        if self.study.student.chat and not has:
+            raise StudyError("student.chat is true, but the student's tokenizer has no chat template; leave it out")
+        return has if self.study.student.chat is None else self.study.student.chat
+
+    def settings(self, condition: str) -> dict[str, Any]:
+        """All that shapes a condition's student, without names, paths of results and how fast the work is done."""
+        strategy = self.strategies.get(condition, Strategy(condition))
+        teacher = None if condition == "finetune" else _without(as_tables(self.study.teacher), RUNTIME["teacher"])
+        return {
+            "strategy": strategy.content,
+            "teacher": teacher,
+            "student": _without(as_tables(self.study.student), RUNTIME["student"]),
+            "objective": as_tables(self.objective(condition)),
+            "train": _without(as_tables(self.study.train), RUNTIME["train"]),
+            "problems_sha256": problems_digest(self.train),
+            "grader": self.study.evaluation.grader if self.study.objective.keep == "correct" else None,
+        }
+
+    def _warn(self, condition: str, texts: Texts) -> None:
+        """What happened to the records, wherever it was not nothing."""
+        told = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in texts.counts.items() if number and name != "records")
+        self.say(f"{condition}: {texts.counts['records']} records, {told}")
+
+
+def load_set(wanted: ProblemSet, name: str) -> list[Problem]:
+    """The problems of one of the three sets.
+
+    Raises:
+        StudyError: the source ends before `first`, or before `first + limit`.
+    """
+    problems = load_problems(wanted.problems, wanted.split)
+    stop = len(problems) if wanted.limit is None else wanted.first + wanted.limit
+    if wanted.first >= len(problems) or stop > len(problems):
+        raise StudyError(f"data.{name} asks for problems {wanted.first} to {stop - 1}, but {wanted.problems} has 0 to {len(problems) - 1}")
+    return problems[wanted.first : stop]
+
+
+def _check_disjoint(sets: dict[str, list[Problem]]) -> None:
+    seen: dict[str, str] = {}
+    for name, problems in sets.items():
+        for problem in problems:
+            before = seen.setdefault(" ".join(problem.question.split()), name)
+            if before != name:
+                raise StudyError(
+                    f"data.{before} and data.{name} share a question ({problem.question[:60]!r}): what is trained on cannot be tested on; "
+                    "set first and limit apart"
+                )
+
+
+def student_name(condition: str, seed: int | None) -> str:
+    """Name of a student's folder, for people; the card says the same."""
+    return condition if seed is None else f"{condition}-seed{seed}"
+
+
+def formula(objective: Any) -> str:
+    """The loss, as the card and the tables state it."""
+    if objective.alpha == 1:
+        return "CE"
+    names = {"forward_kl": "KL(teacher || student)", "reverse_kl": "KL(student || teacher)", "jsd": f"JSD(beta {objective.beta:g})"}
+    return f"{objective.alpha:g} CE + {1 - objective.alpha:g} T^2 {names[objective.divergence]} at T = {objective.temperature:g}"
+
+
+def _without(table: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key not in keys}
