@@ -29,9 +29,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 CHUNK_BYTES = 128 << 20
-"""Float32 logits of one chunk, which is what a matrix product makes at once: 261 tokens of a vocabulary of 128,256. About 256 are needed for
-its full speed (measured: benchmarks/distill.py). Two such buffers live at once where the teacher gives hidden states."""
-CPU_BLOCK_BYTES = 8 << 20
+"""Float32 logits of one chunk, which is what a matrix product makes at once: 261 tokens of a vocabulary of 128,256. About 256 are needed
+for its full speed (measured: benchmarks/distill.py). Two such buffers live at once where the teacher gives hidden states."""
+CPU_BLOCK_BYTES = 4 << 20
 """Softmaxes on a CPU take this much of a chunk at once: their buffers stay in the cache, and the system need not find new memory for each,
 which costs more than the arithmetic (measured likewise). An accelerator takes a whole chunk, and has up to six buffers of its size."""
 

@@ -1,0 +1,265 @@
+"""`python -m distill`: collect a teacher's records, train students, evaluate them, search, or run a whole study."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+if TYPE_CHECKING:
+    from distill.study import StudyRun
+
+PROG = "python -m distill"
+EXAMPLES = """Students of a teacher that is prompted in several ways.
+
+Examples:
+
+  python -m distill run studies/demo.toml                      every step of a study, and its tables; goes on where it was
+  python -m distill run studies/small.toml --set seeds=[0] --set data.train.limit=100 --out runs/slice
+  python -m distill collect studies/small.toml --condition teacher ground_truth
+  python -m distill train studies/small.toml --condition teacher --seed 0
+  accelerate launch -m distill train studies/small.toml --condition teacher --seed 0
+  python -m distill evaluate studies/small.toml --model Qwen/Qwen2.5-Coder-0.5B-Instruct
+  python -m distill search studies/small.toml
+  python -m distill inspect runs/small/records
+"""
+
+StudyFile = Annotated[Path, tyro.conf.Positional]
+Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run a whole study: collect, train and evaluate every condition and seed, and print the table. Goes on where it was.
+
+    Attributes:
+        study: the study's TOML file.
+        set: a change on top of it, such as train.epochs=1; may be given several times.
+        out: folder of the results; default as the study says, or runs/NAME.
+        quiet: no bars and lines of progress.
+        debug: show the traceback of an error.
+    """
+
+    study: StudyFile
+    set: Settings = ()
+    out: Path | None = None
+    quiet: bool = False
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Collect the teacher's answers and signals; what is there is kept. Several processes at once share the work.
+
+    Attributes:
+        study: the study's TOML file.
+        condition: names; all of the study where none is given.
+        set: a change on top of the file, such as teacher.batch_size=4; may be given several times.
+        out: folder of the results; default as the study says, or runs/NAME.
+        quiet: no bars and lines of progress.
+        debug: show the traceback of an error.
+    """
+
+    study: StudyFile
+    condition: tuple[str, ...] = ()
+    set: Settings = ()
+    out: Path | None = None
+    quiet: bool = False
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train students from collected records; under accelerate or torchrun on several devices. Goes on where it was.
+
+    Attributes:
+        study: the study's TOML file.
+        condition: names; all of the study where none is given.
+        seed: seeds; all of the study where none is given.
+        set: a change on top of the file, such as train.bf16=true; may be given several times.
+        out: folder of the results; default as the study says, or runs/NAME.
+        quiet: no bars and lines of progress.
+        debug: show the traceback of an error.
+    """
+
+    study: StudyFile
+    condition: tuple[str, ...] = ()
+    seed: tuple[int, ...] = ()
+    set: Settings = ()
+    out: Path | None = None
+    quiet: bool = False
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Let students answer the test problems, grade them, and print the tables; or any model, with --model.
+
+    Attributes:
+        study: the study's TOML file.
+        condition: names; all of the study where none is given.
+        seed: seeds; all of the study where none is given.
+        model: a checkpoint of any kind instead of the study's students, evaluated in the same way.
+        set: a change on top of the file, such as evaluation.batch_size=8; may be given several times.
+        out: folder of the results; default as the study says, or runs/NAME.
+        quiet: no bars and lines of progress.
+        debug: show the traceback of an error.
+    """
+
+    study: StudyFile
+    condition: tuple[str, ...] = ()
+    seed: tuple[int, ...] = ()
+    model: str | None = None
+    set: Settings = ()
+    out: Path | None = None
+    quiet: bool = False
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class Search:
+    """Search temperature, alpha, learning rate and rank on held-out problems of the training split (Optuna's TPE). Goes on where it was.
+
+    Attributes:
+        study: the study's TOML file.
+        set: a change on top of it, such as search.trials=50; may be given several times.
+        out: folder of the results; default as the study says, or runs/NAME.
+        quiet: no bars and lines of progress.
+        debug: show the traceback of an error.
+    """
+
+    study: StudyFile
+    set: Settings = ()
+    out: Path | None = None
+    quiet: bool = False
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Show what a store of records holds: counts, lengths, sizes, signals, the teacher's accuracy, and some rows.
+
+    Attributes:
+        records: the store's folder, or a study's.
+        rows: how many answers to show of each group.
+        grader: whose verdict the accuracy is.
+        debug: show the traceback of an error.
+    """
+
+    records: Annotated[Path, tyro.conf.Positional]
+    rows: int = 2
+    grader: str = "first_final"
+    debug: bool = False
+
+
+Command = Run | Collect | Train | Evaluate | Search | Inspect
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 done, 2 after an error in the input, 130 when interrupted."""
+    command = tyro.cli(Command, prog=PROG, description=EXAMPLES, args=arguments)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    try:
+        return inspect(command) if isinstance(command, Inspect) else work(command)
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was finished is kept: the same command goes on", file=sys.stderr)
+        return 130
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+        if command.debug or not _expected(error):
+            raise
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return 2
+
+
+def work(command: Run | Collect | Train | Evaluate | Search) -> int:
+    """All commands but `inspect`: they begin with a study."""
+    from distill.config import StudyError, read_study
+
+    settings = [*command.set, *([f'out="{command.out.as_posix()}"'] if command.out else [])]
+    study = read_study(command.study, settings)
+    from distill.study import StudyRun
+
+    run = StudyRun(study, show_progress=not command.quiet and int(os.environ.get("RANK", "0")) == 0)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and isinstance(command, (Run, Evaluate, Search)):
+        raise StudyError("run, evaluate and search are for one process; under a launcher use collect and train")
+    run.begin()
+    match command:
+        case Run():
+            run.run()
+        case Collect():
+            for condition in _conditions(run, command.condition):
+                run.collect(condition)
+        case Train():
+            for condition, seed in _students(run, command.condition, command.seed):
+                if seed is not None:
+                    print(run.train_one(condition, seed))
+        case Evaluate(model=str(model)):
+            run.evaluate_model(model)
+        case Evaluate():
+            for condition, seed in _students(run, command.condition, command.seed):
+                run.evaluate_one(condition, seed)
+            run.report()
+        case Search():
+            run.search()
+    return 0
+
+
+def _conditions(run: StudyRun, wanted: Sequence[str]) -> list[str]:
+    from distill.config import StudyError
+
+    unknown = [name for name in wanted if name not in run.study.conditions]
+    if unknown:
+        raise StudyError(f"--condition {unknown[0]} is no condition of the study; conditions: {', '.join(run.study.conditions)}")
+    return [name for name in run.study.conditions if not wanted or name in wanted]
+
+
+def _students(run: StudyRun, conditions: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int | None]]:
+    from distill.config import StudyError
+
+    unknown = [seed for seed in seeds if seed not in run.study.seeds]
+    if unknown:
+        raise StudyError(f"--seed {unknown[0]} is no seed of the study; seeds: {', '.join(map(str, run.study.seeds))}")
+    chosen = _conditions(run, conditions)
+    return [(name, seed) for name, seed in run.students if name in chosen and (seed is None or not seeds or seed in seeds)]
+
+
+def inspect(command: Inspect) -> int:
+    """What a store of records holds."""
+    from distill.grading import grade
+    from distill.records import RecordStore, sample_rows, summary
+
+    folder = command.records / "records" if (command.records / "records").is_dir() else command.records
+    store = RecordStore(folder)
+    table = summary(store, lambda response, reference: grade(response, reference, [command.grader])[0].correct)
+    print(table.to_string(index=False))
+    for group in store.groups():
+        for line in sample_rows(group, command.rows):
+            print(line)
+    return 0
+
+
+def _expected(error: BaseException) -> bool:
+    """The error speaks of the input or the machine; anything else is a fault of ours and shows its traceback."""
+    import torch
+
+    ours = type(error).__module__.split(".")[0] in ("interp", "distill")
+    return ours or isinstance(error, (OSError, MemoryError, torch.OutOfMemoryError))
+
+
+def _message(error: BaseException) -> str:
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        first = str(error).splitlines()[0] if str(error) else "no details"
+        return f"out of memory ({first}); try a smaller batch_size in [teacher], [train] or [evaluation]"
+    if isinstance(error, OSError):
+        return f"{error.strerror or error} ({error.filename or 'no file named'}); what was finished is kept: the same command goes on"
+    return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
