@@ -1,11 +1,61 @@
-"""Teachers' answers and signals on disk."""
+"""Teachers' answers and signals on disk: keyed by their content, written whole or not at all, verified on reading.
+
+A store is a folder. A group in it holds the answers of one teacher under one strategy's text; its folder's name is a hash of what shapes
+them. Inside, answers lie in shards: Parquet files, and safetensors files beside them for hidden states and whole distributions. Shards are
+cut by the problems' positions and named by their content, so that a killed run leaves whole shards only, and a restart writes the same
+files that an undisturbed run would.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
+
+from distill.config import differences
+from distill.losses import Head
+from distill.problems import Problem
+
+FORMAT = 1
+TENSORS = ("hidden", "dense_log_probs")
+"""Signals that lie in safetensors files; the others are columns."""
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("index", pa.int64()),
+        ("question", pa.string()),
+        ("reference", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("response_ids", pa.list_(pa.int32())),
+        ("text", pa.string()),
+        ("finish", pa.string()),
+        ("topk_ids", pa.list_(pa.int32())),
+        ("topk_log_probs", pa.list_(pa.float32())),
+        ("k", pa.int32()),
+    ]
+)
+
+
+class RecordError(ValueError):
+    """Records that are missing, damaged or of another study; the message says what was seen and what to do."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +70,10 @@ class Record:
         response_ids: the response's tokens with the end-of-text token where the teacher ended it; empty where only text is known.
         text: the response, without end-of-text token.
         finish: "eos" (the teacher ended it) or "length" (cut).
-        signals: by name, one row a scored token (see below): {} for text; topk_ids int32 and topk_log_probs float32 [token, k];
-            hidden [token, hidden] in the teacher's dtype; dense_log_probs float32 [token, vocab].
-            Scored tokens are the response's: row j is the distribution from which response_ids[j] was drawn (aligned objective); or, for
-            the published objective, the prompt's: row i is the distribution after prompt_ids[: i + 1], and the response is empty.
+        signals: by name, one row a scored token: {} for text; topk_ids int32 and topk_log_probs float32 [token, k]; hidden [token, hidden]
+            in the teacher's dtype; dense_log_probs float32 [token, vocab]. Scored tokens are the response's: row j is the distribution from
+            which response_ids[j] was drawn (aligned objective); or, for the published objective, the prompt's: row i is the distribution
+            after prompt_ids[: i + 1], and the response is empty.
     """
 
     index: int
@@ -33,4 +83,441 @@ class Record:
     response_ids: tuple[int, ...]
     text: str
     finish: Literal["eos", "length"]
-    signals: dict[str, Tensor] = field(default_factory=dict)
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def record_key(question: str, reference: str) -> str:
+    """SHA-256 of a problem's texts: the same problem has the same key, wherever it stands."""
+    return hashlib.sha256(json.dumps([question, reference]).encode()).hexdigest()
+
+
+class RecordStore:
+    """A folder of records.
+
+    Args:
+        folder: made at the first write.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def group(self, identity: Mapping[str, Any]) -> RecordGroup:
+        """The group of one teacher under one strategy; it may have no records yet.
+
+        Args:
+            identity: JSON of all that shapes the answers: strategy, teacher, sampling, signal.
+        """
+        return RecordGroup(self.folder, json.loads(json.dumps(identity)))
+
+    def groups(self) -> list[RecordGroup]:
+        """The groups that have records.
+
+        Raises:
+            RecordError: no such folder, or a group whose description is damaged.
+        """
+        if not self.folder.is_dir():
+            raise RecordError(f"{self.folder} is no folder of records; `python -m distill collect STUDY.toml` makes one")
+        found = []
+        for file in sorted(self.folder.glob("*/group.json")):
+            try:
+                identity = json.loads(file.read_text("utf-8"))["identity"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise RecordError(f"{file} is damaged ({error}); delete {file.parent} and collect again") from error
+            found.append(RecordGroup(self.folder, identity))
+        return found
+
+    def write_head(self, head: Head, owner: Mapping[str, Any]) -> None:
+        """Keeps the output head that turns a teacher's hidden states into logits; once for each teacher.
+
+        Args:
+            head: of the teacher.
+            owner: the teacher's identity.
+        """
+        place = self._head_place(owner)
+        if place.exists():
+            return
+        place.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"weight": head.weight.detach().cpu().contiguous()}
+        if head.bias is not None:
+            tensors["bias"] = head.bias.detach().cpu().contiguous()
+        about = {"scale": repr(head.scale), "softcap": repr(head.softcap)}
+        with _written(place) as draft:
+            save_file(tensors, draft, metadata=about)
+
+    def read_head(self, owner: Mapping[str, Any]) -> Head:
+        """The output head of a teacher.
+
+        Raises:
+            RecordError: it is not there, or damaged.
+        """
+        place = self._head_place(owner)
+        try:
+            with safe_open(place, "pt") as file:
+                about = file.metadata()
+                bias = file.get_tensor("bias") if "bias" in set(file.keys()) else None
+                weight = file.get_tensor("weight")
+            softcap = None if about["softcap"] == "None" else float(about["softcap"])
+            return Head(weight, bias, float(about["scale"]), softcap)
+        except FileNotFoundError:
+            raise RecordError(f"{place} is missing: the output head of the teacher's hidden states; run collect again") from None
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise RecordError(f"{place} is damaged ({error}); delete it and run collect again") from error
+
+    def _head_place(self, owner: Mapping[str, Any]) -> Path:
+        return self.folder / "heads" / f"{_digest(owner)[:16]}.safetensors"
+
+
+class RecordGroup:
+    """The answers of one teacher under one strategy.
+
+    Args:
+        store: the store's folder.
+        identity: see `RecordStore.group`.
+    """
+
+    def __init__(self, store: Path, identity: Mapping[str, Any]) -> None:
+        self.identity = identity
+        self.key = _digest({"format": FORMAT, **identity})[:16]
+        self.store, self.folder = store, store / self.key
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    def collect(
+        self,
+        problems: Sequence[Problem],
+        answer: Callable[[Sequence[Problem]], Sequence[Record]],
+        shard_rows: int,
+        *,
+        label: str | None = None,
+    ) -> None:
+        """Has the missing problems answered, shard by shard. Several processes may do so at once: they share the shards.
+
+        Args:
+            problems: wanted.
+            answer: one record a problem, in order.
+            shard_rows: problems of a shard, by their positions.
+            label: of a progress bar; None shows none.
+
+        Raises:
+            RecordError: answers that do not fit the problems.
+            OSError: no room or no permission; whole shards are kept, and the same call goes on.
+        """
+        keys = [record_key(p.question, p.answer) for p in problems]
+        there = self._whole()
+        chunks = [list(range(at, min(at + shard_rows, len(problems)))) for at in range(0, len(problems), shard_rows)]
+        todo = [chunk for chunk in chunks if any(keys[i] not in there for i in chunk)]
+        if not todo:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "group.json").exists():
+            with _written(self.folder / "group.json") as draft:
+                draft.write_text(json.dumps({"format": FORMAT, "identity": self.identity}, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        with tqdm(total=len(problems), desc=label, unit="answer", disable=label is None) as bar:
+            bar.update(len(problems) - sum(map(len, todo)))
+            waits = False
+            while todo:
+                busy = []
+                for chunk in todo:
+                    # a free chunk is taken; one that another process has at work comes back at the end
+                    lock = FileLock(self.folder / f".{chunk[0]:06d}.lock", timeout=-1 if waits else 0)
+                    try:
+                        lock.acquire()
+                    except Timeout:
+                        busy.append(chunk)
+                        continue
+                    try:
+                        there = self._whole()
+                        missing = [i for i in chunk if keys[i] not in there]
+                        if missing:
+                            self._write(chunk[0], [keys[i] for i in missing], answer([problems[i] for i in missing]))
+                    finally:
+                        lock.release()
+                    bar.update(len(chunk))
+                todo, waits = busy, True
+        for left in self.folder.glob(".*.lock"):
+            left.unlink(missing_ok=True)
+
+    def _write(self, position: int, keys: Sequence[str], records: Sequence[Record]) -> None:
+        if [record_key(r.question, r.reference) for r in records] != list(keys):
+            raise RecordError(f"the teacher gave {len(records)} answers that are not those to the {len(keys)} problems asked")
+        stem = f"{position:06d}-{_digest(list(keys))[:12]}"
+        for draft in self.folder.glob(f".{stem}.*.draft-*"):  # of a killed process: this chunk is ours alone
+            draft.unlink(missing_ok=True)
+        about: dict[str, str] = {"format": str(FORMAT), "rows": str(len(records)), "keys": _digest(list(keys))}
+        tensors = {f"{name}.{at}": r.signals[name].contiguous() for at, r in enumerate(records) for name in TENSORS if name in r.signals}
+        if tensors:
+            place = self.folder / f"{stem}.safetensors"
+            with _written(place) as draft:
+                save_file(tensors, draft)
+                about["tensors_sha256"] = _sha256(draft)
+        rows = [_row(key, record) for key, record in zip(keys, records, strict=True)]
+        table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({"primed_heads_records": json.dumps(about)}))
+        with _written(self.folder / f"{stem}.parquet") as draft:
+            pq.write_table(table, draft, compression="zstd", write_page_checksum=True)
+
+    def _whole(self) -> set[str]:
+        """Keys of the whole shards; a damaged one is moved aside, and a line says so."""
+        keys: set[str] = set()
+        for file in sorted(self.folder.glob("*.parquet")):
+            try:
+                keys.update(_keys(file))
+            except RecordError as error:
+                print(f"{error}; it is moved aside and collected again", file=sys.stderr)
+                for part in (file, file.with_suffix(".safetensors")):
+                    if part.exists():
+                        part.replace(part.with_name(part.name + ".damaged"))
+        return keys
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def read(self, problems: Sequence[Problem]) -> list[Record]:
+        """The records of problems, in their order, however the store has them; hidden states are read when they are asked for.
+
+        Raises:
+            RecordError: records that are missing or damaged, or a group that the store does not have.
+        """
+        if not self.folder.is_dir():
+            raise RecordError(self._not_here())
+        found: dict[str, Record] = {}
+        for file in sorted(self.folder.glob("*.parquet")):
+            try:
+                table = _read_shard(file)
+            except RecordError as error:
+                raise RecordError(f"{error}; run collect again: it redoes this file") from error
+            for at, row in enumerate(table.to_pylist()):
+                record = _record(row, file.with_suffix(".safetensors"), at)
+                before = found.setdefault(row["key"], record)
+                if (before.response_ids, before.text, before.finish) != (record.response_ids, record.text, record.finish):
+                    raise RecordError(
+                        f"{file.name} in {self.folder} answers problem {record.index} otherwise than another shard; delete one"
+                    )
+        wanted = [record_key(p.question, p.answer) for p in problems]
+        missing = [p for key, p in zip(wanted, problems, strict=True) if key not in found]
+        if missing:
+            raise RecordError(
+                f"{self.folder} lacks {len(missing)} of {len(problems)} answers, the first to problem {missing[0].index} "
+                f"({missing[0].question[:60]!r}); run collect"
+            )
+        return [_at(found[key], p) for key, p in zip(wanted, problems, strict=True)]
+
+    def rows(self) -> pd.DataFrame:
+        """All answers as text, a row each.
+
+        Raises:
+            RecordError: a damaged shard.
+        """
+        columns = ["index", "question", "reference", "prompt_ids", "response_ids", "text", "finish"]
+        tables = [_read_shard(file).select(columns) for file in sorted(self.folder.glob("*.parquet"))]
+        return pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame(columns=columns)
+
+    def _not_here(self) -> str:
+        """What the store has instead, and what the nearest group has otherwise."""
+        groups = RecordStore(self.store).groups() if self.store.is_dir() else []
+        if not groups:
+            return f"{self.store} holds no records; run collect first"
+        changes = min((differences(group.identity, self.identity) for group in groups), key=len)
+        held = "\n  ".join(_described(group.identity) for group in groups)
+        return (
+            f"{self.store} holds no records of this teacher, strategy and signal; run collect. It holds\n  {held}\n"
+            f"The nearest differs in\n  " + "\n  ".join(changes)
+        )
+
+
+def _described(identity: Mapping[str, Any]) -> str:
+    text = identity.get("strategy", {}).get("text") or "(no text)"
+    return f"{identity.get('teacher', {}).get('name', '?')}, {identity.get('signal', {}).get('tier', '?')}: {text[:60]!r}"
+
+
+def _row(key: str, record: Record) -> dict[str, Any]:
+    ids, log_probs = record.signals.get("topk_ids"), record.signals.get("topk_log_probs")
+    return {
+        "key": key,
+        "index": record.index,
+        "question": record.question,
+        "reference": record.reference,
+        "prompt_ids": list(record.prompt_ids),
+        "response_ids": list(record.response_ids),
+        "text": record.text,
+        "finish": record.finish,
+        "topk_ids": None if ids is None else ids.flatten().numpy(),
+        "topk_log_probs": None if log_probs is None else log_probs.flatten().numpy(),
+        "k": None if ids is None else ids.shape[1],
+    }
+
+
+def _record(row: Mapping[str, Any], tensors: Path, at: int) -> Record:
+    signals: Mapping[str, Tensor] = {}
+    if row["k"] is not None:
+        shape = (-1, row["k"])
+        signals = {
+            "topk_ids": torch.from_numpy(np.asarray(row["topk_ids"], np.int32)).reshape(shape),
+            "topk_log_probs": torch.from_numpy(np.asarray(row["topk_log_probs"], np.float32)).reshape(shape),
+        }
+    elif tensors.exists():
+        signals = _Stored(tensors, at)
+    return Record(
+        row["index"],
+        row["question"],
+        row["reference"],
+        tuple(row["prompt_ids"]),
+        tuple(row["response_ids"]),
+        row["text"],
+        row["finish"],
+        signals,
+    )
+
+
+def _at(record: Record, problem: Problem) -> Record:
+    """A record under the problem's own number: the key does not hold it."""
+    fields = {name: getattr(record, name) for name in ("question", "reference", "prompt_ids", "response_ids", "text", "finish", "signals")}
+    return Record(index=problem.index, **fields)
+
+
+class _Stored(Mapping[str, Tensor]):
+    """A record's rows of a safetensors file, read when they are asked for."""
+
+    def __init__(self, file: Path, at: int) -> None:
+        self.file, self.at = file, at
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        with safe_open(self.file, "pt") as file:
+            stored = set(file.keys())
+        return tuple(name for name in TENSORS if f"{name}.{self.at}" in stored)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        with safe_open(self.file, "pt") as file:
+            return file.get_tensor(f"{name}.{self.at}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _read_shard(file: Path) -> pa.Table:
+    """A shard with everything about it checked.
+
+    Raises:
+        RecordError: it is damaged; the message names it.
+    """
+    try:
+        table = pq.read_table(file, page_checksum_verification=True)
+        about = json.loads((table.schema.metadata or {})[b"primed_heads_records"])
+        if about["format"] != str(FORMAT) or not table.schema.equals(SCHEMA):
+            raise RecordError(f"{file} has the format of another version")
+        if table.num_rows != int(about["rows"]) or _digest(table.column("key").to_pylist()) != about["keys"]:
+            raise RecordError(f"{file} is damaged (its rows are not those that it was written with)")
+        tensors = file.with_suffix(".safetensors")
+        if "tensors_sha256" in about and _sha256(tensors) != about["tensors_sha256"]:
+            raise RecordError(f"{tensors} is damaged (its SHA-256 is not the one noted in {file.name})")
+    except FileNotFoundError as error:
+        raise RecordError(f"{error.filename} is missing") from error
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError(f"{file} is damaged ({str(error).splitlines()[0]:.120})") from error
+    return table
+
+
+_KEYS: dict[tuple[str, int, int], list[str]] = {}
+
+
+def _keys(file: Path) -> list[str]:
+    """Keys of a shard, all of which is checked once in a process, and again where it has changed."""
+    state = file.stat()
+    name = (str(file), state.st_size, state.st_mtime_ns)
+    if name not in _KEYS:
+        _KEYS[name] = [str(key) for key in _read_shard(file).column("key").to_pylist()]
+    return _KEYS[name]
+
+
+@contextlib.contextmanager
+def _written(place: Path) -> Iterator[Path]:
+    """A draft that takes its place only once it lies on the disk; nothing is left of a failed one."""
+    draft = place.with_name(f".{place.name}.draft-{os.getpid()}")
+    try:
+        yield draft
+        for path in (draft, draft.parent):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        draft.replace(place)
+    except SafetensorError as error:  # its writer wraps what the system said
+        raise OSError(f"{error} ({place})") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+_DIGESTS: dict[tuple[str, int, int], str] = {}
+
+
+def _sha256(path: Path) -> str:
+    state = path.stat()
+    name = (str(path), state.st_size, state.st_mtime_ns)
+    if name not in _DIGESTS:
+        with path.open("rb") as file:
+            _DIGESTS[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _DIGESTS[name]
+
+
+# --- inspecting -----------------------------------------------------------------------------------------------------
+
+
+def summary(store: RecordStore, correct: Callable[[str, str], bool]) -> pd.DataFrame:
+    """What a store holds, a row a group: teacher, strategy, signal, counts, lengths in tokens, bytes, and the teacher's accuracy.
+
+    Args:
+        store: to look into.
+        correct: says of a response and a reference solution whether it is right.
+
+    Raises:
+        RecordError: no such store.
+    """
+    lines = []
+    for group in store.groups():
+        whole, damaged = [], 0
+        for file in sorted(group.folder.glob("*.parquet")):
+            try:
+                whole.append(_read_shard(file).to_pandas())
+            except RecordError:
+                damaged += 1
+        rows = pd.concat(whole) if whole else pd.DataFrame(columns=SCHEMA.names)
+        lengths = rows["response_ids"].map(len)
+        said = rows["text"] != ""
+        right = [correct(text, reference) for text, reference in zip(rows["text"][said], rows["reference"][said], strict=True)]
+        lines.append(
+            {
+                "group": group.key,
+                "teacher": group.identity.get("teacher", {}).get("name"),
+                "strategy": group.identity.get("strategy", {}).get("text", "")[:32] or "(no text)",
+                "signal": group.identity.get("signal", {}).get("tier"),
+                "k": group.identity.get("signal", {}).get("top_k"),
+                "records": len(rows),
+                "tokens_mean": lengths.mean() if len(rows) else float("nan"),
+                "tokens_max": lengths.max() if len(rows) else float("nan"),
+                "cut": (rows["finish"] == "length").mean() if len(rows) else float("nan"),
+                "empty": int((~said).sum()),
+                "accuracy": sum(right) / len(right) if right else float("nan"),
+                "megabytes": sum(file.stat().st_size for file in group.folder.iterdir()) / 1e6,
+                "damaged": damaged,
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def sample_rows(group: RecordGroup, number: int) -> list[str]:
+    """The first answers of a group, for people."""
+    return [
+        f"\n[{group.key}, problem {row['index']}] {row['question']}\n-> ({len(row['response_ids'])} tokens, {row['finish']}) {row['text']}"
+        for row in group.rows().head(number).to_dict("records")
+    ]

@@ -105,6 +105,38 @@ def open_checkpoint(
     return Checkpoint(model, tokenizer, found.name, _identity(found, model, unused))
 
 
+def open_tokenizer(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer that `open_checkpoint` would give, without loading any weights.
+
+    Raises:
+        CheckpointError: as `open_checkpoint`.
+    """
+    found = _find(str(source), revision, trust_remote_code)
+    with _quiet():
+        if found.kind == "adapter" and not (found.folder / "tokenizer_config.json").is_file():
+            found = _base_of(found, None, trust_remote_code)[1]
+        folder = _converted(found.weights[0]) if found.kind in ("embedded", "gguf") else found.folder
+        return _tokenizer(folder, found.source, trust_remote_code)
+
+
+def identify(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> dict[str, Any]:
+    """What decides a checkpoint's numbers, without loading it and without its place: name, and revision (hub) or hashes (files).
+
+    Raises:
+        CheckpointError: no such model.
+    """
+    found = _find(str(source), revision, trust_remote_code)
+    weights = {"revision": found.revision} if found.kind == "hub" else {"weights_sha256": _hash(found.weights)}
+    about: dict[str, Any] = {"name": found.name, **weights}
+    if found.kind == "adapter":
+        base = _base_of(found, None, trust_remote_code)[1]
+        about["base"] = {
+            "name": base.name,
+            **({"revision": base.revision} if base.kind == "hub" else {"weights_sha256": _hash(base.weights)}),
+        }
+    return about
+
+
 # --- finding --------------------------------------------------------------------------------------------------------
 
 
@@ -344,8 +376,9 @@ def _convert(gguf: Path, target: Path) -> None:
 # --- adapters -------------------------------------------------------------------------------------------------------
 
 
-def _open_adapter(found: _Found, base: str | None, place: str, dtype: str, trust_remote_code: bool) -> Checkpoint:
-    from peft import PeftConfig, PeftModel
+def _base_of(found: _Found, base: str | None, trust_remote_code: bool) -> tuple[Any, _Found]:
+    """An adapter's config, and where its base's files lie."""
+    from peft import PeftConfig
 
     try:
         config = PeftConfig.from_pretrained(str(found.folder))
@@ -365,6 +398,13 @@ def _open_adapter(found: _Found, base: str | None, place: str, dtype: str, trust
         raise CheckpointError(f"{found.source}: its base cannot be opened; --base names another place\n{error}") from error
     if base_found.kind == "adapter":
         raise CheckpointError(f"{found.source}: its base {wanted} is an adapter itself; merge that one first")
+    return config, base_found
+
+
+def _open_adapter(found: _Found, base: str | None, place: str, dtype: str, trust_remote_code: bool) -> Checkpoint:
+    from peft import PeftModel
+
+    config, base_found = _base_of(found, base, trust_remote_code)
     _check_adapter_file(found)
     model, tokenizer, unused = _load(base_found, place, dtype, trust_remote_code)
     identity = _identity(base_found, model, unused)
@@ -374,10 +414,10 @@ def _open_adapter(found: _Found, base: str | None, place: str, dtype: str, trust
             adapted = PeftModel.from_pretrained(model, str(found.folder), is_trainable=False)
     except Exception as error:
         detail = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), _first_line(error))
-        raise CheckpointError(f"{found.source}: the adapter does not fit the base {wanted} ({detail[:200]})") from error
+        raise CheckpointError(f"{found.source}: the adapter does not fit the base {base_found.source} ({detail[:200]})") from error
     absent = [str(w.message) for w in raised if "missing adapter keys" in str(w.message)]
     if absent:
-        raise CheckpointError(f"{found.source}: the adapter's weights are incomplete for {wanted}: {absent[0][:160]}")
+        raise CheckpointError(f"{found.source}: the adapter's weights are incomplete for {base_found.source}: {absent[0][:160]}")
     adapted.eval()
     _check_adapter_changes(adapted, found.source)
     adapted.requires_grad_(False)  # after the check: PEFT switches the adapter's gradients on again where it was off
