@@ -222,6 +222,14 @@ def _last_number(text: str, cut: bool) -> str | None:
     return said[1:] if minus else said
 
 
+def locate(text: str, extracted: str) -> tuple[int, int] | None:
+    """Where an extracted answer stands: its first place after the first final mark, or else its last; None where it was rewritten."""
+    mark = _FINAL.search(text)
+    at = text.find(extracted, mark.end()) if mark else -1
+    at = at if at >= 0 else text.rfind(extracted)
+    return (at, at + len(extracted)) if at >= 0 else None
+
+
 def math_verify(text: str, cut: bool = False) -> str | None:
     """What Hugging Face's math-verify reads out of the text: LaTeX, boxed or plain expressions."""
     parsed = _parsed(text)

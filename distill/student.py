@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ def new_student(config: StudentConfig, seed: int) -> tuple[Any, Checkpoint]:
         task_type="CAUSAL_LM",
     )
     model.config._name_or_path = model.name_or_path = base_name(config.model)  # PEFT writes it down as the adapter's base
-    student = get_peft_model(model, lora)
+    with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by an old name
+        warnings.simplefilter("ignore", FutureWarning)
+        student = get_peft_model(model, lora)
     student.peft_config["default"].revision = config.revision
     return student, checkpoint
 

@@ -1,0 +1,292 @@
+"""What a student can do: its answers with every grader's verdict, and how likely held-out answers are to it.
+
+All students answer under one prompt, one cut and one set of graders, and those stand beside every number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from distill.batches import Text, collate
+from distill.config import EvaluationConfig, as_tables, differences
+from distill.generate import Generated, Sampling, generate
+from distill.grading import GRADERS, grade, locate
+from distill.losses import Dense, Head, Hidden, Signal, TopK, distillation_loss
+from distill.output_head import hidden_states, output_head
+from distill.problems import Problem, problems_digest
+from distill.records import record_key
+from distill.strategies import Strategy
+from interp.tokens import decoded_offsets
+from interp.versions import versions
+
+RUNTIME = ("batch_size", "level", "resamples", "grader")
+"""Keys of `EvaluationConfig` that leave the answers as they are."""
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be made or gone on with."""
+
+
+def answer_problems(
+    model: Any,
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    config: EvaluationConfig,
+    context: Strategy,
+    chat: bool,
+    *,
+    folder: Path,
+    about: Mapping[str, Any],
+    label: str | None = None,
+) -> Path:
+    """Lets a model answer problems, and grades the answers; goes on where a killed call was.
+
+    `responses.parquet` has a row an answer: problem, sample, response, tokens, finish, confidence, reference. `grades.parquet` has one more
+    level: model, problem, sample, grader, extracted, correct. `evaluation.json` holds config, prompt, versions and speed.
+
+    The confidence is the geometric mean of the probabilities that the model gave to the tokens of the number with which it answered, as
+    the configured grader finds it: exp(mean log p), at temperature 1. It is NaN where there is no number.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: its own.
+        problems: to answer.
+        config: how.
+        context: what stands beside each question.
+        chat: through the chat template.
+        folder: of the results; while it works, `folder.partial` holds the finished batches.
+        about: who answers: condition, seed, model.
+        label: of a progress bar.
+
+    Raises:
+        EvaluationError: an unfinished or finished evaluation of another kind lies there; the message says which key differs.
+        distill.grading.GradingError: an unknown grader, or a problem whose solution ends in no number.
+    """
+    settings = json.loads(
+        json.dumps(
+            {
+                "evaluation": {key: value for key, value in as_tables(config).items() if key not in RUNTIME},
+                "problems_sha256": problems_digest(list(problems)),
+                "context": context.content,
+                "chat": chat,
+                "about": dict(about),
+            }
+        )
+    )
+    if (folder / "evaluation.json").is_file():
+        _same(json.loads((folder / "evaluation.json").read_text("utf-8"))["settings"], settings, folder)
+        return folder
+    grade("", problems[0].answer, [config.grader])  # an unknown grader is refused before the work
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    if (partial / "settings.json").is_file():
+        _same(json.loads((partial / "settings.json").read_text("utf-8")), settings, partial)
+    else:
+        _write_text(partial / "settings.json", json.dumps(settings, indent=1, ensure_ascii=False))
+    asked = [(p, sample) for p in problems for sample in range(config.samples)]
+    # longest first, so that batches are even; which rows share a batch changes nothing but rounding
+    prompts = {p.index: context.encode(tokenizer, p.question, chat) for p in problems}
+    asked.sort(key=lambda item: -len(prompts[item[0].index]))
+    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed, config.stop)
+    parts = [partial / f"part-{at:06d}.parquet" for at in range(0, len(asked), config.batch_size)]
+    from tqdm import tqdm
+
+    with tqdm(total=len(asked), desc=label, unit="answer", disable=label is None) as bar:
+        for at, part in zip(range(0, len(asked), config.batch_size), parts, strict=True):
+            batch = asked[at : at + config.batch_size]
+            if not _is_whole(part, len(batch)):
+                started = time.perf_counter()
+                keys = [f"{record_key(p.question, p.answer)}:{sample}" for p, sample in batch]
+                said = generate(model, tokenizer, [prompts[p.index] for p, _ in batch], sampling, batch_size=len(batch), keys=keys)
+                _write_part(part, batch, said, tokenizer, config, time.perf_counter() - started)
+            bar.update(len(batch))
+    _finish(folder, partial, parts, settings, config, about)
+    return folder
+
+
+def _same(before: Mapping[str, Any], now: Mapping[str, Any], place: Path) -> None:
+    changed = differences(before, now)
+    if changed:
+        raise EvaluationError(f"{place} was made with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, or delete it")
+
+
+def _write_part(
+    part: Path, batch: Sequence[tuple[Problem, int]], said: Sequence[Generated], tokenizer: Any, config: EvaluationConfig, seconds: float
+) -> None:
+    rows = [
+        {
+            "problem": p.index,
+            "sample": sample,
+            "question": p.question,
+            "reference": p.answer,
+            "response": answer.text,
+            "tokens": len(answer.ids),
+            "finish": answer.finish,
+            "confidence": _confidence(answer, p, tokenizer, config.grader),
+        }
+        for (p, sample), answer in zip(batch, said, strict=True)
+    ]
+    table = pa.Table.from_pandas(pd.DataFrame(rows), preserve_index=False)
+    draft = part.with_suffix(".draft")
+    pq.write_table(table.replace_schema_metadata({"seconds": repr(seconds)}), draft)
+    draft.replace(part)
+
+
+def _is_whole(part: Path, rows: int) -> bool:
+    """A part is written whole or not at all; one that another batch size has cut, or a disk has damaged, is made again."""
+    try:
+        return pq.read_metadata(part).num_rows == rows
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _confidence(answer: Generated, problem: Problem, tokenizer: Any, grader: str) -> float:
+    extracted = GRADERS[grader](answer.text, answer.finish == "length")
+    span = locate(answer.text, extracted) if extracted else None
+    if span is None:
+        return math.nan
+    _, offsets = decoded_offsets(tokenizer, list(answer.ids))
+    inside = (offsets[:, 0] < span[1]) & (offsets[:, 1] > span[0])
+    return float(np.exp(answer.log_probs[inside].mean())) if inside.any() else math.nan
+
+
+def _finish(
+    folder: Path, partial: Path, parts: Sequence[Path], settings: Mapping[str, Any], config: EvaluationConfig, about: Mapping[str, Any]
+) -> None:
+    tables = [pq.read_table(part) for part in parts]
+    seconds = sum(float((t.schema.metadata or {})[b"seconds"]) for t in tables)
+    whole = pa.concat_tables([t.replace_schema_metadata(None) for t in tables]).sort_by([("problem", "ascending"), ("sample", "ascending")])
+    answers = whole.to_pandas()
+    name = about.get("name", "")
+    grades = [
+        {
+            "model": name,
+            "problem": row.problem,
+            "sample": row.sample,
+            "grader": verdict.grader,
+            "extracted": verdict.extracted,
+            "correct": verdict.correct,
+        }
+        for row in answers.itertuples()
+        for verdict in grade(str(row.response), str(row.reference), cut=str(row.finish) == "length")
+    ]
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    pq.write_table(whole, draft / "responses.parquet")
+    pq.write_table(pa.Table.from_pandas(pd.DataFrame(grades), preserve_index=False), draft / "grades.parquet")
+    verdicts = pd.DataFrame(grades)
+    summary = {
+        "settings": settings,
+        "grader": config.grader,
+        "accuracy": {g: float(v["correct"].mean()) for g, v in verdicts.groupby("grader", sort=False)},
+        "answers": len(answers),
+        "tokens": int(answers["tokens"].sum()),
+        "seconds": seconds,
+        "tokens_per_second": float(answers["tokens"].sum() / seconds) if seconds else math.nan,
+        "cut": float((answers["finish"] == "length").mean()),
+        "without_confidence": int(answers["confidence"].isna().sum()),
+        "versions": versions(),
+    }
+    _write_text(draft / "evaluation.json", json.dumps(summary, indent=1, ensure_ascii=False))
+    draft.rename(folder)
+    shutil.rmtree(partial)
+
+
+def _write_text(place: Path, text: str) -> None:
+    draft = place.with_suffix(".draft")
+    draft.write_text(text + "\n", "utf-8")
+    draft.replace(place)
+
+
+def read_answers(folder: Path, grader: str) -> pd.DataFrame:
+    """An evaluation's answers with one grader's verdict, as `distill.statistics` takes them.
+
+    Raises:
+        EvaluationError: no evaluation there, or the grader was not asked.
+    """
+    try:
+        answers = pq.read_table(folder / "responses.parquet").to_pandas()
+        grades = pq.read_table(folder / "grades.parquet").to_pandas()
+        about = json.loads((folder / "evaluation.json").read_text("utf-8"))["settings"]["about"]
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        raise EvaluationError(f"{folder} holds no whole evaluation ({str(error).splitlines()[0]:.120}); run evaluate") from error
+    chosen = grades[grades["grader"] == grader]
+    if not len(chosen):
+        raise EvaluationError(f"{folder} has no verdicts of {grader!r}; it has those of {', '.join(grades['grader'].unique())}")
+    answers = answers.merge(chosen[["problem", "sample", "correct", "extracted"]], on=["problem", "sample"], validate="one_to_one")
+    return answers.assign(condition=about["condition"], seed=pd.array([about["seed"]] * len(answers), dtype="Int64"))
+
+
+# --- likelihood and divergence --------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def score_texts(model: Any, texts: Sequence[Text], pad_id: int, *, batch_size: int, teacher_head: Head | None = None) -> pd.DataFrame:
+    """How likely texts are to a student, and how far it is from the teacher that wrote them.
+
+    Args:
+        model: in evaluation mode.
+        texts: from `distill.batches.aligned_texts`; with stored signals, the divergence is taken as well.
+        pad_id: fills up batches.
+        batch_size: texts at a time.
+        teacher_head: of stored hidden states.
+
+    Returns:
+        A row a text: tokens; nll, the sum of -log p(token) in nats; kl, the sum of KL(teacher || student) over its tokens in nats, at
+        T = 1, a lower bound from a top k, NaN without signals.
+    """
+    head, rows = output_head(model), []
+    device = head.weight.device
+    for at in range(0, len(texts), batch_size):
+        chunk = texts[at : at + batch_size]
+        batch = collate(chunk, pad_id)
+        states = hidden_states(model, batch["input_ids"].to(device), batch["attention_mask"].to(device))
+        states = states.reshape(-1, states.shape[-1])[batch["scored"].to(device)]
+        start = 0
+        for text in chunk:
+            stop = start + len(text.targets)
+            signal = _signal(text, teacher_head, device)
+            theirs = head.weight.shape[0] if not isinstance(signal, Hidden) else signal.head.weight.shape[0]
+            sums = distillation_loss(
+                states[start:stop],
+                head,
+                torch.tensor(text.targets, device=device),
+                signal,
+                alpha=1.0 if signal is None else 0.0,
+                vocabulary=None if theirs == head.weight.shape[0] else min(theirs, head.weight.shape[0]),
+            )
+            kl = math.nan if signal is None else float(sums.divergence)
+            rows.append({"tokens": len(text.targets), "nll": float(sums.cross_entropy), "kl": kl})
+            start = stop
+    return pd.DataFrame(rows)
+
+
+def _signal(text: Text, teacher_head: Head | None, device: torch.device) -> Signal | None:
+    signals = text.record.signals if text.record is not None else {}
+    rows = {name: signals[name][: len(text.targets)].to(device) for name in signals}
+    if "topk_ids" in rows:
+        return TopK(rows["topk_ids"].long(), rows["topk_log_probs"])
+    if "dense_log_probs" in rows:
+        return Dense(rows["dense_log_probs"])
+    if "hidden" in rows and teacher_head is not None:
+        own = Head(
+            teacher_head.weight.to(device),
+            None if teacher_head.bias is None else teacher_head.bias.to(device),
+            teacher_head.scale,
+            teacher_head.softcap,
+        )
+        return Hidden(rows["hidden"], own)
+    return None

@@ -1,0 +1,98 @@
+"""Search over temperature, mixing, learning rate and rank: Optuna's TPE, kept on disk, on held-out problems of the training split.
+
+The training loss cannot be what is minimised: temperature and alpha change its scale, not only its value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+from optuna.storages.journal import JournalFileBackend
+
+from distill.config import SearchConfig, as_tables, differences
+
+MAXIMISED = ("heldout_accuracy",)
+
+
+class SearchError(ValueError):
+    """A search that cannot be gone on with."""
+
+
+def search(config: SearchConfig, folder: Path, objective: Callable[[dict[str, Any]], float]) -> pd.DataFrame:
+    """Tries settings until `config.trials` have finished, those of earlier calls included.
+
+    A trial that a killed process left behind is marked as failed, and does not count. `trials.csv` and `best.toml` are written after every
+    trial.
+
+    Args:
+        config: ranges, number of trials, metric.
+        folder: `trials.log` in it holds all trials (Optuna's journal).
+        objective: trains and measures one student of temperature, alpha, learning_rate and rank.
+
+    Returns:
+        A row a finished trial, the best first.
+
+    Raises:
+        SearchError: the folder was begun with other ranges; the message says which key.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {key: value for key, value in as_tables(config).items() if key != "trials"}
+    file = folder / "search.json"
+    if file.is_file():
+        changed = differences(json.loads(file.read_text("utf-8")), settings)
+        if changed:
+            raise SearchError(f"{folder} was begun with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, or delete it")
+    else:
+        file.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "trials.log")))
+    direction = "maximize" if config.metric in MAXIMISED else "minimize"
+    study = optuna.create_study(storage=storage, study_name="search", direction=direction, load_if_exists=True)
+    for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    while (done := len(_finished(study))) < config.trials:
+        # the sampler's own random state is not kept: a new one for each trial makes a resumed search go as an undisturbed one
+        study.sampler = optuna.samplers.TPESampler(seed=config.seed + done)
+        trial = study.ask()
+        value = objective({**_ranges(config, trial), "trial": done})
+        study.tell(trial, value)
+        _write(study, config, folder)
+    _write(study, config, folder)
+    return _table(study)
+
+
+def _ranges(config: SearchConfig, trial: optuna.Trial) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+    for name in ("temperature", "alpha", "learning_rate"):
+        values = getattr(config, name)
+        chosen[name] = trial.suggest_float(name, values[0], values[-1], log=name == "learning_rate")
+    chosen["rank"] = trial.suggest_categorical("rank", list(config.rank))
+    return chosen
+
+
+def _finished(study: optuna.Study) -> list[Any]:
+    return study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+
+
+def _table(study: optuna.Study) -> pd.DataFrame:
+    rows = [{"trial": t.number, "value": t.value, **t.params} for t in _finished(study)]
+    best_first = study.direction == optuna.study.StudyDirection.MINIMIZE
+    return pd.DataFrame(rows).sort_values("value", ascending=best_first, kind="stable").reset_index(drop=True)
+
+
+def _write(study: optuna.Study, config: SearchConfig, folder: Path) -> None:
+    table = _table(study)
+    table.rename(columns={"value": config.metric}).to_csv(folder / "trials.csv", index=False)
+    best = table.iloc[0]
+    lines = [
+        f"# best of {len(table)} trials: {config.metric} = {best['value']:.6g}, condition {config.condition}, seed {config.seed}",
+        f"[objective]\ntemperature = {best['temperature']}\nalpha = {best['alpha']}",
+        f"[train]\nlearning_rate = {best['learning_rate']}",
+        f"[student]\nrank = {int(best['rank'])}",
+    ]
+    (folder / "best.toml").write_text("\n\n".join(lines) + "\n", "utf-8")

@@ -1,0 +1,221 @@
+"""Accuracy with intervals, and students compared on the same problems. The tests are statsmodels' and scipy's; the tables are ours.
+
+One frame goes in, a row an answer: condition, seed (<NA> for the untouched student), problem, sample, correct, tokens, finish, confidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+
+class StatisticsError(ValueError):
+    """Answers that cannot be compared."""
+
+
+def wilson_interval(right: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (statsmodels). A mean of n values in [0, 1] has no wider one than `right` = its sum gives."""
+    low, high = map(float, np.asarray(proportion_confint(right, n, alpha=1 - level, method="wilson")))
+    return max(0.0, low) if right > 0 else 0.0, high
+
+
+def mcnemar_exact(one: np.ndarray, other: np.ndarray) -> tuple[int, int, float]:
+    """McNemar's exact test on paired verdicts: only-one right, only-other right, two-sided p (binomial on the discordant; statsmodels)."""
+    one, other = np.asarray(one, bool), np.asarray(other, bool)
+    only_one, only_other = int((one & ~other).sum()), int((~one & other).sum())
+    table = [[int((one & other).sum()), only_one], [only_other, int((~one & ~other).sum())]]
+    return only_one, only_other, float(np.asarray(vars(mcnemar(table, exact=True))["pvalue"]))
+
+
+def mean_interval(values: np.ndarray, level: float, resamples: int, seed: int) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over problems (scipy); NaN where all values are equal, from which it can tell nothing."""
+    values = np.asarray(values, float)
+    if len(values) < 2 or np.ptp(values) == 0:
+        return float("nan"), float("nan")
+    done = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, (1 << 24) // len(values)),  # at most 128 MB of resamples at once
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(done.confidence_interval.low), float(done.confidence_interval.high)
+
+
+def sign_flip_test(differences: np.ndarray, resamples: int, seed: int) -> float:
+    """Two-sided permutation p of a mean paired difference: each problem's sign is flipped at random (scipy)."""
+    differences = np.asarray(differences, float)
+    if not differences.any():
+        return 1.0
+    done = stats.permutation_test(
+        (differences, np.zeros_like(differences)),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, (1 << 23) // len(differences)),
+        rng=np.random.default_rng(seed),
+    )
+    return float(done.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction (statsmodels); NaN stays NaN and is not counted."""
+    p = np.asarray(p_values, float)
+    known = ~np.isnan(p)
+    if known.any():
+        p[known] = multipletests(p[known], method="holm")[1]
+    return p.tolist()
+
+
+def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> dict[str, float]:
+    """How well a confidence tells right from wrong; answers without one are left out, and counted.
+
+    - ece: expected calibration error over bins of equal counts, sum_b n_b / n |mean confidence - accuracy| (Guo et al. 2017, arXiv
+      1706.04599, with equal masses), 0 to 1.
+    - brier: mean (confidence - correct)^2, 0 to 1.
+    - auroc: probability that a right answer has the higher confidence than a wrong one, ties half (Mann-Whitney's U over the pairs,
+      scipy); NaN where all are right or all wrong.
+
+    Returns:
+        ece, brier, auroc, and n_confident: answers with a confidence.
+    """
+    confidence, correct = np.asarray(confidence, float), np.asarray(correct, bool)
+    known = ~np.isnan(confidence)
+    confidence, correct = confidence[known], correct[known]
+    if not len(confidence):
+        return {"ece": float("nan"), "brier": float("nan"), "auroc": float("nan"), "n_confident": 0}
+    parts = np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(confidence)))
+    ece = sum(len(part) * abs(confidence[part].mean() - correct[part].mean()) for part in parts) / len(confidence)
+    right, wrong = confidence[correct], confidence[~correct]
+    auroc = float("nan")
+    if len(right) and len(wrong):
+        auroc = float(stats.mannwhitneyu(right, wrong).statistic) / (len(right) * len(wrong))
+    return {"ece": float(ece), "brier": float(np.mean((confidence - correct) ** 2)), "auroc": auroc, "n_confident": len(confidence)}
+
+
+def students_table(answers: pd.DataFrame, baseline: str, *, level: float = 0.95) -> pd.DataFrame:
+    """A row a student: accuracy with its interval, lengths, calibration, and McNemar's exact test against the baseline of its seed.
+
+    The interval is Wilson's at the number of problems. With several samples a problem, accuracy is the mean over problems of the share
+    that is right, and no McNemar's test is made: verdicts are no longer one a problem.
+
+    Holm's correction is over the conditions of a seed; the untouched student, which has none, is compared with the baseline's first seed.
+
+    Raises:
+        StatisticsError: the baseline has no answers, or students were not asked the same problems.
+    """
+    grid = _grid(answers)
+    _check(grid, baseline)
+    seeds = [s for c, s in grid if c == baseline]
+    rows = []
+    for (condition, number), given in grid.items():
+        correct = given["correct"].to_numpy(float)
+        share = given.groupby("problem")["correct"].mean().to_numpy(float)
+        samples = len(given) // len(share)
+        right = int(correct.sum())
+        low, high = wilson_interval(float(share.sum()), len(share), level)
+        row: dict[str, object] = {
+            "condition": condition,
+            "seed": number,
+            "problems": len(share),
+            "samples": samples,
+            "right": right,
+            "accuracy": share.mean(),
+            "low": low,
+            "high": high,
+            "tokens_mean": given["tokens"].mean(),
+            "cut": (given["finish"] == "length").mean(),
+            **calibration(given["confidence"].to_numpy(float), correct.astype(bool)),
+        }
+        partner = (baseline, number) if (baseline, number) in grid else (baseline, seeds[0])
+        if partner != (condition, number) and samples == 1:
+            only_one, only_other, p = mcnemar_exact(correct, grid[partner]["correct"].to_numpy())
+            row |= {"only_this": only_one, "only_baseline": only_other, "p_mcnemar": p}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    for name in ("only_this", "only_baseline", "p_mcnemar"):
+        table[name] = table[name] if name in table else float("nan")
+    table["p_holm"] = float("nan")
+    of_seed = table["seed"].fillna(-1 if not seeds or seeds[0] is None else seeds[0])
+    for _, part in table.groupby(of_seed):
+        table.loc[part.index, "p_holm"] = holm(part["p_mcnemar"].astype(float).tolist())
+    table["seed"] = table["seed"].astype("Int64")
+    return table
+
+
+def conditions_table(answers: pd.DataFrame, baseline: str, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
+    """A row a condition, pooled over seeds: each problem's verdict is its mean over seeds and samples.
+
+    The interval is Wilson's at the number of problems: a mean over seeds varies no more than a single verdict. The spread between seeds
+    stands beside it (standard deviation of their accuracies, NaN for one), since no interval over problems can show it. The difference
+    from the baseline is paired by problem, with a bootstrap interval (NaN where no problem differs) and a sign-flip permutation test,
+    Holm-corrected over the conditions.
+
+    Raises:
+        StatisticsError: as `students_table`.
+    """
+    grid = _grid(answers)
+    _check(grid, baseline)
+    order = list(dict.fromkeys(condition for condition, _ in grid))
+    share = {c: pd.concat([g for (name, _), g in grid.items() if name == c]).groupby("problem")["correct"].mean() for c in order}
+    rows = []
+    for condition in order:
+        seeds = [g["correct"].mean() for (name, _), g in grid.items() if name == condition]
+        low, high = wilson_interval(float(share[condition].sum()), len(share[condition]), level)
+        row: dict[str, object] = {
+            "condition": condition,
+            "seeds": len(seeds),
+            "problems": len(share[condition]),
+            "accuracy": share[condition].mean(),
+            "low": low,
+            "high": high,
+            "sd_seeds": float(np.std(seeds, ddof=1)) if len(seeds) > 1 else float("nan"),
+        }
+        if condition != baseline:
+            paired = (share[condition] - share[baseline]).to_numpy(float)
+            low, high = mean_interval(paired, level, resamples, seed)
+            row |= {
+                "difference": paired.mean(),
+                "difference_low": low,
+                "difference_high": high,
+                "p": sign_flip_test(paired, resamples, seed),
+            }
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    for name in ("difference", "difference_low", "difference_high", "p"):
+        table[name] = table[name] if name in table else float("nan")
+    table["p_holm"] = holm(table["p"].tolist())
+    return table
+
+
+def _grid(answers: pd.DataFrame) -> dict[tuple[str, int | None], pd.DataFrame]:
+    """Each student's answers, in the order of problems and samples."""
+    grid: dict[tuple[str, int | None], pd.DataFrame] = {}
+    seeds = answers["seed"].astype("Int64").fillna(-1).astype(int)
+    for name in answers["condition"].unique():
+        for number in seeds[answers["condition"] == name].unique():
+            given = answers[(answers["condition"] == name) & (seeds == number)]
+            grid[str(name), None if number == -1 else int(number)] = given.sort_values(["problem", "sample"])
+    return grid
+
+
+def _check(grid: dict[tuple[str, int | None], pd.DataFrame], baseline: str) -> None:
+    names = list(dict.fromkeys(condition for condition, _ in grid))
+    if baseline not in names:
+        raise StatisticsError(f"the baseline {baseline!r} has no answers; there are those of {', '.join(names) or 'nobody'}")
+    asked = {student: tuple(zip(given["problem"], given["sample"], strict=True)) for student, given in grid.items()}
+    first, wanted = next(iter(asked.items()))
+    for student, these in asked.items():
+        if these != wanted:
+            raise StatisticsError(f"{student} answered {len(these)} problems, {first} {len(wanted)}, or others: they cannot be paired")
+        if len(set(these)) != len(these):
+            raise StatisticsError(f"{student} has several answers under one problem and sample")
