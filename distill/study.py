@@ -410,10 +410,9 @@ class StudyRun:
 
         own = self.study.evaluation
         answers = read_answers(folder, own.grader)
-        table = students_table(answers, answers["condition"][0], level=own.level, resamples=own.resamples, seed=own.seed)
-        print(
-            f"{self.conditions_of_measurement()}\n{_shown(table.drop(columns=['only_this', 'only_baseline', 'p_mcnemar', 'p_holm', 'seed']))}"
-        )
+        table = students_table(answers, answers["condition"][0], level=own.level)
+        table = table.drop(columns=["only_this", "only_baseline", "p_mcnemar", "p_holm", "seed"])
+        print(f"{self.conditions_of_measurement()}\n{_shown(table)}")
 
     def heldout_scores(self, checkpoint: Checkpoint, condition: str) -> pd.DataFrame:
         """Likelihood of held-out answers, and the divergence to the teacher that wrote them, a row a set of answers.
@@ -503,7 +502,8 @@ class StudyRun:
         missing = [student_name(*student) for student in self.students if student not in there]
         if self.study.baseline not in [c for c, _ in there]:
             raise StudyError(
-                f"the baseline {self.study.baseline} is not evaluated yet, so nothing can be compared with it; missing: {', '.join(missing)}"
+                f"the baseline {self.study.baseline} is not evaluated yet, so nothing can be compared with it; "
+                f"missing: {', '.join(missing)}"
             )
         answers = pd.concat([read_answers(self.evaluation_folder(c, s), own.grader) for c, s in there], ignore_index=True)
         students = students_table(answers, self.study.baseline, level=own.level)
@@ -517,7 +517,7 @@ class StudyRun:
             "Students (McNemar's exact test against the baseline of the same seed, Holm-corrected within the seed)": students[
                 ["condition", "seed", "right", "accuracy", "low", "high", "only_this", "only_baseline", "p_mcnemar", "p_holm"]
             ],
-            "Students: lengths, calibration, nats a token of held-out answers, KL(teacher || student) on the baseline's and own ones": students[
+            "Students: lengths, calibration; of held-out answers nats a token and KL(teacher || student), baseline's and own": students[
                 ["condition", "seed", "tokens_mean", "cut", "ece", "brier", "auroc", *heldout.columns]
             ],
         }
