@@ -24,6 +24,8 @@ _NEXT_QUESTION = re.compile(r"(?:^|\n)[\s#*]*(?:Question|Problem|Q)\s*\d*\s*[:.]
 _FINAL = re.compile(r"####|\\boxed\s*\{|\banswer\s*\**\s*(?:is\b|[:=])", re.IGNORECASE)
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 _STEP = re.compile(r"^[\s#*]*step\s*\d+", re.IGNORECASE | re.MULTILINE)
+_LONGEST = 400
+"""Characters of a text in which a number must end: people write no longer ones."""
 _GAP = 60
 """Characters between a final mark and its number, at most: "the answer is that she pays $18"."""
 
@@ -53,6 +55,7 @@ def parse_number(text: str) -> Fraction | None:
     "1,000" is 1000, "$5.00" is 5, "3/4" is 3/4, "1 1/2" and "1½" are 3/2, "12." is 12, "-7" and "−$7" are -7, "18 (i.e. 10 + 8)" is 18, and
     "50%" is 50, as GSM8K's references have it. "10-5" and "2 + 3" are no numbers but sums, "0/0" is none; "2 + 3 = 5" is 5.
     """
+    text = text[:_LONGEST]
     text = _VULGAR.sub(
         lambda found: f"{found[1] or 0} {Fraction(unicodedata.numeric(found[2])).limit_denominator(100)}", text.lstrip(" \t\n*:({[\\")
     )
@@ -63,6 +66,8 @@ def parse_number(text: str) -> Fraction | None:
     if re.match(rf"\s*[%°]?\s*[+*×x/·−–-]\s*[$(]*(?:{NUMBER})", after):
         equals = re.match(r"[^=\n]{0,80}=", after)
         return parse_number(after[equals.end() :]) if equals else None
+    if found.end() == _LONGEST:
+        return None
     value = Fraction(re.sub(r"[,\s\u00a0\u2009\u202f]", "", found["number"]))
     rest = found["rest"]
     if rest:
