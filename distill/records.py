@@ -2,8 +2,8 @@
 
 A store is a folder. A group in it holds the answers of one teacher under one strategy's text; its folder's name is a hash of what shapes
 them. Inside, answers lie in shards: Parquet files, and safetensors files beside them for hidden states and whole distributions. Shards are
-cut by the problems' positions and named by their content, so that a killed run leaves whole shards only, and a restart writes the same
-files that an undisturbed run would.
+cut by the problems' positions, and their names hold a hash of their content, so that damage is seen, a killed run leaves whole shards only,
+and a restart writes the same files that an undisturbed run would.
 """
 
 from __future__ import annotations
@@ -241,9 +241,9 @@ class RecordGroup:
         if [record_key(r.question, r.reference) for r in records] != list(keys):
             raise RecordError(f"the teacher gave {len(records)} answers that are not those to the {len(keys)} problems asked")
         stem = f"{position:06d}-{_digest(list(keys))[:12]}"
-        for draft in self.folder.glob(f".{stem}.*.draft-*"):  # of a killed process: this chunk is ours alone
+        for draft in self.folder.glob(f".{stem}*.draft-*"):  # of a killed process: this chunk is ours alone
             draft.unlink(missing_ok=True)
-        about: dict[str, str] = {"format": str(FORMAT), "rows": str(len(records)), "keys": _digest(list(keys))}
+        about: dict[str, str] = {"format": str(FORMAT)}
         tensors = {f"{name}.{at}": r.signals[name].contiguous() for at, r in enumerate(records) for name in TENSORS if name in r.signals}
         if tensors:
             place = self.folder / f"{stem}.safetensors"
@@ -252,8 +252,13 @@ class RecordGroup:
                 about["tensors_sha256"] = _sha256(draft)
         rows = [_row(key, record) for key, record in zip(keys, records, strict=True)]
         table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({"primed_heads_records": json.dumps(about)}))
-        with _written(self.folder / f"{stem}.parquet") as draft:
-            pq.write_table(table, draft, compression="zstd", write_page_checksum=True)
+        draft = self.folder / f".{stem}.parquet.draft-{os.getpid()}"
+        try:
+            pq.write_table(table, draft, compression="zstd")
+            with _written(self.folder / f"{stem}-{_sha256(draft)[:16]}.parquet") as whole:  # its name tells its content
+                draft.replace(whole)
+        finally:
+            draft.unlink(missing_ok=True)
 
     def _whole(self) -> set[str]:
         """Keys of the whole shards; a damaged one is moved aside, and a line says so."""
@@ -263,7 +268,7 @@ class RecordGroup:
                 keys.update(_keys(file))
             except RecordError as error:
                 print(f"{error}; it is moved aside and collected again", file=sys.stderr)
-                for part in (file, file.with_suffix(".safetensors")):
+                for part in (file, _tensors_of(file)):
                     if part.exists():
                         part.replace(part.with_name(part.name + ".damaged"))
         return keys
@@ -285,7 +290,7 @@ class RecordGroup:
             except RecordError as error:
                 raise RecordError(f"{error}; run collect again: it redoes this file") from error
             for at, row in enumerate(table.to_pylist()):
-                record = _record(row, file.with_suffix(".safetensors"), at)
+                record = _record(row, _tensors_of(file), at)
                 before = found.setdefault(row["key"], record)
                 if (before.response_ids, before.text, before.finish) != (record.response_ids, record.text, record.finish):
                     raise RecordError(
@@ -405,13 +410,13 @@ def _read_shard(file: Path) -> pa.Table:
         RecordError: it is damaged; the message names it.
     """
     try:
-        table = pq.read_table(file, page_checksum_verification=True)
+        if _sha256(file)[:16] != file.stem.rsplit("-", 1)[-1]:
+            raise RecordError(f"{file} is damaged (its SHA-256 does not begin as its name ends)")
+        table = pq.read_table(file)
         about = json.loads((table.schema.metadata or {})[b"primed_heads_records"])
         if about["format"] != str(FORMAT) or not table.schema.equals(SCHEMA):
             raise RecordError(f"{file} has the format of another version")
-        if table.num_rows != int(about["rows"]) or _digest(table.column("key").to_pylist()) != about["keys"]:
-            raise RecordError(f"{file} is damaged (its rows are not those that it was written with)")
-        tensors = file.with_suffix(".safetensors")
+        tensors = _tensors_of(file)
         if "tensors_sha256" in about and _sha256(tensors) != about["tensors_sha256"]:
             raise RecordError(f"{tensors} is damaged (its SHA-256 is not the one noted in {file.name})")
     except FileNotFoundError as error:
@@ -423,16 +428,30 @@ def _read_shard(file: Path) -> pa.Table:
     return table
 
 
-_KEYS: dict[tuple[str, int, int], list[str]] = {}
+def _tensors_of(file: Path) -> Path:
+    """The safetensors file beside a shard."""
+    return file.with_name(f"{file.stem.rsplit('-', 1)[0]}.safetensors")
+
+
+_State = tuple[str, int, int, int] | None
+_KEYS: dict[tuple[_State, _State], list[str]] = {}
+
+
+def _state(path: Path) -> _State:
+    """What tells one state of a file from another; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return str(path), found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def _keys(file: Path) -> list[str]:
     """Keys of a shard, all of which is checked once in a process, and again where it has changed."""
-    state = file.stat()
-    name = (str(file), state.st_size, state.st_mtime_ns)
-    if name not in _KEYS:
-        _KEYS[name] = [str(key) for key in _read_shard(file).column("key").to_pylist()]
-    return _KEYS[name]
+    states = _state(file), _state(_tensors_of(file))
+    if states not in _KEYS:
+        _KEYS[states] = [str(key) for key in _read_shard(file).column("key").to_pylist()]
+    return _KEYS[states]
 
 
 @contextlib.contextmanager
@@ -458,16 +477,15 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-_DIGESTS: dict[tuple[str, int, int], str] = {}
+_DIGESTS: dict[_State, str] = {}
 
 
 def _sha256(path: Path) -> str:
-    state = path.stat()
-    name = (str(path), state.st_size, state.st_mtime_ns)
-    if name not in _DIGESTS:
+    state = _state(path)
+    if state is None or state not in _DIGESTS:
         with path.open("rb") as file:
-            _DIGESTS[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _DIGESTS[name]
+            _DIGESTS[state] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _DIGESTS[state]
 
 
 # --- inspecting -----------------------------------------------------------------------------------------------------
