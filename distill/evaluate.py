@@ -233,7 +233,7 @@ def read_answers(folder: Path, grader: str) -> pd.DataFrame:
 # --- likelihood and divergence --------------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score_texts(model: Any, texts: Sequence[Text], pad_id: int, *, batch_size: int, teacher_head: Head | None = None) -> pd.DataFrame:
     """How likely texts are to a student, and how far it is from the teacher that wrote them.
 

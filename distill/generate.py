@@ -70,7 +70,7 @@ def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(i for i in ids if i is not None))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: Any,
     tokenizer: Any,

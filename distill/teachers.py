@@ -170,7 +170,7 @@ class TransformersTeacher:
             text = f"{strategy.text} {p.question}" if strategy.text else p.question
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens]
             given = torch.tensor([ids], device=self.model.get_input_embeddings().weight.device)
-            with torch.inference_mode():
+            with torch.no_grad():
                 states = hidden_states(self.model, given, torch.ones_like(given))[0]
                 signals = self._signals(states, head)
             records.append(Record(p.index, p.question, p.answer, tuple(ids), (), "", "eos", signals))
