@@ -10,6 +10,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from distill.batches import Text, collate
 from distill.config import EvaluationConfig, as_tables, differences
 from distill.generate import Generated, Sampling, generate
-from distill.grading import GRADERS, grade, locate
+from distill.grading import DEFAULT_GRADER, GRADERS, grade, is_correct, locate
 from distill.losses import Dense, Head, Hidden, Signal, TopK, distillation_loss
 from distill.output_head import hidden_states, output_head
 from distill.problems import Problem, problems_digest
@@ -56,8 +57,9 @@ def answer_problems(
     `responses.parquet` has a row an answer: problem, sample, response, tokens, finish, confidence, reference. `grades.parquet` has one more
     level: model, problem, sample, grader, extracted, correct. `evaluation.json` holds config, prompt, versions and speed.
 
-    The confidence is the geometric mean of the probabilities that the model gave to the tokens of the number with which it answered, as
-    the configured grader finds it: exp(mean log p), at temperature 1. It is NaN where there is no number.
+    The confidence is the geometric mean of the probabilities that the model gave to the tokens of the number with which it answered:
+    exp(mean log p), at temperature 1. Whoever's verdict is shown, it is the number that `DEFAULT_GRADER` finds, so that another grader
+    needs no new answers. It is NaN where there is no number.
 
     Args:
         model: in evaluation mode.
@@ -85,11 +87,14 @@ def answer_problems(
             }
         )
     )
+    partial = folder.with_name(folder.name + ".partial")
     if (folder / "evaluation.json").is_file():
         _same(json.loads((folder / "evaluation.json").read_text("utf-8"))["settings"], settings, folder)
+        shutil.rmtree(partial, ignore_errors=True)  # of a call that was killed after its last rename
         return folder
-    grade("", problems[0].answer, [config.grader])  # an unknown grader is refused before the work
-    partial = folder.with_name(folder.name + ".partial")
+    grade("", problems[0].answer, [config.grader])  # what cannot be graded is refused before the work
+    for problem in problems:
+        is_correct(None, problem.answer)
     partial.mkdir(parents=True, exist_ok=True)
     if (partial / "settings.json").is_file():
         _same(json.loads((partial / "settings.json").read_text("utf-8")), settings, partial)
@@ -110,7 +115,7 @@ def answer_problems(
                 started = time.perf_counter()
                 keys = [f"{record_key(p.question, p.answer)}:{sample}" for p, sample in batch]
                 said = generate(model, tokenizer, [prompts[p.index] for p, _ in batch], sampling, batch_size=len(batch), keys=keys)
-                _write_part(part, batch, said, tokenizer, config, time.perf_counter() - started)
+                _write_part(part, batch, said, tokenizer, time.perf_counter() - started)
             bar.update(len(batch))
     _finish(folder, partial, parts, settings, config, about)
     return folder
@@ -122,9 +127,7 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any], place: Path) -> Non
         raise EvaluationError(f"{place} was made with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, or delete it")
 
 
-def _write_part(
-    part: Path, batch: Sequence[tuple[Problem, int]], said: Sequence[Generated], tokenizer: Any, config: EvaluationConfig, seconds: float
-) -> None:
+def _write_part(part: Path, batch: Sequence[tuple[Problem, int]], said: Sequence[Generated], tokenizer: Any, seconds: float) -> None:
     rows = [
         {
             "problem": p.index,
@@ -134,7 +137,7 @@ def _write_part(
             "response": answer.text,
             "tokens": len(answer.ids),
             "finish": answer.finish,
-            "confidence": _confidence(answer, p, tokenizer, config.grader),
+            "confidence": _confidence(answer, tokenizer),
         }
         for (p, sample), answer in zip(batch, said, strict=True)
     ]
@@ -147,17 +150,19 @@ def _write_part(
 def _is_whole(part: Path, rows: int) -> bool:
     """A part is written whole or not at all; one that another batch size has cut, or a disk has damaged, is made again."""
     try:
-        return pq.read_metadata(part).num_rows == rows
+        return pq.read_table(part).num_rows == rows
     except (OSError, pa.ArrowException):
         return False
 
 
-def _confidence(answer: Generated, problem: Problem, tokenizer: Any, grader: str) -> float:
-    extracted = GRADERS[grader](answer.text, answer.finish == "length")
-    span = locate(answer.text, extracted) if extracted else None
+def _confidence(answer: Generated, tokenizer: Any) -> float:
+    extracted = GRADERS[DEFAULT_GRADER](answer.text, answer.finish == "length")
+    if extracted is None:
+        return math.nan
+    text, offsets = decoded_offsets(tokenizer, list(answer.ids))  # with the special tokens, which the answer's text has not
+    span = locate(text, extracted)
     if span is None:
         return math.nan
-    _, offsets = decoded_offsets(tokenizer, list(answer.ids))
     inside = (offsets[:, 0] < span[1]) & (offsets[:, 1] > span[0])
     return float(np.exp(answer.log_probs[inside].mean())) if inside.any() else math.nan
 
@@ -247,9 +252,18 @@ def score_texts(model: Any, texts: Sequence[Text], pad_id: int, *, batch_size: i
     Returns:
         A row a text: tokens; nll, the sum of -log p(token) in nats; kl, the sum of KL(teacher || student) over its tokens in nats, at
         T = 1, a lower bound from a top k, NaN without signals.
+
+    Raises:
+        EvaluationError: a model in training mode.
+        distill.losses.LossError: signals that do not fit the student, or numbers that are not finite.
     """
+    if model.training:
+        raise EvaluationError("the model is in training mode, so dropout would change its likelihoods; call model.eval()")
     head, rows = output_head(model), []
     device = head.weight.device
+    if teacher_head is not None:
+        bias = None if teacher_head.bias is None else teacher_head.bias.to(device)
+        teacher_head = replace(teacher_head, weight=teacher_head.weight.to(device), bias=bias)
     for at in range(0, len(texts), batch_size):
         chunk = texts[at : at + batch_size]
         batch = collate(chunk, pad_id)
@@ -259,14 +273,13 @@ def score_texts(model: Any, texts: Sequence[Text], pad_id: int, *, batch_size: i
         for text in chunk:
             stop = start + len(text.targets)
             signal = _signal(text, teacher_head, device)
-            theirs = head.weight.shape[0] if not isinstance(signal, Hidden) else signal.head.weight.shape[0]
             sums = distillation_loss(
                 states[start:stop],
                 head,
                 torch.tensor(text.targets, device=device),
                 signal,
                 alpha=1.0 if signal is None else 0.0,
-                vocabulary=None if theirs == head.weight.shape[0] else min(theirs, head.weight.shape[0]),
+                vocabulary=_shared_vocabulary(signal, len(head.weight)),
             )
             kl = math.nan if signal is None else float(sums.divergence)
             rows.append({"tokens": len(text.targets), "nll": float(sums.cross_entropy), "kl": kl})
@@ -282,11 +295,12 @@ def _signal(text: Text, teacher_head: Head | None, device: torch.device) -> Sign
     if "dense_log_probs" in rows:
         return Dense(rows["dense_log_probs"])
     if "hidden" in rows and teacher_head is not None:
-        own = Head(
-            teacher_head.weight.to(device),
-            None if teacher_head.bias is None else teacher_head.bias.to(device),
-            teacher_head.scale,
-            teacher_head.softcap,
-        )
-        return Hidden(rows["hidden"], own)
+        return Hidden(rows["hidden"], teacher_head)
     return None
+
+
+def _shared_vocabulary(signal: Signal | None, own: int) -> int:
+    """Ids that both have: families pad their matrices differently."""
+    if isinstance(signal, Hidden):
+        return min(len(signal.head.weight), own)
+    return min(signal.log_probs.shape[1], own) if isinstance(signal, Dense) else own

@@ -6,12 +6,14 @@ The training loss cannot be what is minimised: temperature and alpha change its 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import pandas as pd
+from filelock import FileLock, Timeout
 from optuna.storages.journal import JournalFileBackend
 
 from distill.config import SearchConfig, as_tables, differences
@@ -26,8 +28,8 @@ class SearchError(ValueError):
 def search(config: SearchConfig, folder: Path, objective: Callable[[dict[str, Any]], float]) -> pd.DataFrame:
     """Tries settings until `config.trials` have finished, those of earlier calls included.
 
-    A trial that a killed process left behind is marked as failed, and does not count. `trials.csv` and `best.toml` are written after every
-    trial.
+    A trial that a killed process left behind is marked as failed, does not count, and is tried again with the same settings. A value that
+    is no number, as of a student that diverged, counts as the worst there is. `trials.csv` and `best.toml` are written after every trial.
 
     Args:
         config: ranges, number of trials, metric.
@@ -38,9 +40,17 @@ def search(config: SearchConfig, folder: Path, objective: Callable[[dict[str, An
         A row a finished trial, the best first.
 
     Raises:
-        SearchError: the folder was begun with other ranges; the message says which key.
+        SearchError: the folder was begun with other ranges, the message says which key; or another process searches in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):  # the system frees it when its process dies
+            return _search(config, folder, objective)
+    except Timeout:
+        raise SearchError(f"another process searches in {folder}; wait for it, or set another `out`") from None
+
+
+def _search(config: SearchConfig, folder: Path, objective: Callable[[dict[str, Any]], float]) -> pd.DataFrame:
     settings = {key: value for key, value in as_tables(config).items() if key != "trials"}
     file = folder / "search.json"
     if file.is_file():
@@ -48,22 +58,35 @@ def search(config: SearchConfig, folder: Path, objective: Callable[[dict[str, An
         if changed:
             raise SearchError(f"{folder} was begun with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, or delete it")
     else:
-        file.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "trials.log")))
-    direction = "maximize" if config.metric in MAXIMISED else "minimize"
-    study = optuna.create_study(storage=storage, study_name="search", direction=direction, load_if_exists=True)
+        _replace(file, json.dumps(settings, indent=1) + "\n")
+    study = _open(folder, "maximize" if config.metric in MAXIMISED else "minimize")
     for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    worst = -math.inf if config.metric in MAXIMISED else math.inf
     while (done := len(_finished(study))) < config.trials:
         # the sampler's own random state is not kept: a new one for each trial makes a resumed search go as an undisturbed one
         study.sampler = optuna.samplers.TPESampler(seed=config.seed + done)
         trial = study.ask()
         value = objective({**_ranges(config, trial), "trial": done})
-        study.tell(trial, value)
+        study.tell(trial, worst if math.isnan(value) else value)
         _write(study, config, folder)
     _write(study, config, folder)
     return _table(study)
+
+
+def _open(folder: Path, direction: Literal["maximize", "minimize"]) -> optuna.Study:
+    """The journal of earlier calls, without what a killed one left: Optuna's own lock, and a last line that was not written whole."""
+    journal = folder / "trials.log"
+    journal.with_name("trials.log.lock").unlink(missing_ok=True)
+    if journal.is_file():
+        lines = journal.read_bytes()
+        whole = lines.rpartition(b"\n")[0] + b"\n" if b"\n" in lines else b""
+        if whole != lines:
+            with journal.open("r+b") as opened:
+                opened.truncate(len(whole))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+    return optuna.create_study(storage=storage, study_name="search", direction=direction, load_if_exists=True)
 
 
 def _ranges(config: SearchConfig, trial: optuna.Trial) -> dict[str, Any]:
@@ -87,7 +110,7 @@ def _table(study: optuna.Study) -> pd.DataFrame:
 
 def _write(study: optuna.Study, config: SearchConfig, folder: Path) -> None:
     table = _table(study)
-    table.rename(columns={"value": config.metric}).to_csv(folder / "trials.csv", index=False)
+    _replace(folder / "trials.csv", table.rename(columns={"value": config.metric}).to_csv(index=False))
     best = table.iloc[0]
     lines = [
         f"# best of {len(table)} trials: {config.metric} = {best['value']:.6g}, condition {config.condition}, seed {config.seed}",
@@ -95,4 +118,10 @@ def _write(study: optuna.Study, config: SearchConfig, folder: Path) -> None:
         f"[train]\nlearning_rate = {best['learning_rate']}",
         f"[student]\nrank = {int(best['rank'])}",
     ]
-    (folder / "best.toml").write_text("\n\n".join(lines) + "\n", "utf-8")
+    _replace(folder / "best.toml", "\n\n".join(lines) + "\n")
+
+
+def _replace(place: Path, text: str) -> None:
+    draft = place.with_suffix(".draft")
+    draft.write_text(text, "utf-8")
+    draft.replace(place)

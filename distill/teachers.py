@@ -444,9 +444,9 @@ class VllmTeacher(_TextTeacher):
 
     def answer(self, problems: Sequence[Problem], strategy: Strategy) -> list[Record]:
         """Generates all answers; with topk, then scores prompt and answer again: prompt log-probabilities know no temperature."""
+        config, engine = self.config, self.engine
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
-        config, engine = self.config, self.engine
         prompts = [strategy.encode(self.tokenizer, p.question, self.chat) for p in problems]
         chosen = SamplingParams(max_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed)
         answers = [out.outputs[0] for out in engine.generate([{"prompt_token_ids": ids} for ids in prompts], chosen)]

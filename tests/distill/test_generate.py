@@ -68,7 +68,7 @@ def test_rows_that_end_leave_the_batch(tiny_model: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_signals_are_those_of_reading_the_text_again(tiny_model: Callable[..., Any], family: str, dtype: str) -> None:
     model = tiny_model(family, dtype=dtype)
-    tolerance = 1e-4 if dtype == "float32" else 0.15
+    tolerance = 1e-4 if dtype == "float32" else 0.3
     head = output_head(model)
     made = {
         tier: generate(model, Letters(), PROMPTS, Sampling(10), batch_size=4, signal=tier, top_k=5) for tier in ("dense", "topk", "hidden")

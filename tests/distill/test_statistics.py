@@ -133,6 +133,27 @@ def test_students_are_paired_with_the_baseline_of_their_seed() -> None:
     assert row["p_holm"]["teacher", 1] == pytest.approx(1.0)
 
 
+def test_no_student_is_paired_with_one_of_another_seed() -> None:
+    """The baseline's second seed is not evaluated yet: there is nothing to compare with, and nothing to correct for."""
+    table = students_table(answers({("none", 0): [1, 0, 0], ("teacher", 0): [1, 1, 1], ("teacher", 1): [1, 1, 1]}), "none")
+    assert table["only_this"].tolist() == pytest.approx([math.nan, 2, math.nan], nan_ok=True)
+    assert table["p_holm"].tolist() == pytest.approx([math.nan, 0.5, math.nan], nan_ok=True)
+
+
+def test_a_baseline_without_a_seed_is_compared_with_every_seed() -> None:
+    given_ = {("untouched", None): [0, 0, 0], ("none", 0): [1, 0, 0], ("none", 1): [1, 1, 1]}
+    table = students_table(answers(given_), "untouched")
+    assert table["only_this"].tolist() == pytest.approx([math.nan, 1, 3], nan_ok=True)
+    assert table["p_holm"].tolist() == pytest.approx([math.nan, 1.0, 0.25], nan_ok=True)
+
+
+def test_one_problem_tells_nothing() -> None:
+    assert sign_flip_test(np.array([1.0]), 100, 0) == 1.0
+    table = conditions_table(answers({("none", 0): [0], ("teacher", 0): [1]}), "none").set_index("condition")
+    assert [float(table[name]["teacher"]) for name in ("difference", "p", "p_holm")] == [1.0, 1.0, 1.0]
+    assert math.isnan(float(table["difference_low"]["teacher"]))
+
+
 def test_conditions_are_pooled_with_the_spread_between_seeds_beside() -> None:
     given_ = {("none", 0): [0, 0, 1, 0], ("none", 1): [0, 0, 1, 1], ("teacher", 0): [1, 1, 1, 0], ("teacher", 1): [1, 1, 1, 1]}
     table = conditions_table(answers(given_), "none", resamples=500).set_index("condition")
