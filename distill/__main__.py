@@ -202,7 +202,9 @@ def work(command: Run | Collect | Train | Evaluate | Search) -> int:
         case Evaluate():
             for condition, seed in _students(run, command.condition, command.seed):
                 run.evaluate_one(condition, seed)
-            run.report()
+            from distill.results import report
+
+            report(run)
         case Search():
             run.search()
     return 0

@@ -224,6 +224,14 @@ class ObjectiveConfig:
         _need(not published or self.keep == "all", 'objective published trains on the reference answers: keep = "all"')
         _need(published or self.order == "matched", 'objective.order = "lexicographic" belongs to name = "published"')
 
+    @property
+    def formula(self) -> str:
+        """The loss, as cards and tables state it."""
+        if self.alpha == 1:
+            return "CE"
+        names = {"forward_kl": "KL(teacher || student)", "reverse_kl": "KL(student || teacher)", "jsd": f"JSD(beta {self.beta:g})"}
+        return f"{self.alpha:g} CE + {1 - self.alpha:g} T^2 {names[self.divergence]} at T = {self.temperature:g}"
+
 
 @dataclass(frozen=True)
 class TrainConfig:

@@ -229,10 +229,10 @@ def _last_number(text: str, cut: bool) -> str | None:
 
 def locate(text: str, extracted: str) -> tuple[int, int] | None:
     """Where an extracted answer stands: its first place after the first final mark, or else its last; None where it was rewritten."""
+    places = [found.span() for found in re.finditer(rf"(?<![\d.,]){re.escape(extracted)}(?!\d)", text)]
     mark = _FINAL.search(text)
-    at = text.find(extracted, mark.end()) if mark else -1
-    at = at if at >= 0 else text.rfind(extracted)
-    return (at, at + len(extracted)) if at >= 0 else None
+    after = [place for place in places if mark and place[0] >= mark.end()]
+    return after[0] if after else places[-1] if places else None
 
 
 def math_verify(text: str, cut: bool = False) -> str | None:

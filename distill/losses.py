@@ -40,6 +40,10 @@ class LossError(ValueError):
     """A loss that cannot be computed as asked; the message says what was seen, what is allowed and what to do."""
 
 
+class NonFiniteError(LossError):
+    """Hidden states of the student that are NaN or infinite."""
+
+
 @dataclass(frozen=True)
 class Head:
     """A model's output matrix and what follows it: logits = cap(scale * (weight @ hidden + bias)), cap(x) = softcap * tanh(x / softcap).
@@ -554,7 +558,9 @@ def _expect(name: str, tensor: Tensor, *shape: int) -> None:
 
 
 def _check_values(hidden: Tensor, head: Head, targets: Tensor, teacher: Signal | None, vocabulary: int, token: Tensor) -> None:
-    _refuse(~hidden.isfinite().all(-1), token, "hidden", "is not finite; look for the first layer that gives NaN or infinity")
+    _refuse(
+        ~hidden.isfinite().all(-1), token, "hidden", "is not finite; look for the first layer that gives NaN or infinity", NonFiniteError
+    )
     size = len(head.weight)
     _refuse(
         (targets < 0) | (targets >= size),
@@ -583,10 +589,10 @@ def _check_values(hidden: Tensor, head: Head, targets: Tensor, teacher: Signal |
     )
 
 
-def _refuse(bad: Tensor, token: Tensor, name: str, problem: str) -> None:
+def _refuse(bad: Tensor, token: Tensor, name: str, problem: str, error: type[LossError] = LossError) -> None:
     if bool(bad.any()):
         first = int(token[int(bad.nonzero()[0, 0])])
-        raise LossError(f"{name}: token {first} {problem} ({int(bad.sum())} of {len(bad)} tokens)")
+        raise error(f"{name}: token {first} {problem} ({int(bad.sum())} of {len(bad)} tokens)")
 
 
 def _refuse_temperature(teacher: TopK, vocabulary: int, temperature: float) -> None:

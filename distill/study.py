@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from distill.config import ProblemSet, Study, StudyError, TeacherConfig, as_tables, differences
 from distill.problems import Problem, load_problems, problems_digest
-from distill.strategies import RESERVED, Strategy, choose_strategies, load_strategies
+from distill.strategies import Strategy, choose_strategies, load_strategies
 from distill.student import read_card
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from distill.batches import Texts
     from distill.records import Record, RecordGroup, RecordStore
     from distill.teachers import Teacher
@@ -223,7 +221,7 @@ class StudyRun:
             "condition": condition,
             "seed": seed,
             "strategy": {"name": strategy.name, **strategy.content},
-            "formula": formula(objective),
+            "formula": objective.formula,
             "settings": settings,
             "parents": {
                 "base": {key: checkpoint.identity[key] for key in ("name", "revision", "weights_sha256", "dtype")},
@@ -327,36 +325,45 @@ class StudyRun:
             StudyError: the student is not trained yet.
         """
         from distill.evaluate import answer_problems
+        from distill.heldout import score_heldout
+        from interp.checkpoints import identify
 
-        folder = self.evaluation_folder(condition, seed)
-        about: dict[str, Any] = {"condition": condition, "seed": seed, "name": student_name(condition, seed)}
+        own, folder = self.study.student, self.evaluation_folder(condition, seed)
+        base = identify(own.model, revision=own.revision, trust_remote_code=own.trust_remote_code)
+        about: dict[str, Any] = {
+            "condition": condition,
+            "seed": seed,
+            "name": student_name(condition, seed),
+            "base": base,
+            "dtype": own.dtype,
+        }
         if condition != "untouched":
             student = self.student_folder(condition, seed)
             if not student.is_dir():
                 raise StudyError(f"{student} is not there: the student is not trained yet; run train")
             about["adapter_sha256"] = _sha256(student / "adapter_model.safetensors")
-        if (folder / "heldout.csv").is_file() and (folder / "evaluation.json").is_file():
-            answer_problems(None, None, self.test, self.study.evaluation, self.context, self._chat_of_student, folder=folder, about=about)
-            return folder
-        checkpoint = self._open(condition, seed)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        label = f"evaluate {student_name(condition, seed)}" if self.show_progress else None
-        chat = self.chat(checkpoint.tokenizer)
+        checkpoint: list[Checkpoint] = []
+
+        def opened() -> Checkpoint:
+            if not checkpoint:
+                checkpoint.append(self.open_student(condition, seed))
+            return checkpoint[0]
+
+        if not (folder / "evaluation.json").is_file():
+            opened()
         answer_problems(
-            checkpoint.model,
-            checkpoint.tokenizer,
+            checkpoint[0].model if checkpoint else None,
+            checkpoint[0].tokenizer if checkpoint else None,
             self.test,
             self.study.evaluation,
             self.context,
-            chat,
+            self._chat_of_student,
             folder=folder,
             about=about,
-            label=label,
+            label=f"evaluate {student_name(condition, seed)}" if self.show_progress else None,
         )
-        scores = self.heldout_scores(checkpoint, condition)
-        draft = folder / ".heldout.draft"
-        scores.to_csv(draft, index=False)
-        draft.replace(folder / "heldout.csv")
+        score_heldout(self, condition, folder, about, opened)
         return folder
 
     @cached_property
@@ -366,7 +373,8 @@ class StudyRun:
         own = self.study.student
         return self.chat(open_tokenizer(own.model, revision=own.revision, trust_remote_code=own.trust_remote_code))
 
-    def _open(self, condition: str, seed: int | None) -> Checkpoint:
+    def open_student(self, condition: str, seed: int | None) -> Checkpoint:
+        """A student's model, as `analyses.heads` would open it."""
         from interp.checkpoints import open_checkpoint
 
         own = self.study.student
@@ -401,145 +409,12 @@ class StudyRun:
             about=about,
             label=label,
         )
-        self._print_model(folder)
+        from distill.results import report_model
+
+        report_model(self, folder)
         return folder
 
-    def _print_model(self, folder: Path) -> None:
-        from distill.evaluate import read_answers
-        from distill.statistics import students_table
-
-        own = self.study.evaluation
-        answers = read_answers(folder, own.grader)
-        table = students_table(answers, answers["condition"][0], level=own.level)
-        table = table.drop(columns=["only_this", "only_baseline", "p_mcnemar", "p_holm", "seed"])
-        print(f"{self.conditions_of_measurement()}\n{_shown(table)}")
-
-    def heldout_scores(self, checkpoint: Checkpoint, condition: str) -> pd.DataFrame:
-        """Likelihood of held-out answers, and the divergence to the teacher that wrote them, a row a set of answers.
-
-        `reference` are the problems' solutions; `baseline` the teacher's answers under the baseline's strategy, one yardstick for all
-        conditions; `own` those under the condition's own strategy.
-        """
-        import pandas as pd
-
-        from distill.batches import aligned_texts
-        from distill.evaluate import score_texts
-        from distill.teachers import same_tokenizer
-
-        tokenizer, evaluation = checkpoint.tokenizer, self.study.evaluation
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        sets = {"reference": "finetune"}
-        if self.study.objective.name == "aligned":  # the published objective's teacher never answers
-            sets |= {"baseline": self.study.baseline} if self.study.baseline not in RESERVED else {}
-            sets |= {"own": condition} if condition not in RESERVED else {}
-        lines = []
-        for name, whose in sets.items():
-            teacher = self.teacher_of(whose)
-            group = self.group(whose, teacher)
-            if whose == "finetune":
-                group.collect(self.heldout, lambda problems, t=teacher: t.answer(problems, Strategy("finetune")), len(self.heldout))
-            records = [r for r in group.read(self.heldout) if r.text.strip()]
-            same = teacher.tokenizer is not None and same_tokenizer(teacher.tokenizer, tokenizer) is None
-            signals = same and self.teacher_config(whose).signal != "text"
-            if not records:
-                continue
-            if not signals:
-                records = [replace(r, signals={}) for r in records]
-            texts = aligned_texts(
-                records, tokenizer, self.context, self.chat(tokenizer), max_tokens=self.study.objective.max_tokens, same_tokenizer=same
-            ).texts
-            head = self.store.read_head(teacher.identity) if signals and self.teacher_config(whose).signal == "hidden" else None
-            scores = score_texts(checkpoint.model, texts, pad or 0, batch_size=evaluation.batch_size, teacher_head=head)
-            nll, kl = (scores[key].sum() / scores["tokens"].sum() for key in ("nll", "kl"))
-            low, high = self._ratio_interval(scores)
-            lines.append(
-                {
-                    "answers": name,
-                    "texts": len(scores),
-                    "tokens": int(scores["tokens"].sum()),
-                    "nll": nll,
-                    "nll_low": low,
-                    "nll_high": high,
-                    "perplexity": math.exp(nll),
-                    "kl": kl if scores["kl"].notna().all() else math.nan,
-                }
-            )
-        return pd.DataFrame(lines)
-
-    def _ratio_interval(self, scores: pd.DataFrame) -> tuple[float, float]:
-        """Bootstrap interval over texts of nats a token, a ratio of two sums."""
-        import numpy as np
-
-        own = self.study.evaluation
-        random = np.random.default_rng(own.seed)
-        picks = random.integers(0, len(scores), (own.resamples, len(scores)))
-        means = scores["nll"].to_numpy()[picks].sum(1) / scores["tokens"].to_numpy()[picks].sum(1)
-        low, high = np.quantile(means, [(1 - own.level) / 2, (1 + own.level) / 2])
-        return float(low), float(high)
-
-    # --- results ----------------------------------------------------------------------------------------------------
-
-    def conditions_of_measurement(self) -> str:
-        """What stands beside every number: grader, cut, prompt, objective."""
-        own, context = self.study.evaluation, self.context
-        chosen = "greedy" if own.temperature == 0 else f"{own.samples} samples at temperature {own.temperature:g}"
-        told = f"question {context.place} {context.text!r}" if context.text else "the question alone"
-        objective = self.study.objective
-        return (
-            f"{len(self.test)} test problems; grader {own.grader}; cut at {own.max_new_tokens} tokens for every condition; {chosen}; "
-            f"prompt: {told}; objective {objective.name}: {formula(objective)}; {own.level:.0%} intervals; baseline {self.study.baseline}"
-        )
-
-    def report(self) -> None:
-        """Writes and prints the tables over the evaluations that are there."""
-        import pandas as pd
-
-        from distill.evaluate import read_answers
-        from distill.statistics import conditions_table, students_table
-
-        own = self.study.evaluation
-        there = [(c, s) for c, s in self.students if (self.evaluation_folder(c, s) / "evaluation.json").is_file()]
-        missing = [student_name(*student) for student in self.students if student not in there]
-        if self.study.baseline not in [c for c, _ in there]:
-            raise StudyError(
-                f"the baseline {self.study.baseline} is not evaluated yet, so nothing can be compared with it; "
-                f"missing: {', '.join(missing)}"
-            )
-        answers = pd.concat([read_answers(self.evaluation_folder(c, s), own.grader) for c, s in there], ignore_index=True)
-        students = students_table(answers, self.study.baseline, level=own.level)
-        heldout = pd.DataFrame([self._heldout_row(c, s) for c, s in there])
-        students = pd.concat([students, heldout], axis=1)
-        conditions = conditions_table(answers, self.study.baseline, level=own.level, resamples=own.resamples, seed=own.seed)
-        students.to_csv(self.folder / "students.csv", index=False)
-        conditions.to_csv(self.folder / "conditions.csv", index=False)
-        shown = {
-            "Conditions, pooled over seeds (difference from the baseline paired by problem; permutation p, Holm-corrected)": conditions,
-            "Students (McNemar's exact test against the baseline of the same seed, Holm-corrected within the seed)": students[
-                ["condition", "seed", "right", "accuracy", "low", "high", "only_this", "only_baseline", "p_mcnemar", "p_holm"]
-            ],
-            "Students: lengths, calibration; of held-out answers nats a token and KL(teacher || student), baseline's and own": students[
-                ["condition", "seed", "tokens_mean", "cut", "ece", "brier", "auroc", *heldout.columns]
-            ],
-        }
-        lines = [self.conditions_of_measurement() + "."]
-        lines += [f"Not evaluated yet: {', '.join(missing)}."] if missing else []
-        for title, table in shown.items():
-            lines += ["", f"{title}:", "", _shown(table)]
-        text = "\n".join(lines)
-        print(text)
-        (self.folder / "results.md").write_text(f"# {self.study.name}\n\n```text\n{text}\n```\n", "utf-8")
-
-    def _heldout_row(self, condition: str, seed: int | None) -> dict[str, float]:
-        import pandas as pd
-
-        row: dict[str, float] = {}
-        file = self.evaluation_folder(condition, seed) / "heldout.csv"
-        table = pd.read_csv(file).set_index("answers") if file.is_file() else pd.DataFrame()
-        for name in ("reference", "baseline", "own"):
-            row[f"nll_{name}"] = float(table["nll"][name]) if name in table.index else math.nan
-        for name in ("baseline", "own"):
-            row[f"kl_{name}"] = float(table["kl"][name]) if name in table.index else math.nan
-        return row
+    # --- all ---------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Every step of every condition and seed, then the tables."""
@@ -554,13 +429,19 @@ class StudyRun:
         self.close_teacher()
         for condition, seed in self.students:
             self.evaluate_one(condition, seed)
-        self.report()
+        from distill.results import report
+
+        report(self)
 
     # --- search -----------------------------------------------------------------------------------------------------
 
     def search(self) -> None:
         """Trains students of many settings, and measures them on the held-out problems."""
+        from distill.evaluate import read_answers
+        from distill.heldout import heldout_scores
+        from distill.results import shown
         from distill.search import search
+        from distill.train import DivergedError
 
         own = self.study.search
         if own.condition in ("untouched", *(() if own.condition in self.study.conditions else (own.condition,))):
@@ -569,32 +450,32 @@ class StudyRun:
         self.collect(self.study.baseline)
 
         def measure(settings: dict[str, Any]) -> float:
-            rank = int(settings["rank"])
-            ratio = self.study.student.lora_alpha / self.study.student.rank
             changed = replace(
                 self.study,
                 out=str(self.folder / "search" / f"trial-{settings['trial']:04d}"),
                 objective=replace(self.study.objective, temperature=settings["temperature"], alpha=settings["alpha"]),
                 train=replace(self.study.train, learning_rate=settings["learning_rate"]),
-                student=replace(self.study.student, rank=rank, lora_alpha=max(1, round(ratio * rank))),
+                student=replace(self.study.student, rank=int(settings["rank"])),
             )
             trial = StudyRun(changed, show_progress=False)
             trial.store = self.store
             self.say(f"trial {settings['trial']}: " + ", ".join(f"{k} {v:.4g}" for k, v in settings.items() if k != "trial"))
-            trial.train_one(own.condition, own.seed)
+            try:
+                trial.train_one(own.condition, own.seed)
+            except DivergedError as error:
+                self.say(f"trial {settings['trial']}: {error}")
+                return math.nan
             if own.metric == "heldout_nll":
-                scores = trial.heldout_scores(trial._open(own.condition, own.seed), own.condition).set_index("answers")
+                scores = heldout_scores(trial, trial.open_student(own.condition, own.seed), own.condition).set_index("answers")
                 value = float(scores["nll"]["own" if "own" in scores.index else "reference"])
             else:
                 trial.test = self.heldout
-                from distill.evaluate import read_answers
-
                 value = float(read_answers(trial.evaluate_one(own.condition, own.seed), self.study.evaluation.grader)["correct"].mean())
             self.say(f"trial {settings['trial']}: {own.metric} {value:.5g}")
             return value
 
         table = search(own, self.folder / "search", measure)
-        print(_shown(table.rename(columns={"value": own.metric})))
+        print(shown(table.rename(columns={"value": own.metric})))
         print(f"\n{self.folder / 'search' / 'best.toml'} has the best of {len(table)}, to be put into a study")
 
 
@@ -628,24 +509,9 @@ def student_name(condition: str, seed: int | None) -> str:
     return condition if seed is None else f"{condition}-seed{seed}"
 
 
-def formula(objective: Any) -> str:
-    """The loss, as the card and the tables state it."""
-    if objective.alpha == 1:
-        return "CE"
-    names = {"forward_kl": "KL(teacher || student)", "reverse_kl": "KL(student || teacher)", "jsd": f"JSD(beta {objective.beta:g})"}
-    return f"{objective.alpha:g} CE + {1 - objective.alpha:g} T^2 {names[objective.divergence]} at T = {objective.temperature:g}"
-
-
 def _sha256(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _shown(table: pd.DataFrame) -> str:
-    """A table for terminals: four digits, empty where there is nothing."""
-    return table.to_string(
-        index=False, na_rep="", float_format=lambda value: f"{value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.1e}"
-    )
 
 
 def _without(table: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:

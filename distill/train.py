@@ -25,7 +25,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from distill.batches import BLANK, Text, Texts, collate
 from distill.config import ObjectiveConfig, TrainConfig, differences
-from distill.losses import Dense, Head, Hidden, Signal, TopK, distillation_loss
+from distill.losses import Dense, Head, Hidden, NonFiniteError, Signal, TopK, distillation_loss
 from distill.output_head import hidden_states, instead_of_head, output_head
 from distill.student import save_student
 
@@ -36,6 +36,10 @@ SETTINGS = "settings.json"
 
 class TrainError(ValueError):
     """A student that cannot be trained as asked; the message says what was seen, what is allowed and what to do."""
+
+
+class DivergedError(TrainError):
+    """The loss, or a hidden state, is no longer finite."""
 
 
 class TextStream(Dataset[Text]):
@@ -238,11 +242,16 @@ def train_student(
         )
         if not show_progress:
             trainer.remove_callback(PrinterCallback)
-        done = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        try:
+            done = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        except NonFiniteError as error:
+            raise DivergedError(f"after step {trainer.state.global_step}: {error}; lower train.learning_rate") from error
         losses = [line for line in trainer.state.log_history if "loss" in line]
         if not all(math.isfinite(line["loss"]) for line in losses):
             bad = next(line for line in losses if not math.isfinite(line["loss"]))
-            raise TrainError(f"the loss is {bad['loss']} at step {bad['step']}; lower train.learning_rate, or use a dtype of a wider range")
+            raise DivergedError(
+                f"the loss is {bad['loss']} at step {bad['step']}; lower train.learning_rate, or use a dtype of a wider range"
+            )
         training = {"steps": done.global_step, "last_loss": losses[-1]["loss"], "ranks": ranks, "texts": len(texts.texts)}
         # gathers a sharded adapter: every rank takes part
         state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else None

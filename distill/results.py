@@ -1,0 +1,90 @@
+"""A study's results: tables over the students that are evaluated."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from distill.config import StudyError
+from distill.evaluate import read_answers
+from distill.heldout import read_heldout
+from distill.statistics import conditions_table, students_table
+from distill.study import student_name
+
+if TYPE_CHECKING:
+    from distill.study import StudyRun
+
+
+def conditions_of_measurement(run: StudyRun) -> str:
+    """What stands beside every number: grader, cut, prompt, objective."""
+    own, context = run.study.evaluation, run.context
+    chosen = "greedy" if own.temperature == 0 else f"{own.samples} samples at temperature {own.temperature:g}"
+    told = f"question {context.place} {context.text!r}" if context.text else "the question alone"
+    objective = run.study.objective
+    return (
+        f"{len(run.test)} test problems; grader {own.grader}; cut at {own.max_new_tokens} tokens for every condition; {chosen}; "
+        f"prompt: {told}; objective {objective.name}: {objective.formula}; {own.level:.0%} intervals; baseline {run.study.baseline}"
+    )
+
+
+def report(run: StudyRun) -> None:
+    """Writes and prints the tables over the evaluations that are there."""
+    own = run.study.evaluation
+    there = [(c, s) for c, s in run.students if (run.evaluation_folder(c, s) / "evaluation.json").is_file()]
+    missing = [student_name(*student) for student in run.students if student not in there]
+    if run.study.baseline not in [c for c, _ in there]:
+        raise StudyError(
+            f"the baseline {run.study.baseline} is not evaluated yet, so nothing can be compared with it; missing: {', '.join(missing)}"
+        )
+    answers = pd.concat([read_answers(run.evaluation_folder(c, s), own.grader) for c, s in there], ignore_index=True)
+    students = students_table(answers, run.study.baseline, level=own.level)
+    heldout = pd.DataFrame([_heldout_row(run.evaluation_folder(c, s)) for c, s in there])
+    students = pd.concat([students, heldout], axis=1)
+    conditions = conditions_table(answers, run.study.baseline, level=own.level, resamples=own.resamples, seed=own.seed)
+    students.to_csv(run.folder / "students.csv", index=False)
+    conditions.to_csv(run.folder / "conditions.csv", index=False)
+    tables = {
+        "Conditions, pooled over seeds (difference from the baseline paired by problem; permutation p, Holm-corrected)": conditions,
+        "Students (McNemar's exact test against the baseline of the same seed, Holm-corrected within the seed)": students[
+            ["condition", "seed", "right", "accuracy", "low", "high", "only_this", "only_baseline", "p_mcnemar", "p_holm"]
+        ],
+        "Students: lengths, calibration; of held-out answers nats a token and KL(teacher || student), baseline's and own": students[
+            ["condition", "seed", "tokens_mean", "cut", "ece", "brier", "auroc", *heldout.columns]
+        ],
+    }
+    lines = [conditions_of_measurement(run) + "."]
+    lines += [f"Not evaluated yet: {', '.join(missing)}."] if missing else []
+    for title, table in tables.items():
+        lines += ["", f"{title}:", "", shown(table)]
+    text = "\n".join(lines)
+    print(text)
+    (run.folder / "results.md").write_text(f"# {run.study.name}\n\n```text\n{text}\n```\n", "utf-8")
+
+
+def _heldout_row(folder: Path) -> dict[str, float]:
+    row: dict[str, float] = {}
+    table = read_heldout(folder)
+    for name in ("reference", "baseline", "own"):
+        row[f"nll_{name}"] = float(table["nll"][name]) if name in table.index else math.nan
+    for name in ("baseline", "own"):
+        row[f"kl_{name}"] = float(table["kl"][name]) if name in table.index else math.nan
+    return row
+
+
+def report_model(run: StudyRun, folder: Path) -> None:
+    """Prints one model's accuracy."""
+    own = run.study.evaluation
+    answers = read_answers(folder, own.grader)
+    table = students_table(answers, answers["condition"][0], level=own.level)
+    table = table.drop(columns=["only_this", "only_baseline", "p_mcnemar", "p_holm", "seed"])
+    print(f"{conditions_of_measurement(run)}\n{shown(table)}")
+
+
+def shown(table: pd.DataFrame) -> str:
+    """A table for terminals: four digits, empty where there is nothing."""
+    return table.to_string(
+        index=False, na_rep="", float_format=lambda value: f"{value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.1e}"
+    )

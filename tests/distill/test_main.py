@@ -1,0 +1,282 @@
+"""The command, run whole in this process on tiny models: what a user types, what is written, and what is said when it goes wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+
+from distill.__main__ import main
+
+STUDY = """
+conditions = ["untouched", "finetune", "none", "told", "same"]
+seeds = [0, 1]
+strategies = ["{strategies}"]
+out = "{out}"
+
+[data]
+train = {{ problems = "{problems}", first = 0, limit = 4 }}
+heldout = {{ problems = "{problems}", first = 4, limit = 1 }}
+test = {{ problems = "{problems}", first = 5, limit = 2 }}
+
+[teacher]
+model = "{teacher}"
+device = "cpu"
+max_new_tokens = 8
+shard_rows = 2
+
+[student]
+model = "{student}"
+device = "cpu"
+rank = 2
+
+[objective]
+temperature = 2.0
+
+[train]
+epochs = 1
+batch_size = 2
+learning_rate = 1e-2
+logging_steps = 1
+
+[evaluation]
+max_new_tokens = 8
+resamples = 50
+"""
+STRATEGIES = """
+[[strategy]]
+name = "told"
+text = "Be clear."
+
+[[strategy]]
+name = "same"
+text = "Be clear."
+"""
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory, save_checkpoint: Callable[..., Path]) -> Path:
+    """A teacher of another size with the students' tokenizer."""
+    return save_checkpoint(tmp_path_factory.mktemp("teachers") / "wide", hidden_size=48, seed=3)
+
+
+@pytest.fixture
+def study(tmp_path: Path, checkpoint: Path, wide: Path, problems: Path) -> Path:
+    (tmp_path / "mine.toml").write_text(STRATEGIES)
+    file = tmp_path / "study.toml"
+    places = {"strategies": tmp_path / "mine.toml", "out": tmp_path / "out", "problems": problems, "teacher": wide, "student": checkpoint}
+    file.write_text(STUDY.format(**places))
+    return file
+
+
+@pytest.fixture
+def distill(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    def run(*arguments: Any) -> Ran:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        said = capfd.readouterr()
+        return Ran(code, said.out, said.err)
+
+    return run
+
+
+def tree(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in without and p.suffix != ".lock"
+    }
+
+
+TIMED = ("evaluation.json", "training.jsonl")
+"""Files that hold durations."""
+
+
+def test_a_whole_study_and_again(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
+    ran = distill("run", study, "--quiet")
+    assert ran.code == 0, ran.err
+    out = tmp_path / "out"
+    for words in (
+        "grader first_final",
+        "cut at 8 tokens for every condition",
+        "0.5 CE + 0.5 T^2 KL(teacher || student) at T = 2",
+        "p_holm",
+    ):
+        assert words in ran.out
+    assert ran.out.strip() in (out / "results.md").read_text()
+    students, conditions = pd.read_csv(out / "students.csv"), pd.read_csv(out / "conditions.csv")
+    assert students[["condition", "seed"]].fillna(-1).to_numpy().tolist() == [
+        ["untouched", -1],
+        *([name, seed] for name in ("finetune", "none", "told", "same") for seed in (0, 1)),
+    ]
+    assert conditions["condition"].tolist() == ["untouched", "finetune", "none", "told", "same"]
+    assert students["kl_baseline"].notna().all()
+    assert (students["kl_own"].notna() == students["condition"].isin(["none", "told", "same"])).all()
+
+    # two names of one text: one set of records, and the same student to the byte
+    assert len(list((out / "records").glob("*/group.json"))) == 3
+    for seed in (0, 1):
+        told, same = (out / "students" / f"{name}-seed{seed}" / "adapter_model.safetensors" for name in ("told", "same"))
+        assert told.read_bytes() == same.read_bytes()
+    assert told.read_bytes() != (out / "students" / "none-seed1" / "adapter_model.safetensors").read_bytes()
+
+    card = json.loads((out / "students" / "told-seed0" / "card.json").read_text())
+    assert (card["condition"], card["seed"], card["strategy"]["text"]) == ("told", 0, "Be clear.")
+    assert card["parents"]["teacher"]["name"] == "wide"
+    assert card["counts"]["kept"] == 4
+    assert json.loads((out / "students" / "finetune-seed0" / "card.json").read_text())["parents"]["teacher"] is None
+
+    # nothing is done again; what was lost is, and ends in the same files
+    before = tree(out)
+    assert distill("run", study, "--quiet").code == 0
+    assert tree(out) == before
+    shutil.rmtree(out / "students" / "none-seed0")
+    shutil.rmtree(out / "evaluations" / "told-seed1")
+    assert distill("run", study, "--quiet").code == 0
+    assert tree(out, without=TIMED) == {name: data for name, data in before.items() if Path(name).name not in TIMED}
+
+    ran = distill("inspect", out, "--rows", 1)
+    assert ran.code == 0, ran.err
+    assert "Be clear." in ran.out
+    assert "problem 0" in ran.out
+
+
+def test_steps_by_themselves(study: Path, distill: Callable[..., Ran], tmp_path: Path, checkpoint: Path) -> None:
+    few = ("--set", 'conditions=["none", "told"]', "--set", "seeds=[0]", "--quiet")
+    ran = distill("train", study, *few, "--condition", "told")
+    assert ran.code == 2
+    assert "run collect" in ran.err
+    assert distill("collect", study, *few).code == 0
+    ran = distill("evaluate", study, *few)
+    assert ran.code == 2
+    assert "run train" in ran.err
+    ran = distill("train", study, *few, "--seed", 0)
+    assert ran.code == 0, ran.err
+    assert ran.out.split() == [str(tmp_path / "out" / "students" / name) for name in ("none-seed0", "told-seed0")]
+    assert distill("evaluate", study, *few).code == 0
+    ran = distill("evaluate", study, *few, "--model", checkpoint)
+    assert ran.code == 0, ran.err
+    assert "tiny" in ran.out
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ['objective.name="published"', 'objective.divergence="reverse_kl"', "objective.temperature=5.94"],
+        ['objective.name="published"', 'objective.divergence="reverse_kl"', 'objective.order="lexicographic"', 'teacher.signal="dense"'],
+        ['objective.teacher="live"', 'teacher.signal="text"', 'objective.divergence="jsd"'],
+        ['teacher.signal="topk"', "teacher.top_k=5", "objective.temperature=1.0"],
+        ['teacher.signal="topk"', "teacher.top_k=5", 'objective.topk_at_temperature="truncate"'],
+        ['teacher.kind="reference"', 'teacher.signal="text"', "objective.alpha=1.0"],
+        ['student.instruction="Answer briefly."', "student.chat=false", "student.dropout=0.2"],
+    ],
+    ids=["published", "lexicographic", "live", "topk", "truncated", "reference", "context"],
+)
+def test_other_ways(study: Path, distill: Callable[..., Ran], tmp_path: Path, settings: list[str]) -> None:
+    options = [part for setting in [*settings, 'conditions=["none", "told"]', "seeds=[0]"] for part in ("--set", setting)]
+    ran = distill("run", study, "--quiet", *options)
+    assert ran.code == 0, ran.err
+    card = json.loads((tmp_path / "out" / "students" / "told-seed0" / "card.json").read_text())
+    assert card["settings"]["objective"]["name"] in ran.out
+    if "truncate" in " ".join(settings):
+        ran = distill("train", study, *options, "--out", tmp_path / "out2", "--quiet")  # its records are elsewhere
+        assert ran.code == 2
+
+
+def test_search(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
+    options = ("--set", "search.trials=2", "--set", "search.rank=[2]", "--quiet")
+    ran = distill("search", study, *options)
+    assert ran.code == 0, ran.err
+    assert "heldout_nll" in ran.out
+    assert (tmp_path / "out" / "search" / "best.toml").is_file()
+    ran = distill("search", study, *options, "--set", 'search.metric="heldout_accuracy"')
+    assert ran.code == 2
+    assert "search" in ran.err
+
+
+def test_a_changed_key_is_named(study: Path, distill: Callable[..., Ran]) -> None:
+    few = ("--set", 'conditions=["none"]', "--set", "seeds=[0]", "--quiet")
+    assert distill("run", study, *few).code == 0
+    ran = distill("run", study, *few, "--set", "train.learning_rate=0.5")
+    assert ran.code == 2
+    assert "train.learning_rate: was 0.01, is 0.5" in ran.err
+    ran = distill("run", study, *few, "--set", "evaluation.max_new_tokens=9")
+    assert ran.code == 2
+    assert "evaluation.max_new_tokens: was 8, is 9" in ran.err
+    assert distill("run", study, *few, "--set", "train.logging_steps=2", "--set", "teacher.batch_size=1").code == 0
+
+
+def test_two_tokenizers_teach_by_text_only(
+    study: Path, distill: Callable[..., Ran], tmp_path: Path, save_checkpoint: Callable[..., Path]
+) -> None:
+    other = save_checkpoint(tmp_path / "other", vocab_size=401)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(other)
+    few = ("--set", 'conditions=["none"]', "--set", "seeds=[0]", "--quiet", "--set", f"teacher.model={other}")
+    ran = distill("run", study, *few)
+    assert ran.code == 2
+    assert "'<new>' to the teacher and None to the student" in ran.err
+    assert "alpha = 1" in ran.err
+    ran = distill("run", study, *few, "--set", "objective.alpha=1.0", "--out", tmp_path / "text")
+    assert ran.code == 0, ran.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (['conditions=["none", "tolt"]'], "did you mean 'told'"),
+        (["objective.divergence=kl"], "known: forward_kl, reverse_kl, jsd"),
+        (["train.epoch=3"], "did you mean epochs?"),
+        (['student.targets=["query"]'], "has no query; its linear layers are"),
+        (["student.model=./nowhere"], "no such model"),
+        (["teacher.model=./nowhere"], "no such model"),
+        (["teacher.kind=oracle"], "known: transformers"),
+        (["data.test.first=0"], "share a question"),
+        (["data.train.limit=99"], "asks for problems 0 to 98"),
+        (["baseline=teacher"], "no condition of the study"),
+        (["evaluation.grader=best"], "known: first_final"),
+        (["train.optimizer=sdg"], "sdg"),
+        (["objective.max_tokens=5"], "max_tokens is 5"),
+        (["objective.keep=correct"], "no text is left"),
+        (["out=/proc/nowhere"], "/proc/nowhere"),
+    ],
+)
+def test_bad_input_is_one_error_and_exit_2(study: Path, distill: Callable[..., Ran], settings: list[str], words: str) -> None:
+    options = [part for setting in ['conditions=["none"]', "seeds=[0]", *settings] for part in ("--set", setting)]
+    ran = distill("run", study, "--quiet", *options)
+    assert ran.code == 2
+    assert words in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_wrong_names_and_files(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
+    for arguments, words in (
+        (("run", tmp_path / "none.toml"), "cannot be read"),
+        (("collect", study, "--condition", "nobody"), "conditions: untouched, finetune"),
+        (("train", study, "--seed", 7), "seeds: 0, 1"),
+        (("inspect", tmp_path / "none"), "no folder of records"),
+    ):
+        ran = distill(*arguments)
+        assert ran.code == 2
+        assert words in ran.err
+
+
+def test_several_processes_are_for_collect_and_train(study: Path, distill: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ran = distill("run", study)
+    assert ran.code == 2
+    assert "under a launcher use collect and train" in ran.err
