@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS) --co
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo study test lint bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
@@ -19,6 +19,9 @@ setup: $(STAMP) ## make .venv with the locked versions of all that the other tar
 
 demo: setup ## measure every head of the embedded model over the shipped problems
 	$(BIN)/python -m analyses.heads --model smollm2 --out runs/smollm2 --force
+
+study: setup ## make students of a prompted teacher and compare them: the embedded model, shipped problems, some minutes
+	$(BIN)/python -m distill run studies/demo.toml
 
 # One thread a worker: more would compete for the same cores.
 test: setup ## run the tests
@@ -32,6 +35,7 @@ lint: setup ## ruff, pyright, import-linter
 
 bench: setup ## time and memory against a plain forward and against peers
 	$(BIN)/python -m benchmarks.heads
+	$(BIN)/python -m benchmarks.distill
 
 clean: ## remove the environment, builds and caches; keep runs/
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

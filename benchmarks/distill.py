@@ -1,4 +1,7 @@
-"""What the distillation loss costs, beside whole logits, bare matrix products and peers: `python -m benchmarks.distill`.
+"""What distillation costs, beside its peers: `python -m benchmarks.distill`.
+
+Two tables. The loss, beside whole logits, bare matrix products, TRL and Liger; and the collection of a teacher's answers with its signals,
+beside transformers' plain `generate` with the same batch, in tokens a second (those of the answers; padding does not count).
 
 Every way runs forward and backward in a process of its own, which gives time and peak memory above the inputs; the rounds take the ways in
 turn, and the table shows medians and ratios. The head is frozen, as under LoRA; the loss is 0.5 CE + 0.5 T^2 KL(teacher || student).
@@ -14,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import tyro
@@ -48,6 +51,8 @@ class BenchConfig:
         temperature: T where the teacher gives hidden states; a top k has T = 1.
         rounds: how often each way runs.
         threads: of torch.
+        collect_tokens: longest answer of the second table, in tokens.
+        collect_batch: answers of a batch.
         smoke: one tiny round without time or memory worth reading, to see that everything runs.
         child: for internal use: run one way, print its seconds and peak memory.
     """
@@ -60,6 +65,8 @@ class BenchConfig:
     temperature: float = 2.0
     rounds: int = 1
     threads: int = 2
+    collect_tokens: int = 160
+    collect_batch: int = 8
     smoke: bool = False
     child: str | None = None
 
@@ -166,8 +173,50 @@ def losses(config: BenchConfig) -> None:
         )
 
 
+def collection(config: BenchConfig) -> None:
+    """Print the second table: the embedded model answers shipped problems, the ways in turn."""
+    import torch
+
+    from distill.generate import Sampling, generate
+    from distill.problems import load_problems
+    from distill.strategies import STRATEGIES
+    from interp.checkpoints import open_checkpoint
+
+    opened = open_checkpoint("smollm2", device="cpu")
+    model, tokenizer = opened.model, opened.tokenizer
+    prompts = [STRATEGIES["none"].encode(tokenizer, p.question, True) for p in load_problems("shipped")[: config.collect_batch]]
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    new = config.collect_tokens
+
+    def plain() -> int:
+        out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        ends = out[:, width:] == tokenizer.eos_token_id
+        return int(torch.where(ends.any(1), ends.int().argmax(1) + 1, ends.shape[1]).sum())
+
+    def ours(signal: Any) -> int:
+        said = generate(model, tokenizer, prompts, Sampling(new), batch_size=len(prompts), signal=signal)
+        return sum(len(answer.ids) for answer in said)
+
+    ways: dict[str, Callable[[], int]] = {"generate": plain, **{tier: lambda tier=tier: ours(tier) for tier in ("text", "topk", "hidden")}}
+    speeds: dict[str, list[float]] = {way: [] for way in ways}
+    for way in ways.values():
+        way()  # what is loaded once
+    for _ in range(config.rounds if config.smoke else max(3, config.rounds)):
+        for name, way in ways.items():
+            begun = time.perf_counter()
+            tokens = way()
+            speeds[name].append(tokens / (time.perf_counter() - begun))
+    print(f"\nsmollm2, {len(prompts)} prompts of up to {width} tokens, up to {new} new ones, greedy, float32")
+    print(f"{'':15} {'tokens/s':>9} {'/generate':>10}")
+    for name, taken in speeds.items():
+        ratio = statistics.median(a / b for a, b in zip(taken, speeds["generate"], strict=True))
+        print(f"{name:15} {statistics.median(taken):9.1f} {ratio:10.3f}")
+
+
 def main() -> int:
-    """Print the table."""
+    """Print the tables."""
     config = tyro.cli(BenchConfig, prog="python -m benchmarks.distill", description=__doc__)
     import torch
 
@@ -188,8 +237,10 @@ def main() -> int:
         return 0
     if config.smoke:
         config = BenchConfig(tuple(WAYS), tokens=32, vocabulary=512, hidden=64, dtype=config.dtype, rounds=1, threads=config.threads)
+        config = replace(config, collect_tokens=4, collect_batch=2, smoke=True)
     print(f"{platform.machine()}, torch {torch.__version__}, {config.threads} thread(s)")
     losses(config)
+    collection(config)
     return 0
 
 

@@ -117,6 +117,50 @@ def test_the_benchmark_runs_in_its_smallest_form() -> None:
 
 
 @EMBEDDED
+def test_the_benchmark_of_distillation_runs_in_its_smallest_form() -> None:
+    done = subprocess.run([sys.executable, "-m", "benchmarks.distill", "--smoke"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "three products" in done.stdout
+    assert "/generate" in done.stdout
+
+
+def test_studies_are_valid_and_so_is_the_one_in_the_docs(tmp_path: Path) -> None:
+    from distill.config import read_study
+    from distill.strategies import choose_strategies, load_strategies
+
+    (tmp_path / "my_strategies.toml").write_text(blocks("docs/study.md", "toml")[1])
+    (tmp_path / "mine.toml").write_text(blocks("docs/study.md", "toml")[0])
+    files = [*sorted((ROOT / "studies").glob("*.toml")), tmp_path / "mine.toml"]
+    assert [file.stem for file in files] == ["demo", "paper", "small", "mine"]
+    for file in files:
+        study = read_study(file)
+        known = load_strategies([tmp_path / name for name in study.strategies])
+        choose_strategies(study.conditions, known)
+        assert study.name == file.stem
+
+
+def test_commands_of_the_docs_name_what_there_is() -> None:
+    """Every `python -m distill ...` of README and docs: its command, its file and its options."""
+    shown = re.findall(
+        r"-m distill (\w+) (\S+)((?: --[\w-]+)*)", "".join((ROOT / name).read_text() for name in ("README.md", "docs/study.md"))
+    )
+    assert len(shown) >= 10
+    helps: dict[str, str] = {}
+    for command, file, _ in shown:
+        if command not in helps:
+            done = subprocess.run(
+                [sys.executable, "-m", "distill", command, "--help"], capture_output=True, text=True, cwd=ROOT, check=False
+            )
+            assert done.returncode == 0, command
+            helps[command] = done.stdout
+        assert file.startswith("runs/") or file == "STUDY.toml" or (ROOT / file).is_file(), file
+    lines = re.findall(r"-m distill (\w+)(.*)", "".join((ROOT / name).read_text() for name in ("README.md", "docs/study.md")))
+    for command, rest in lines:
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", rest):
+            assert option in helps[command], (command, option)
+
+
+@EMBEDDED
 def test_a_question_that_occurs_in_the_template_is_found_where_it_was_put() -> None:
     import numpy as np
 
