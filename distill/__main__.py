@@ -196,7 +196,9 @@ def work(command: Run | Collect | Train | Evaluate | Search) -> int:
         case Train():
             for condition, seed in _students(run, command.condition, command.seed):
                 if seed is not None:
-                    print(run.train_one(condition, seed))
+                    folder = run.train_one(condition, seed)
+                    if int(os.environ.get("RANK", "0")) == 0:
+                        print(folder)
         case Evaluate(model=str(model)):
             run.evaluate_model(model)
         case Evaluate():

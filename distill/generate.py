@@ -7,6 +7,7 @@ of the states. Rows that end leave the batch and its cache; prompts are batched 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,7 +23,7 @@ TIERS = ("text", "topk", "hidden", "dense")
 
 
 class GenerationError(ValueError):
-    """Prompts that cannot be answered."""
+    """Prompts that cannot be answered, or settings that make no sense."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,17 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if self.max_new_tokens < 1:
+            raise GenerationError(f"max_new_tokens is {self.max_new_tokens}; at least 1 is needed")
+        if not 0 <= self.temperature < math.inf:
+            raise GenerationError(f"temperature is {self.temperature}; 0 (greedy) or more is needed")
+        if not 0 < self.top_p <= 1:
+            raise GenerationError(f"top_p is {self.top_p}; it must lie above 0 and at most at 1")
+        if "" in self.stop:
+            raise GenerationError("a stop text is empty, so every answer would end at once; leave it out")
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,8 @@ def generate(
         label: of a progress bar; None shows none.
 
     Raises:
-        GenerationError: an empty prompt, one that leaves no room below the model's position limit, a model in training mode.
+        GenerationError: an empty prompt, one that leaves no room below the model's position limit, a model in training mode, or one whose
+            logits are no numbers.
     """
     if model.training:
         raise GenerationError("the model is in training mode, so dropout would change its answers; call model.eval()")
@@ -197,6 +210,8 @@ def _answer(model: Any, rows: list[_Row], ends: Sequence[int], sampling: Samplin
             tokens, log_probs, said = _choose(logits, hidden, [rows[i] for i in alive], sampling, signal, top_k)
             kept.append((list(alive), said))
             for i, token, log_prob in zip(alive, tokens.tolist(), log_probs.tolist(), strict=True):
+                if math.isnan(log_prob):
+                    raise GenerationError(f"the model's logits are no numbers (NaN) at token {step}; float16 overflows: use another dtype")
                 rows[i].take(token, log_prob, ends)
             going = [at for at, i in enumerate(alive) if rows[i].finish is None]
             if not going:

@@ -140,7 +140,7 @@ class RecordStore:
         tensors = {"weight": head.weight.detach().cpu().contiguous()}
         if head.bias is not None:
             tensors["bias"] = head.bias.detach().cpu().contiguous()
-        about = {"scale": repr(head.scale), "softcap": repr(head.softcap)}
+        about = {"head": json.dumps({"scale": head.scale, "softcap": head.softcap})}  # one key: their order in the file is not fixed
         with _written(place) as draft:
             save_file(tensors, draft, metadata=about)
 
@@ -153,11 +153,10 @@ class RecordStore:
         place = self._head_place(owner)
         try:
             with safe_open(place, "pt") as file:
-                about = file.metadata()
+                about = json.loads(file.metadata()["head"])
                 bias = file.get_tensor("bias") if "bias" in set(file.keys()) else None
                 weight = file.get_tensor("weight")
-            softcap = None if about["softcap"] == "None" else float(about["softcap"])
-            return Head(weight, bias, float(about["scale"]), softcap)
+            return Head(weight, bias, about["scale"], about["softcap"])
         except FileNotFoundError:
             raise RecordError(f"{place} is missing: the output head of the teacher's hidden states; run collect again") from None
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:

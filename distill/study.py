@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.config import ProblemSet, Study, StudyError, TeacherConfig, as_tables, differences
+from distill.config import ObjectiveConfig, ProblemSet, Study, StudyError, TeacherConfig, as_tables, differences
 from distill.problems import Problem, load_problems, problems_digest
 from distill.strategies import Strategy, choose_strategies, load_strategies
 from distill.student import read_card
@@ -201,6 +201,8 @@ class StudyRun:
                     + "\nSet them back, delete it, or set another `out`"
                 )
             return folder
+        from accelerate import PartialState
+
         from distill.student import new_student
         from distill.train import train_student
         from interp.versions import versions
@@ -208,9 +210,11 @@ class StudyRun:
         teacher = self.teacher_of(condition)
         objective = self.objective(condition)
         live = self.study.teacher if condition != "finetune" and objective.teacher == "live" and objective.alpha < 1 else None
+        PartialState(cpu=self.study.student.device == "cpu")  # under a launcher, each process takes its own device
         model, checkpoint = new_student(self.study.student, seed)
         texts = self.texts(condition, teacher, checkpoint.tokenizer)
-        self._warn(condition, texts)
+        missing = missing_share(texts, objective, model.get_output_embeddings().weight.shape[0])
+        self._tell(condition, texts, missing)
         head, live_model = None, None
         if live is not None:
             live_model, head = teacher.model_and_head()
@@ -230,6 +234,7 @@ class StudyRun:
                 "texts_sha256": texts.digest(),
             },
             "counts": texts.counts,
+            "missing_mass": missing,
             "versions": versions(),
         }
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -247,7 +252,7 @@ class StudyRun:
             show_progress=self.show_progress,
         )
 
-    def objective(self, condition: str) -> Any:
+    def objective(self, condition: str) -> ObjectiveConfig:
         """What a condition's student minimises: reference solutions have no distribution, so `finetune` is cross-entropy alone."""
         own = self.study.objective
         return replace(own, alpha=1.0, teacher="records", keep="all") if condition == "finetune" else own
@@ -311,10 +316,16 @@ class StudyRun:
             "grader": self.study.evaluation.grader if self.study.objective.keep == "correct" else None,
         }
 
-    def _warn(self, condition: str, texts: Texts) -> None:
-        """What happened to the records, wherever it was not nothing."""
+    def _tell(self, condition: str, texts: Texts, missing: tuple[float, float] | None) -> None:
+        """What happened to the records, and what a top k leaves out at the temperature."""
         told = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in texts.counts.items() if number and name != "records")
         self.say(f"{condition}: {texts.counts['records']} records, {told}")
+        if missing is not None and int(os.environ.get("RANK", "0")) == 0:
+            print(
+                f"{condition}: at temperature {self.study.objective.temperature:g}, {missing[0]:.1%} to {missing[1]:.1%} of the teacher's "
+                f"mass lies outside the stored top {self.study.teacher.top_k}, and is left out",
+                file=sys.stderr,
+            )
 
     # --- evaluate ---------------------------------------------------------------------------------------------------
 
@@ -502,6 +513,24 @@ def _check_disjoint(sets: dict[str, list[Problem]]) -> None:
                     f"data.{before} and data.{name} share a question ({problem.question[:60]!r}): what is trained on cannot be tested on; "
                     "set first and limit apart"
                 )
+
+
+def missing_share(texts: Texts, objective: ObjectiveConfig, vocabulary: int) -> tuple[float, float] | None:
+    """Bounds of the mass that stored top-k signals leave out at the objective's temperature, a mean over tokens (at most 200 texts).
+
+    None where nothing is left out for that reason: temperature 1, no divergence, or other signals.
+    """
+    import torch
+
+    from distill.losses import missing_mass
+
+    if objective.alpha == 1 or objective.temperature == 1 or objective.teacher == "live":
+        return None
+    rows = [t.record.signals["topk_log_probs"] for t in texts.texts[:200] if t.record is not None and "topk_log_probs" in t.record.signals]
+    if not rows:
+        return None
+    lower, upper = missing_mass(torch.cat(rows), vocabulary, objective.temperature)
+    return float(lower.mean()), float(upper.mean())
 
 
 def student_name(condition: str, seed: int | None) -> str:

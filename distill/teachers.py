@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,6 +93,20 @@ class _TextTeacher:
 # --- in process -----------------------------------------------------------------------------------------------------
 
 
+def _uses_chat(config: TeacherConfig, tokenizer: Any) -> bool:
+    """Whether prompts go through the chat template."""
+    has = getattr(tokenizer, "chat_template", None) is not None
+    if config.chat and not has:
+        raise TeacherError(f"teacher.chat is true, but the tokenizer of {config.model} has no chat template; leave it out")
+    return has if config.chat is None else config.chat
+
+
+def _row_seed(config: TeacherConfig, problem: Problem) -> int:
+    """A seed for each problem: with one for all, servers would draw every answer from the same random numbers."""
+    digest = hashlib.sha256(f"{config.seed}:{record_key(problem.question, problem.answer)}".encode()).digest()
+    return int.from_bytes(digest[:4]) >> 1  # 31 bits: some servers take no more
+
+
 class TransformersTeacher:
     """Any checkpoint, in this process: text, topk, hidden, dense."""
 
@@ -99,6 +114,7 @@ class TransformersTeacher:
         from interp.checkpoints import identify
 
         self.config = config
+        self.chat = _uses_chat(config, self.tokenizer)
         self.identity = {
             "kind": "transformers",
             **identify(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code),
@@ -114,14 +130,6 @@ class TransformersTeacher:
         from interp.checkpoints import open_tokenizer
 
         return open_tokenizer(self.config.model, revision=self.config.revision, trust_remote_code=self.config.trust_remote_code)
-
-    @property
-    def chat(self) -> bool:
-        """Whether prompts go through the chat template."""
-        has = getattr(self.tokenizer, "chat_template", None) is not None
-        if self.config.chat and not has:
-            raise TeacherError(f"teacher.chat is true, but the tokenizer of {self.config.model} has no chat template; leave it out")
-        return has if self.config.chat is None else self.config.chat
 
     @property
     def model(self) -> Any:
@@ -304,7 +312,8 @@ class OpenAITeacher(_TextTeacher):
             ) from error
         config = self.config
         gate = asyncio.Semaphore(config.concurrency)
-        rate = AsyncLimiter(config.requests_per_minute, 60) if config.requests_per_minute else None
+        # one at a time, evenly: a bucket of a whole minute would be full anew for every shard
+        rate = AsyncLimiter(1, 60 / config.requests_per_minute) if config.requests_per_minute else None
         key = os.environ.get(config.api_key_env) or "none"  # local servers ask for none, the client for some
         async with AsyncOpenAI(base_url=config.url, api_key=key, timeout=config.timeout_s, max_retries=config.retries) as client:
 
@@ -338,7 +347,7 @@ class OpenAITeacher(_TextTeacher):
                 max_tokens=config.max_new_tokens,
                 temperature=config.temperature,
                 top_p=config.top_p,
-                seed=config.seed,
+                seed=_row_seed(config, problem),
                 **extra,
             )
         except openai.APITimeoutError as error:
@@ -410,8 +419,7 @@ class VllmTeacher(_TextTeacher):
 
         self.config = config
         self.tokenizer = open_tokenizer(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
-        has = getattr(self.tokenizer, "chat_template", None) is not None
-        self.chat = has if config.chat is None else config.chat
+        self.chat = _uses_chat(config, self.tokenizer)
         self.identity = {
             "kind": "vllm",
             **identify(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code),
@@ -448,7 +456,8 @@ class VllmTeacher(_TextTeacher):
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         prompts = [strategy.encode(self.tokenizer, p.question, self.chat) for p in problems]
-        chosen = SamplingParams(max_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed)
+        length, heat, top_p = config.max_new_tokens, config.temperature, config.top_p
+        chosen = [SamplingParams(max_tokens=length, temperature=heat, top_p=top_p, seed=_row_seed(config, p)) for p in problems]
         answers = [out.outputs[0] for out in engine.generate([{"prompt_token_ids": ids} for ids in prompts], chosen)]
         signals: list[dict[str, Tensor]] = [{} for _ in problems]
         if config.signal == "topk":
@@ -546,6 +555,10 @@ def same_tokenizer(teacher: Any, student: Any) -> str | None:
     for number in sorted({*theirs, *ours}):
         if theirs.get(number) != ours.get(number):
             return f"id {number} is {theirs.get(number)!r} to the teacher and {ours.get(number)!r} to the student"
-    probe = "Ann's 12 pens cost $3.50 each: 12*3.50 = <<12*3.5=42>>42.\n#### 42"
-    one, two = (tokenizer(probe, add_special_tokens=False)["input_ids"] for tokenizer in (teacher, student))
-    return None if one == two else f"they cut the same text differently ({one[:8]} and {two[:8]} ...)"
+    text = "\n".join(teacher.batch_decode([[number] for number in sorted(theirs)]))  # each token's own text tries how it is put together
+    one, two = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for tokenizer in (teacher, student))
+    if one == two:
+        return None
+    at = next(i for i, (a, b) in enumerate(zip_longest(one, two)) if a != b)
+    cuts = [[theirs[number] for number in ids[at : at + 4]] for ids in (one, two)]
+    return f"they cut the same text differently ({cuts[0]} and {cuts[1]} ...)"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -219,8 +219,8 @@ def train_student(
         OSError: no room; whole checkpoints are kept, and the same call goes on.
     """
     partial = folder.with_name(folder.name + ".partial")
+    ranks = PartialState(cpu=next(model.parameters()).device.type == "cpu").num_processes
     resume = _prepare(partial, card)
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
     stream = TextStream(texts, config.epochs, seed, config.batch_size * config.gradient_accumulation * ranks)
     stored = () if teacher is not None or objective.alpha == 1 else _stored(texts)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -269,7 +269,8 @@ def _prepare(partial: Path, card: Mapping[str, Any]) -> Path | None:
     """The checkpoint to go on from, if any; other settings than those it was begun with are refused."""
     now = json.loads(json.dumps({key: card[key] for key in ("settings", "parents", "seed")}))
     file = partial / SETTINGS
-    if int(os.environ.get("RANK", "0")) == 0:
+    processes = PartialState()
+    if processes.is_main_process:
         partial.mkdir(parents=True, exist_ok=True)
         if file.is_file():
             try:
@@ -288,6 +289,7 @@ def _prepare(partial: Path, card: Mapping[str, Any]) -> Path | None:
         for torn in partial.glob("checkpoint-*"):
             if not (torn / WHOLE).exists():
                 shutil.rmtree(torn)
+    processes.wait_for_everyone()
     found = [path for path in partial.glob("checkpoint-*") if (path / WHOLE).exists()]
     return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 

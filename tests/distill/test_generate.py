@@ -11,6 +11,7 @@ from scipy import stats
 
 from distill.generate import GenerationError, Sampling, _draw, _Row, end_ids, generate
 from distill.output_head import output_head
+from distill.strategies import Strategy
 from interp.checkpoints import open_checkpoint
 
 PROMPTS = [[5, 9, 11, 30, 7], [8, 8, 21], [3, 17, 40, 41, 6, 12, 19, 33], [25]]
@@ -64,6 +65,20 @@ def test_rows_that_end_leave_the_batch(tiny_model: Callable[..., Any]) -> None:
     assert widths[-1] < 4
 
 
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text", "gpt_oss", "gpt2", "deepseek_v3"])
+def test_rows_that_stay_go_on_as_before(tiny_model: Callable[..., Any], family: str) -> None:
+    """Caches of windows, of sinks and of low rank: the rows that stay keep their own."""
+    model = tiny_model(family)
+    free = [plain(model, prompt, 24) for prompt in PROMPTS]
+    model.generation_config.eos_token_id = [free[0][3], free[2][12]]
+    wanted = [plain(model, prompt, 24) for prompt in PROMPTS]
+    assert len({*map(len, wanted)}) > 1
+    found = generate(model, Letters(), PROMPTS, Sampling(24), batch_size=4, signal="dense")
+    assert [list(g.ids) for g in found] == wanted
+    for given, own in zip(found, wanted, strict=True):
+        assert given.signals["dense_log_probs"].argmax(-1).tolist() == own
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_signals_are_those_of_reading_the_text_again(tiny_model: Callable[..., Any], family: str, dtype: str) -> None:
@@ -111,6 +126,36 @@ def test_padding_that_is_the_end(checkpoint: Path) -> None:
     assert end_ids(opened.model, opened.tokenizer) == (2,)
 
 
+def test_an_adapted_model(adapter: Path) -> None:
+    """The head of a PEFT model lies one floor deeper; the states are the adapted ones."""
+    opened = open_checkpoint(adapter, device="cpu")
+    ids = Strategy("none").encode(opened.tokenizer, "How many pens?", True)
+    (given,) = generate(opened.model, opened.tokenizer, [ids], Sampling(6), batch_size=1, signal="hidden")
+    assert list(given.ids) == plain(opened.model, ids, 6)
+    with torch.no_grad():
+        logits = opened.model(input_ids=torch.tensor([[*ids, *given.ids]])).logits[0, len(ids) - 1 : -1]
+    torch.testing.assert_close(output_head(opened.model).logits(given.signals["hidden"]), logits, atol=1e-4, rtol=1e-4)
+
+
+def test_stop_texts_within_tokens(checkpoint: Path) -> None:
+    """The ids are cut before the first token that holds a part of the stop text, the text at the stop text itself."""
+    opened = open_checkpoint(checkpoint, device="cpu")
+    ids = Strategy("none").encode(opened.tokenizer, "How many pens?", True)
+    free = [i for i in plain(opened.model, ids, 24) if i != 2]
+    pieces = [opened.tokenizer.decode([i]) for i in free]
+    at, whole = next((at, piece) for at, piece in enumerate(pieces) if at > 2 and len(piece) > 2 and piece.isascii())
+    stop = whole[1:]
+    said = opened.tokenizer.decode(free)
+    first = said.find(stop)
+    (given,) = generate(opened.model, opened.tokenizer, [ids], Sampling(24, stop=(stop,)), batch_size=1)
+    assert (given.text, given.finish) == (said[:first], "stop")
+    kept = opened.tokenizer.decode(list(given.ids))
+    assert list(given.ids) == free[: len(given.ids)]
+    assert said[:first].startswith(kept)
+    assert len(kept) <= first < len(opened.tokenizer.decode(free[: len(given.ids) + 1]))
+    assert len(given.ids) <= at
+
+
 def test_every_row_draws_by_itself(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model("llama")
     sampling = Sampling(15, temperature=1.0, seed=3)
@@ -122,6 +167,23 @@ def test_every_row_draws_by_itself(tiny_model: Callable[..., Any]) -> None:
     assert [g.ids for g in together] != [g.ids for g in other]
     twice = generate(model, Letters(), PROMPTS[:1] * 2, sampling, batch_size=2, keys=["a", "b"])
     assert twice[0].ids != twice[1].ids
+
+
+def test_log_probabilities_know_no_temperature(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("llama")
+    (given,) = generate(model, Letters(), PROMPTS[:1], Sampling(12, temperature=3.0, top_p=0.9), batch_size=1, signal="topk", top_k=48)
+    with torch.no_grad():
+        log_p = torch.log_softmax(model(input_ids=torch.tensor([[*PROMPTS[0], *given.ids]])).logits[0, len(PROMPTS[0]) - 1 : -1], -1)
+    assert list(given.ids) != log_p.argmax(-1).tolist()
+    np.testing.assert_allclose(given.log_probs, log_p.gather(1, torch.tensor(given.ids)[:, None])[:, 0].numpy(), atol=1e-4)
+    torch.testing.assert_close(given.signals["topk_log_probs"], log_p.sort(-1, descending=True).values, atol=1e-4, rtol=0)
+    torch.testing.assert_close(given.signals["topk_log_probs"].exp().sum(-1), torch.ones(12))
+
+
+def test_a_tiny_top_p_is_greedy(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("llama")
+    drawn = generate(model, Letters(), PROMPTS, Sampling(12, temperature=5.0, top_p=1e-9), batch_size=4)
+    assert [list(g.ids) for g in drawn] == [plain(model, prompt, 12) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.7, 1e-9])
@@ -150,6 +212,31 @@ def test_what_cannot_be_answered(tiny_model: Callable[..., Any]) -> None:
     with pytest.raises(GenerationError, match="training mode"):
         generate(model.train(), Letters(), [[1]], Sampling(3), batch_size=1)
     assert generate(model.eval(), Letters(), [], Sampling(3), batch_size=1) == []
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3, 0] = float("nan")
+    with pytest.raises(GenerationError, match=r"NaN.*at token 0"):
+        generate(model, Letters(), [[1]], Sampling(3), batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"stop": ("Question:", "")}, "stop text is empty"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(GenerationError, match=words):
+        Sampling(**{"max_new_tokens": 3, **settings})
+
+
+def test_the_longest_text_that_fits(tiny_model: Callable[..., Any]) -> None:
+    (given,) = generate(tiny_model("gpt2"), Letters(), [[1] * 250], Sampling(6), batch_size=1)
+    assert len(given.ids) == 6
 
 
 def test_one_token(tiny_model: Callable[..., Any]) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from distill.__main__ import main
 
@@ -189,9 +194,11 @@ def test_other_ways(study: Path, distill: Callable[..., Ran], tmp_path: Path, se
     assert ran.code == 0, ran.err
     card = json.loads((tmp_path / "out" / "students" / "told-seed0" / "card.json").read_text())
     assert card["settings"]["objective"]["name"] in ran.out
-    if "truncate" in " ".join(settings):
-        ran = distill("train", study, *options, "--out", tmp_path / "out2", "--quiet")  # its records are elsewhere
-        assert ran.code == 2
+    assert (card["missing_mass"] is not None) == ("truncate" in " ".join(settings))
+    if card["missing_mass"] is not None:
+        lower, upper = card["missing_mass"]
+        assert 0 < lower <= upper < 1
+        assert f"{lower:.1%} to {upper:.1%} of the teacher's mass lies outside the stored top 5" in ran.err
 
 
 def test_search(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
@@ -273,6 +280,32 @@ def test_wrong_names_and_files(study: Path, distill: Callable[..., Ran], tmp_pat
         ran = distill(*arguments)
         assert ran.code == 2
         assert words in ran.err
+
+
+def test_two_processes_collect_and_train_as_one(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
+    few = ["--set", 'conditions=["none"]', "--set", "seeds=[0]", "--quiet"]
+    assert distill("collect", study, *few).code == 0
+    assert distill("train", study, *few).code == 0
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "ignore"}
+    for command in ("collect", "train"):
+        arguments = ["-m", "distill", command, str(study), *few, "--set", "train.batch_size=1", "--out", str(tmp_path / "two")]
+        subprocess.run([*launch, *arguments], check=True, env=environment, cwd=tmp_path)
+    assert tree(tmp_path / "two" / "records") == tree(tmp_path / "out" / "records")
+    one, two = (load_file(tmp_path / name / "students" / "none-seed0" / "adapter_model.safetensors") for name in ("out", "two"))
+    assert set(one) == set(two)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=2e-5, rtol=0)
 
 
 def test_several_processes_are_for_collect_and_train(study: Path, distill: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,6 +87,25 @@ def test_identity_is_known_without_weights_and_free_of_places(
     assert own.tokenizer is not None
 
 
+@pytest.mark.parametrize("tier", ["text", "topk", "hidden"])
+def test_scored_prompts_in_every_tier(config: TeacherConfig, checkpoint: Path, tier: Any) -> None:
+    teacher = open_teacher(replace(config, signal=tier))
+    for record, problem in zip(teacher.score_prompts(PROBLEMS, Strategy("none"), 100), PROBLEMS, strict=True):
+        assert teacher.tokenizer.decode(record.prompt_ids) == problem.question  # no strategy, so no space before it
+        with torch.no_grad():
+            logits = open_checkpoint(checkpoint, device="cpu").model(input_ids=torch.tensor([record.prompt_ids])).logits[0]
+        if tier == "text":
+            assert record.signals == {}
+        elif tier == "topk":
+            expected = torch.log_softmax(logits, -1).topk(4)
+            torch.testing.assert_close(record.signals["topk_log_probs"], expected.values, atol=1e-5, rtol=0)
+            assert record.signals["topk_ids"].tolist() == expected.indices.tolist()
+        else:
+            head = teacher.head()
+            assert head is not None
+            torch.testing.assert_close(head.logits(record.signals["hidden"]), logits, atol=1e-4, rtol=1e-4)
+
+
 def test_a_live_teacher_gives_its_model(config: TeacherConfig) -> None:
     teacher = open_teacher(config)
     model, head = teacher.model_and_head()
@@ -96,8 +116,9 @@ def test_a_live_teacher_gives_its_model(config: TeacherConfig) -> None:
 
 def test_chat_needs_a_template(config: TeacherConfig, save_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     bare = save_checkpoint(tmp_path / "bare", template=None)
-    with pytest.raises(TeacherError, match="no chat template"):
-        open_teacher(replace(config, model=str(bare), chat=True))
+    for kind in ("transformers", "vllm"):
+        with pytest.raises(TeacherError, match="no chat template"):
+            open_teacher(replace(config, kind=kind, signal="topk", model=str(bare), chat=True))
     assert open_teacher(replace(config, model=str(bare))).identity["chat"] is False
 
 
@@ -224,7 +245,7 @@ def bad() -> Iterator[Bad]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     state.url = f"http://127.0.0.1:{server.server_port}/v1"
     yield state
     server.shutdown()
@@ -294,9 +315,56 @@ def test_strategies_become_messages(bad: Bad) -> None:
     assert bad.seen[-1]["messages"] == [{"role": "user", "content": question}]
 
 
-def test_requests_a_minute_are_counted(bad: Bad) -> None:
+def test_requests_are_spread_over_the_minute(bad: Bad, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket of a minute's requests would be full anew for every shard of records, and could not hold half a request."""
+    import aiolimiter
+
+    made: list[tuple[float, float]] = []
+
+    class Seen(aiolimiter.AsyncLimiter):
+        def __init__(self, max_rate: float, time_period: float = 60) -> None:
+            made.append((max_rate, time_period))
+            super().__init__(max_rate, time_period)
+
+    monkeypatch.setattr(aiolimiter, "AsyncLimiter", Seen)
     bad.replies = [(200, {}, said())]
-    assert len(ask(bad, PROBLEMS, requests_per_minute=6000.0, concurrency=1)) == 4
+    assert len(ask(bad, PROBLEMS, requests_per_minute=6000.0)) == 4
+    assert len(ask(bad, PROBLEMS[:1], requests_per_minute=0.5)) == 1
+    assert made == [(1, pytest.approx(0.01)), (1, pytest.approx(120.0))]
+
+
+def test_every_answer_has_a_seed_of_its_own(bad: Bad) -> None:
+    """The same for the same problem, whatever is asked beside it; one for all would give every answer the same random numbers."""
+    bad.replies = [(200, {}, said())]
+    ask(bad, PROBLEMS, concurrency=1)
+    ask(bad, PROBLEMS[::-1], concurrency=1)
+    ask(bad, PROBLEMS[:1], seed=1)
+    seeds = [request["seed"] for request in bad.seen]
+    assert seeds[:4] == seeds[7:3:-1]
+    assert len({*seeds}) == 5
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_one_failure_ends_the_others(bad: Bad) -> None:
+    """A shard is answered whole or not at all, and nothing more is asked for what would be thrown away."""
+    bad.replies = [(200, {}, said()), (500, {}, {}), (200, {}, said())]
+    with pytest.raises(TeacherError, match="problem 1: the server says 500"):
+        ask(bad, PROBLEMS, concurrency=1)
+    assert len(bad.seen) <= 3
+
+
+def test_an_empty_answer_is_kept(bad: Bad) -> None:
+    """It is counted, and left out, where texts for the student are made."""
+    bad.replies = [(200, {}, said(""))]
+    assert [(r.text, r.finish) for r in ask(bad)] == [("", "eos")]
+
+
+def test_the_key_comes_from_the_environment(bad: Bad, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad.replies = [(401, {}, {"error": {"message": "bad key"}})]
+    monkeypatch.setenv("MY_KEY", "very-dear")
+    with pytest.raises(TeacherError, match=r"\$MY_KEY holds the key") as raised:
+        ask(bad, api_key_env="MY_KEY")
+    assert "very-dear" not in str(raised.value)
 
 
 def steps(*tops: dict[str, float]) -> dict[str, Any]:
@@ -347,6 +415,58 @@ def test_top_k_from_vllms_prompt_log_probabilities() -> None:
         prompt_topk([None, None], 1, 2, "problem 0")
 
 
+@pytest.fixture
+def engine(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """In vLLM's place: its documented interface over the tiny model in process. Gives what it was called with."""
+    from distill.generate import Sampling, generate
+
+    seen: list[Any] = []
+    opened = open_checkpoint(checkpoint, device="cpu")
+
+    class LLM:
+        def __init__(self, **settings: Any) -> None:
+            seen.append(settings)
+
+        def generate(self, prompts: list[dict[str, list[int]]], params: Any) -> list[SimpleNamespace]:
+            params = params if isinstance(params, list) else [params] * len(prompts)
+            seen.append(params)
+            return [self._one(p["prompt_token_ids"], how) for p, how in zip(prompts, params, strict=True)]
+
+        def _one(self, ids: list[int], how: SimpleNamespace) -> SimpleNamespace:
+            (said,) = generate(opened.model, opened.tokenizer, [ids], Sampling(how.max_tokens), batch_size=1)
+            finish = "length" if said.finish == "length" else "stop"
+            out = SimpleNamespace(token_ids=list(said.ids), text=said.text, finish_reason=finish)
+            with torch.no_grad():
+                log_p = torch.log_softmax(opened.model(input_ids=torch.tensor([ids])).logits[0], -1)
+            entries: list[Any] = [None]
+            for at, token in enumerate(ids[1:]):
+                listed = [token, *log_p[at].topk(getattr(how, "prompt_logprobs", 0)).indices.tolist()]  # the token itself comes first
+                entries.append({i: SimpleNamespace(logprob=log_p[at, i].item()) for i in listed})
+            return SimpleNamespace(outputs=[out], prompt_logprobs=entries)
+
+    fake: Any = ModuleType("vllm")
+    fake.LLM, fake.SamplingParams = LLM, SimpleNamespace
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    return seen
+
+
+@pytest.mark.parametrize("tier", ["text", "topk"])
+def test_vllm_answers_as_the_model_in_process(config: TeacherConfig, engine: list[Any], tier: Any) -> None:
+    teacher = open_teacher(replace(config, kind="vllm", signal=tier, seed=3))
+    assert engine == []  # not started before the first answer
+    served, own = teacher.answer(PROBLEMS, TOLD), open_teacher(replace(config, signal=tier)).answer(PROBLEMS, TOLD)
+    for one, other in zip(served, own, strict=True):
+        assert replace(one, signals={}) == replace(other, signals={})
+        assert one.signals.keys() == other.signals.keys()
+        for name, rows in one.signals.items():
+            torch.testing.assert_close(rows, other.signals[name], atol=1e-4, rtol=0)
+    started, chosen, *scored = engine
+    assert (started["model"], started["max_logprobs"], started["logprobs_mode"]) == (config.model, 20, "raw_logprobs")
+    assert len({how.seed for how in chosen}) == 4
+    assert [(how.max_tokens, how.temperature, how.top_p) for how in chosen] == [(6, 0.0, 1.0)] * 4
+    assert [(how.max_tokens, how.prompt_logprobs) for calls in scored for how in calls] == ([(1, 4)] * 4 if tier == "topk" else [])
+
+
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_vllm_is_an_extra(checkpoint: Path) -> None:
     teacher = open_teacher(TeacherConfig(kind="vllm", model=str(checkpoint), signal="topk"))
@@ -390,6 +510,24 @@ def test_tokenizers_are_compared_by_content(tiny_tokenizer: Callable[..., Any]) 
         [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     assert "cut the same text differently" in str(same_tokenizer(one, cut))
+
+
+def test_the_same_vocabulary_with_other_merges(tiny_tokenizer: Callable[..., Any]) -> None:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    one = tiny_tokenizer()
+    content = json.loads(one.backend_tokenizer.to_str())
+    merges = content["model"]["merges"]
+
+    def other(changed: list[Any]) -> Any:
+        model = {**content["model"], "merges": changed}
+        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps({**content, "model": model})))
+
+    assert same_tokenizer(one, other(merges)) is None
+    for changed in (merges[::-1], merges[1:], merges[:70] + merges[71:], merges[:-1]):
+        assert other(changed).get_vocab() == one.get_vocab()
+        assert "cut the same text differently" in str(same_tokenizer(one, other(changed)))
 
 
 def test_checkpoints_tell_who_they_are_without_opening(checkpoint: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
