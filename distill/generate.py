@@ -149,7 +149,7 @@ class _Row:
         self.log_probs: list[float] = []
         self.signals: dict[str, Tensor] = {}
         self.finish: Literal["eos", "stop", "length"] | None = None
-        self.tail = 1 + max((len(stop.encode()) for stop in sampling.stop), default=0)  # no token has less than a byte
+        self.tail = 1 + max((len(stop.encode()) for stop in sampling.stop), default=0)
 
     def take(self, token: int, log_prob: float, ends: Sequence[int]) -> None:
         self.ids.append(token)
@@ -162,7 +162,11 @@ class _Row:
             self.finish = "length"
 
     def _stopped(self) -> bool:
-        end = self.tokenizer.decode(self.ids[-self.tail :], skip_special_tokens=True)
+        taken = self.tail  # as many tokens as the longest stop text has bytes; more where special tokens, which are no text, lie among them
+        end = self.tokenizer.decode(self.ids[-taken:], skip_special_tokens=True)
+        while len(end) < self.tail and taken < len(self.ids):
+            taken *= 2
+            end = self.tokenizer.decode(self.ids[-taken:], skip_special_tokens=True)
         return any(stop in end for stop in self.sampling.stop)
 
     def result(self) -> Generated:

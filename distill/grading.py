@@ -20,10 +20,17 @@ DEFAULT_GRADER = "first_final"
 NUMBER = r"(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _WRITTEN = re.compile(rf"(?P<sign>[-−–]?)\s*[$€£]?\s*(?P<inner>[-−–]?)(?P<number>{NUMBER})(?P<rest>\s+\d+\s*/\s*\d+|\s*/\s*\d+)?")
 _VULGAR = re.compile(r"(\d*)\s*([\u00bc-\u00be\u2150-\u215e])")
-_NEXT_QUESTION = re.compile(r"(?:^|\n)[\s#*]*(?:Question|Problem|Q)\s*\d*\s*[:.]", re.IGNORECASE)
-_FINAL = re.compile(r"####|\\boxed\s*\{|\banswer\s*\**\s*(?:is\b|[:=])", re.IGNORECASE)
+# Repeats of blanks are bounded: a long run of them would take quadratic time.
+_NEXT_QUESTION = re.compile(r"\n[ \t#*]{0,12}(?:Question|Problem|Exercise|Q)[\s\d*]{0,12}[:.]", re.IGNORECASE)
+_FINAL = re.compile(
+    r"(?<![^\n])[ \t#*]{0,12}final\s{1,4}answer[ \t*]{0,8}\n|####|\\boxed\s{0,4}\{"
+    r"|\banswer[\s*]{0,8}is\b|\bfinal\s{1,4}answer[\s*]{0,8}[:=]|\b(?P<label>answer[\s*]{0,8}[:=])",
+    re.IGNORECASE,
+)
+_NO_STATEMENT = re.compile(r"\b(?:not|if)\b|\b(?:step|option|choice|part|question)\W*$", re.IGNORECASE)
+"""Words between a mark and a number that keep it from being the answer: "rounded if not a multiple of 5", "found in Step 4"."""
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
-_STEP = re.compile(r"^[\s#*]*step\s*\d+", re.IGNORECASE | re.MULTILINE)
+_STEP = re.compile(r"^[ \t#*]*step[ \t]*\d+", re.IGNORECASE | re.MULTILINE)
 _LONGEST = 400
 """Characters of a text in which a number must end: people write no longer ones."""
 _GAP = 60
@@ -53,7 +60,8 @@ def parse_number(text: str) -> Fraction | None:
     """The number that a text begins with, exactly; None where it begins with none.
 
     "1,000" is 1000, "$5.00" is 5, "3/4" is 3/4, "1 1/2" and "1½" are 3/2, "12." is 12, "-7" and "−$7" are -7, "18 (i.e. 10 + 8)" is 18, and
-    "50%" is 50, as GSM8K's references have it. "10-5" and "2 + 3" are no numbers but sums, "0/0" is none; "2 + 3 = 5" is 5.
+    "50%" is 50, as GSM8K's references have it. "10-5", "2 + 3" and "2^3" are no numbers but sums, "0/0" is none; "2 + 3 = 5" is 5.
+    "1e3" is 1000. Thousands are parted by a comma or a narrow blank; "1 800" is 1, since "18 100 ml bottles" is written too.
     """
     text = text[:_LONGEST]
     text = _VULGAR.sub(
@@ -63,12 +71,15 @@ def parse_number(text: str) -> Fraction | None:
     if not found:
         return None
     after = text[found.end() :]
-    if re.match(rf"\s*[%°]?\s*[+*×x/·−–-]\s*[$(]*(?:{NUMBER})", after):
+    if re.match(rf"\s*[%°]?\s*(?:[+*×x/·÷^−–-]|\\(?:times|cdot|div)\b)\s*[$({{]*(?:{NUMBER})", after):
         equals = re.match(r"[^=\n]{0,80}=", after)
         return parse_number(after[equals.end() :]) if equals else None
     if found.end() == _LONGEST:
         return None
     value = Fraction(re.sub(r"[,\s\u00a0\u2009\u202f]", "", found["number"]))
+    power = re.match(r"[eE]([+-]?\d{1,2})(?!\d)", after)
+    if power and not found["rest"]:
+        value *= Fraction(10) ** int(power[1])
     rest = found["rest"]
     if rest:
         parts = re.findall(r"\d+", rest)
@@ -104,7 +115,8 @@ def first_final(text: str, cut: bool = False) -> str | None:
         text: a response.
         cut: it was cut at a limit, so that a number at its very end may lack digits and does not count as complete.
     """
-    end = _NEXT_QUESTION.search(text, 1)
+    text = text.lstrip()  # a response that begins with "Question:" restates its own
+    end = _NEXT_QUESTION.search(text)
     text = text[: end.start()] if end else text
     cut = cut and not end
     return _stated(text, cut) or _last_number(text, cut)
@@ -157,7 +169,7 @@ def published_column(texts: Sequence[str]) -> list[str | None]:
 
 
 def _published(text: str) -> tuple[str | None, str]:
-    boxed = re.findall(r"oxed{ *([,\d]+\.?[,\d]*) *}", text)
+    boxed = re.findall(r"oxed{ *([,\d]+(?:\.[,\d]*)?) *}", text)  # its own [,\d]+\.?[,\d]* in linear time
     if boxed:
         return boxed[0].replace(",", ""), "boxed"
     first = {number for number, _ in _PAPERS_NUMBER.findall(text.split("\n")[0])}
@@ -184,11 +196,10 @@ def _stated(text: str, cut: bool) -> str | None:
     text = _FRACTION.sub(r"\1/\2", text).replace("{,}", ",")
     for mark in _FINAL.finditer(text):
         after = text[mark.end() : mark.end() + 400]
-        negated = re.match(r"\s*not\b", after)
         number = re.match(
             rf"[\s*:=$\\({{\[]*(?:[^\d\n.!?]|\.(?=\d)){{0,{_GAP}}}?(?=[-−–]?\s*[$€£]?\s*(?:\d|\.\d|[\u00bc-\u00be\u2150-\u215e]))", after
         )
-        if negated or not number:
+        if not number or _NO_STATEMENT.search(number[0]):
             continue
         start = mark.end() + number.end()
         while start > mark.end() and text[start - 1] in "-−–$€£ ":
@@ -196,8 +207,22 @@ def _stated(text: str, cut: bool) -> str | None:
         said = _number_at(text, start)
         if said is None or (cut and start + len(said) >= len(text.rstrip())):
             continue
+        if mark["label"] and not _alone(text, mark.end(), start, said):  # a bare "Answer:" may open a whole solution
+            continue
         return said.strip()
     return None
+
+
+def _alone(text: str, end: int, start: int, said: str) -> bool:
+    """After a label: no other number is in the sentence, or in the line where words or a sum came first, so that no solution opens here."""
+    between = text[end:start]
+    words = re.search(r"\w", between) is not None
+    if words and "\n" in between:
+        return False
+    rest = re.sub(r"\([^()\n]{0,80}\)", "", text[start + len(said) : start + len(said) + 200])
+    mark = _FINAL.search(rest)
+    rest = rest[: mark.start()] if mark else rest
+    return not re.search(r"\d", re.split(r"\n" if words or "=" in said else r"\n|[.!?](?!\d)", rest)[0])
 
 
 def _number_at(text: str, start: int) -> str | None:
@@ -236,7 +261,11 @@ def locate(text: str, extracted: str) -> tuple[int, int] | None:
 
 
 def math_verify(text: str, cut: bool = False) -> str | None:
-    """What Hugging Face's math-verify reads out of the text: LaTeX, boxed or plain expressions."""
+    """What Hugging Face's math-verify reads out of the text: LaTeX, boxed or plain expressions.
+
+    In the main thread each text has at most five seconds for each of its two steps; in another thread it has no limit, and "10^{10^{10}}"
+    does not end there: grade in the main thread.
+    """
     parsed = _parsed(text)
     return str(parsed[-1]) if parsed else None
 
@@ -280,6 +309,7 @@ def grade(response: str, reference: str, graders: Sequence[str] | None = None, *
     unknown = [name for name in names if name not in GRADERS]
     if unknown:
         raise GradingError(f"unknown grader {unknown[0]!r}; known: {', '.join(GRADERS)}")
+    is_correct(None, reference)  # raises where the reference holds no number, whichever grader is asked
     verdicts = []
     for name in names:
         extracted = GRADERS[name](response, cut)

@@ -137,23 +137,36 @@ def test_an_adapted_model(adapter: Path) -> None:
     torch.testing.assert_close(output_head(opened.model).logits(given.signals["hidden"]), logits, atol=1e-4, rtol=1e-4)
 
 
-def test_stop_texts_within_tokens(checkpoint: Path) -> None:
-    """The ids are cut before the first token that holds a part of the stop text, the text at the stop text itself."""
-    opened = open_checkpoint(checkpoint, device="cpu")
-    ids = Strategy("none").encode(opened.tokenizer, "How many pens?", True)
-    free = [i for i in plain(opened.model, ids, 24) if i != 2]
-    pieces = [opened.tokenizer.decode([i]) for i in free]
-    at, whole = next((at, piece) for at, piece in enumerate(pieces) if at > 2 and len(piece) > 2 and piece.isascii())
-    stop = whole[1:]
-    said = opened.tokenizer.decode(free)
+@pytest.mark.parametrize(("start", "length"), [(5, 1), (5, 2), (6, 3), (7, 4), (0, 1)])
+def test_stop_texts_within_tokens(tiny_model: Callable[..., Any], start: int, length: int) -> None:
+    """The text is cut at the stop text itself, the ids before the first token that holds a part of it."""
+
+    class Pairs(Letters):
+        def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+            return "".join(chr(ord("A") + i) + chr(ord("a") + i % 26) for i in ids)
+
+    model = tiny_model("llama")
+    free = plain(model, PROMPTS[2], 12)
+    said = Pairs().decode(free)
+    stop = said[start : start + length]
     first = said.find(stop)
-    (given,) = generate(opened.model, opened.tokenizer, [ids], Sampling(24, stop=(stop,)), batch_size=1)
+    (given,) = generate(model, Pairs(), [PROMPTS[2]], Sampling(12, stop=(stop,)), batch_size=1, signal="dense")
     assert (given.text, given.finish) == (said[:first], "stop")
-    kept = opened.tokenizer.decode(list(given.ids))
-    assert list(given.ids) == free[: len(given.ids)]
-    assert said[:first].startswith(kept)
-    assert len(kept) <= first < len(opened.tokenizer.decode(free[: len(given.ids) + 1]))
-    assert len(given.ids) <= at
+    assert list(given.ids) == free[: first // 2]
+    assert len(given.log_probs) == len(given.signals["dense_log_probs"]) == first // 2
+
+
+def test_stop_texts_of_several_bytes(tiny_tokenizer: Callable[..., Any]) -> None:
+    """A letter of three bytes takes three tokens; special tokens are no text, and do not hide a stop text."""
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer("12 \u20ac.", add_special_tokens=False)["input_ids"]
+    row = _Row([1], Sampling(20, stop=("\u20ac",)), "key", tokenizer)
+    for token in [*ids[:-2], 0, 0, 0, 0, *ids[-2:]]:
+        if row.finish is None:
+            row.take(token, 0.0, (2,))
+    given = row.result()
+    assert (given.text, given.finish) == ("12 ", "stop")
+    assert tokenizer.decode(list(given.ids)) == "12 "
 
 
 def test_every_row_draws_by_itself(tiny_model: Callable[..., Any]) -> None:

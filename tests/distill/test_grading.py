@@ -51,7 +51,13 @@ DATA = os.environ.get("PRIMED_HEADS_DATA")
         ("\\$18", 18),
         ("5 apples", 5),
         ("1\u202f000", 1000),
+        ("1e3", 1000),
+        ("2^3 = 8", 8),
+        ("3 \\times 6 = 18", 18),
+        ("1 800", 1),  # a plain blank parts no thousands
         ("10-5", None),
+        ("2^3", None),
+        ("3 \\times 6", None),
         ("2 + 3", None),
         ("4 x 3", None),
         ("0/0", None),
@@ -120,6 +126,26 @@ def test_the_first_final_statement_counts_and_nothing_after_it(number: int, styl
         ("The answer is 10-5", "5"),  # a sum is no answer: the last number stands in
         ("nothing", None),
         ("", None),
+        # a bare label opens a solution as often as it states its end
+        ("Answer: 18 pens. She has 3 more.", "18"),
+        ("Answer: She makes $18 a day.\n\nTom has 5 cats.", "$18"),
+        ("Answer: Janet has 16 eggs. She sells 9 for 2 each.\n#### 18", "18"),
+        ("Answer:\nShe sells 16 - 3 - 4 = 9 eggs. 9 * 2 = 18.\n#### 18", "18"),
+        ("Answer: 16 - 3 - 4 = 9. So 9 * 2 = 18. The final answer is 18.", "18"),
+        ("**Answer:** 16 eggs minus 7 gives 9. \\boxed{18}", "18"),
+        # headings
+        ("### Final Answer\n18 eggs. She had 5 more.", "18"),
+        ("#### Step 1: add\n5 + 6 = 11\n#### Step 2: double\n22\nThe answer is 22", "22"),
+        ("### Step 6: Summarize the final answer\nOf 124 there are 56.\nThe final answer is 56.", "56"),
+        # words that make no statement
+        ("Is the answer rounded if it is no multiple of 5? The answer is 13", "13"),
+        ("The answer is rounded if it has 5 places. The answer is 13", "13"),
+        ("The answer is found in Step 4. The final answer is: 16", "16"),
+        ("The closest answer is option 5, 250.", "250"),
+        # a next question, and the one that the response restates
+        ("She makes 18.\n\n**Question 2**: 7 cats", "18"),
+        ("\n\nQuestion: Tom has 5.\nThe answer is 18", "18"),
+        ("(1 hour = 1 class)\n# Problem 2\nThe answer is 18", "18"),
     ],
 )
 def test_first_final_by_hand(text: str, found: str | None) -> None:
@@ -152,12 +178,42 @@ def test_math_verify_does_not_fail(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1" * 20_000, "1," * 20_000, "answer is " * 9000, "#### " * 9000, "- " * 20_000 + "5", "\\boxed{" * 9000, "1 " * 20_000]
+    "piece",
+    [
+        "1",
+        "1,",
+        "1/",
+        "answer is ",
+        "#### ",
+        "- ",
+        "\\boxed{",
+        "1 ",
+        "\n",
+        "\n#",
+        " ",
+        "*",
+        "#",
+        "\\frac{1",
+        "the final ",
+        "answer is 1-2 ",
+    ],
 )
-def test_long_nonsense_ends(text: str) -> None:
+@pytest.mark.parametrize("opening", ["", "oxed{1", "answer", "Q"])
+def test_long_nonsense_ends(opening: str, piece: str) -> None:
+    """A rule that took quadratic time would not end here: 100,000 characters."""
+    text = opening + piece * (100_000 // len(piece))
     for name, rule in GRADERS.items():
         if name != "math_verify":
             is_correct(rule(text, False), "#### 5")
+
+
+@given(st.text(",.0123456789} ", max_size=30))
+def test_published_box_is_the_papers_own(text: str) -> None:
+    """Written so that it takes linear time, it finds what the notebook's expression finds."""
+    theirs = re.findall(r"oxed{ *([,\d]+\.?[,\d]*) *}", "oxed{" + text)
+    assert re.findall(r"oxed{ *([,\d]+(?:\.[,\d]*)?) *}", "oxed{" + text) == theirs
+    if theirs and re.search(r"\d", theirs[0]):
+        assert published("oxed{" + text) in (theirs[0].replace(",", ""), None)
 
 
 @given(st.text("0123456789.,$- #\nab", max_size=80))
@@ -176,6 +232,8 @@ def test_references_are_solutions_or_numbers() -> None:
     assert not is_correct("-18", "18")
     with pytest.raises(GradingError, match="ends in no number"):
         is_correct("18", "no idea")
+    with pytest.raises(GradingError, match="ends in no number"):
+        grade("18", "no idea", ["math_verify"])
 
 
 def test_all_graders_side_by_side() -> None:
@@ -210,7 +268,8 @@ def test_an_extracted_answer_is_found_again() -> None:
 
 def test_published_rules_by_hand() -> None:
     assert published("12 or 13\nso \\boxed{1,400} and \\boxed{3}") == "1400"
-    assert published("It is 12, yes 12\nthen 5") == "12" or published("It is 12 yes 12\nthen 5") == "12"
+    assert published("It is 12 yes 12\nthen 5") == "12"
+    assert published("It is 12, yes 12\nthen 5") == "5"  # it takes the comma for a digit: "12," and "12" are two numbers
     assert published("a 1 b 2\nthe final answer is 7 of 9") == "7"
     assert published("a 1 b 2\nc 3") == "3"
     assert published("no number") is None
@@ -224,10 +283,307 @@ def test_the_published_code_reads_an_earlier_response() -> None:
     assert published_column(texts) == ["3", "1"]
 
 
+BY_HAND = {
+    "ai-KD": {
+        "a comma alone": [
+            2,
+            12,
+            25,
+            26,
+            64,
+            65,
+            70,
+            78,
+            85,
+            86,
+            93,
+            107,
+            125,
+            128,
+            141,
+            143,
+            153,
+            165,
+            172,
+            174,
+            184,
+            198,
+            206,
+            230,
+            244,
+            263,
+            269,
+            291,
+            292,
+            298,
+            314,
+            318,
+            321,
+            326,
+            327,
+            332,
+            357,
+            359,
+            369,
+            413,
+            414,
+            415,
+            417,
+            424,
+            445,
+            448,
+            455,
+            483,
+            498,
+            524,
+            529,
+            532,
+            537,
+            547,
+            552,
+            576,
+            583,
+            593,
+            594,
+            599,
+            607,
+            675,
+            690,
+            698,
+            707,
+            717,
+            721,
+            727,
+            835,
+            840,
+            844,
+            857,
+            858,
+            866,
+            876,
+            891,
+            911,
+            918,
+            920,
+            928,
+            953,
+            960,
+            964,
+            984,
+            1001,
+            1002,
+            1022,
+            1036,
+            1048,
+            1052,
+            1062,
+            1068,
+            1075,
+            1077,
+            1079,
+            1082,
+            1086,
+            1092,
+            1097,
+            1112,
+            1118,
+            1126,
+            1131,
+            1133,
+            1138,
+            1147,
+            1157,
+            1170,
+            1180,
+            1183,
+            1196,
+            1207,
+            1217,
+            1236,
+            1253,
+            1256,
+            1282,
+            1303,
+            1306,
+        ],
+        "no number": [493, 666, 916],
+        "nothing an earlier response left": [268, 741, 1037],
+    },
+    "base-KD": {
+        "a comma alone": [
+            8,
+            16,
+            21,
+            28,
+            44,
+            65,
+            82,
+            97,
+            98,
+            102,
+            122,
+            129,
+            144,
+            174,
+            183,
+            184,
+            192,
+            193,
+            204,
+            209,
+            221,
+            223,
+            229,
+            237,
+            257,
+            273,
+            275,
+            276,
+            283,
+            311,
+            330,
+            363,
+            386,
+            388,
+            390,
+            399,
+            405,
+            413,
+            452,
+            475,
+            477,
+            488,
+            494,
+            504,
+            506,
+            514,
+            537,
+            540,
+            547,
+            559,
+            567,
+            569,
+            586,
+            597,
+            619,
+            657,
+            666,
+            668,
+            674,
+            681,
+            700,
+            725,
+            742,
+            746,
+            750,
+            752,
+            759,
+            765,
+            769,
+            780,
+            796,
+            840,
+            841,
+            844,
+            847,
+            865,
+            868,
+            876,
+            880,
+            883,
+            886,
+            898,
+            904,
+            909,
+            933,
+            934,
+            938,
+            940,
+            951,
+            965,
+            968,
+            971,
+            980,
+            998,
+            1010,
+            1011,
+            1026,
+            1028,
+            1031,
+            1047,
+            1049,
+            1057,
+            1073,
+            1077,
+            1087,
+            1091,
+            1092,
+            1097,
+            1110,
+            1112,
+            1119,
+            1128,
+            1133,
+            1145,
+            1166,
+            1169,
+            1171,
+            1182,
+            1183,
+            1186,
+            1205,
+            1209,
+            1234,
+            1258,
+            1262,
+            1263,
+            1264,
+            1279,
+            1285,
+            1289,
+        ],
+        "no number": [220, 729, 993, 994, 1012],
+        "nothing an earlier response left": [714, 1046, 1173],
+    },
+}
+"""Rows that the paper graded by hand, by what its rules found there, none of which Python's float reads."""
+STALE = {
+    "ai-KD": [268, 289, 379, 385, 478, 490, 499, 606, 652, 697, 741, 881, 914, 981, 983, 1037, 1072, 1141],
+    "base-KD": [
+        70,
+        233,
+        234,
+        282,
+        302,
+        318,
+        342,
+        556,
+        563,
+        587,
+        595,
+        628,
+        634,
+        655,
+        776,
+        833,
+        869,
+        879,
+        989,
+        1023,
+        1033,
+        1108,
+        1125,
+        1135,
+        1144,
+    ],
+}
+"""Rows after "the answer is" where its code read an earlier response's number, and so logged another one than its rules give."""
+
+
 @pytest.mark.skipif(DATA is None, reason="PRIMED_HEADS_DATA does not say where the published responses are")
-@pytest.mark.parametrize(("name", "by_hand"), [("ai-KD", 125), ("base-KD", 138)])
-def test_published_rules_give_the_published_extraction(name: str, by_hand: int) -> None:
-    """On every row. The rest are those whose match Python's float does not read (a lone comma, mostly): the paper graded them by hand."""
+@pytest.mark.parametrize("name", ["ai-KD", "base-KD"])
+def test_published_rules_give_the_published_extraction(name: str) -> None:
+    """On every row that was not graded by hand; and these are just the listed ones, each for its reason."""
     import pandas as pd
 
     table = pd.read_csv(Path(DATA or "") / "published" / "responses" / f"{name}.csv")
@@ -235,5 +591,11 @@ def test_published_rules_give_the_published_extraction(name: str, by_hand: int) 
     logged = pd.to_numeric(table["model_ex1"], errors="coerce").tolist()
     found = published_column(texts)
     assert len(found) == 1319
-    assert sum(text is None for text in found) == by_hand
+    assert [row for row, number in enumerate(found) if number is None] == sorted(sum(BY_HAND[name].values(), []))
     assert [(i, f, e) for i, (f, e) in enumerate(zip(found, logged, strict=True)) if f is not None and float(f) != e] == []
+    for row in BY_HAND[name]["no number"]:
+        assert not re.search(r"\d", texts[row])
+    alone = [published(text) for text in texts]
+    assert [i for i, (f, e) in enumerate(zip(alone, logged, strict=True)) if f is not None and float(f) != e] == STALE[name]
+    for row in STALE[name]:
+        assert re.search(r"the ?(final|correct)* ?answer ?is", texts[row])

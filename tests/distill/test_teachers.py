@@ -90,6 +90,7 @@ def test_identity_is_known_without_weights_and_free_of_places(
 @pytest.mark.parametrize("tier", ["text", "topk", "hidden"])
 def test_scored_prompts_in_every_tier(config: TeacherConfig, checkpoint: Path, tier: Any) -> None:
     teacher = open_teacher(replace(config, signal=tier))
+    assert teacher.tokenizer is not None
     for record, problem in zip(teacher.score_prompts(PROBLEMS, Strategy("none"), 100), PROBLEMS, strict=True):
         assert teacher.tokenizer.decode(record.prompt_ids) == problem.question  # no strategy, so no space before it
         with torch.no_grad():

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from interp import checkpoints
-from interp.checkpoints import CheckpointError, open_checkpoint
+from interp.checkpoints import CheckpointError, identify, open_checkpoint, open_tokenizer
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{number}" for number in range(44))]
 """As many as the tiny models' vocabulary."""
@@ -453,6 +453,104 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         open_checkpoint(tmp_path / "a.gguf", device="cpu")
 
 
+# --- without loading --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "_load", lambda *_, **__: pytest.fail("the weights were loaded"))
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("the weights were loaded"))
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_folder_tells_who_it_is(folder: Path, tmp_path: Path) -> None:
+    weights = sha256(folder / "model.safetensors")
+    assert identify(folder) == {"name": "tiny", "weights_sha256": weights}
+    copy = Path(shutil.copytree(folder, tmp_path / "elsewhere" / "tiny"))
+    assert identify(copy) == identify(folder)  # no place in it
+    with (copy / "model.safetensors").open("ab") as file:
+        file.write(b"!")
+    assert identify(copy)["weights_sha256"] == sha256(copy / "model.safetensors") != weights
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_an_adapter_tells_who_it_and_its_base_are(adapter: Path, folder: Path, tmp_path: Path) -> None:
+    base = {"name": "tiny", "weights_sha256": sha256(folder / "model.safetensors")}
+    about = {"name": "lora", "weights_sha256": sha256(adapter / "adapter_model.safetensors"), "base": base}
+    assert identify(adapter) == about
+    lora = Path(shutil.copytree(adapter, tmp_path / "lora"))
+    shutil.copytree(folder, tmp_path / "tiny")
+    change_json(lora / "adapter_config.json", base_model_name_or_path="../tiny")
+    assert identify(lora) == about
+    change_json(lora / "adapter_config.json", base_model_name_or_path="../gone")
+    for ask in (identify, open_tokenizer):
+        with pytest.raises(CheckpointError, match="its base cannot be opened"):
+            ask(lora)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_hub_id_tells_its_revision(folder: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(hub_id: str, **options: Any) -> str:
+        asked.append((hub_id, options["revision"]))
+        return str(tmp_path / "0123abcd")
+
+    shutil.copytree(folder, tmp_path / "0123abcd")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert identify("someone/their-model", revision="v2") == {"name": "their-model", "revision": "0123abcd"}
+    assert open_tokenizer("someone/their-model", revision="v2")("w3 w5")["input_ids"] == [7, 9]
+    assert asked == [("someone/their-model", "v2")] * 2
+    lora = Path(shutil.copytree(adapter, tmp_path / "lora"))
+    change_json(lora / "adapter_config.json", base_model_name_or_path="someone/base", revision="v3")
+    assert identify(lora)["base"] == {"name": "base", "revision": "0123abcd"}
+    assert asked[2:] == [("someone/base", "v3")]
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_the_tokenizer_alone(folder: Path, adapter: Path, tmp_path: Path) -> None:
+    assert open_tokenizer(folder)("w3 w5")["input_ids"] == [7, 9]
+    assert open_tokenizer(adapter).chat_template is None  # the base's, for the adapter has none
+    lora = Path(shutil.copytree(adapter, tmp_path / "lora"))
+    save_tokenizer(lora, chat_template="{{ messages[0]['content'] }}")
+    assert open_tokenizer(lora).chat_template == "{{ messages[0]['content'] }}"
+    bare = Path(shutil.copytree(folder, tmp_path / "bare"))
+    for file in bare.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="no tokenizer that can be read"):
+        open_tokenizer(bare)
+
+
+def test_a_gguf_file_tells_who_it_is(tmp_path: Path, assets: Path, tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tiny-f32.gguf"
+    write_gguf(path, tiny_model("llama"))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_converted", lambda _: pytest.fail("the weights were converted"))
+        assert identify(path) == {"name": "tiny-f32", "weights_sha256": sha256(path)}
+    tokenizer = open_tokenizer(path)
+    assert tokenizer.convert_ids_to_tokens(tokenizer("wd ok", add_special_tokens=False)["input_ids"]) == ["wd", "\u0120", "o", "k"]
+    (tmp_path / "other.gguf").write_bytes(b"text")
+    with pytest.raises(CheckpointError, match="not a GGUF file"):
+        identify(tmp_path / "other.gguf")
+
+
+@pytest.mark.parametrize("ask", [identify, open_tokenizer])
+def test_who_cannot_be_found_cannot_tell(ask: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    (tmp_path / "empty").mkdir()
+    for source, words in (
+        ("./nowhere", "no such model"),
+        ("empty", "neither config.json"),
+        ("someone/model", "could not be had from the hub .*no route to host"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            ask(source)
+
+
 # --- the embedded model -----------------------------------------------------------------------------------------------
 
 
@@ -476,6 +574,8 @@ def test_the_embedded_model() -> None:
     assert (identity["n_layers"], identity["n_heads"], identity["n_parameters"]) == (30, 9, 134_515_008)
     assert checkpoint.tokenizer.is_fast
     assert checkpoint.tokenizer.chat_template is not None
+    assert identify("smollm2") == {"name": "smollm2", "weights_sha256": sha256(file)}
+    assert open_tokenizer("smollm2").get_vocab() == checkpoint.tokenizer.get_vocab()
     ids = checkpoint.tokenizer("The capital of France is", return_tensors="pt")
     with torch.inference_mode():
         following = checkpoint.model(**ids).logits[0, -1].argmax().item()
