@@ -93,6 +93,7 @@ class TeacherConfig:
         batch_size: answers at a time.
         shard_rows: answers of a file of records; what a killed run may lose.
         url: of an OpenAI-compatible server, with /v1.
+        tokenizer: of the model behind the server, hub id or folder; needed for topk.
         api_key_env: name of the environment variable with the server's key.
         concurrency: requests at a time.
         requests_per_minute: at most; left out: no limit.
@@ -118,6 +119,7 @@ class TeacherConfig:
     batch_size: int = 16
     shard_rows: int = 64
     url: str | None = None
+    tokenizer: str | None = None
     api_key_env: str = "OPENAI_API_KEY"
     concurrency: int = 8
     requests_per_minute: float | None = None

@@ -290,8 +290,18 @@ class OpenAITeacher(_TextTeacher):
             raise TeacherError('teacher.kind = "openai" needs teacher.url, such as "http://localhost:8000/v1"')
         if config.signal == "topk" and config.top_k > self.LARGEST_K:
             raise TeacherError(f"teacher.top_k is {config.top_k}; OpenAI-compatible servers give at most {self.LARGEST_K}")
+        if config.signal == "topk" and config.tokenizer is None:
+            raise TeacherError(
+                'teacher.signal = "topk" of a server needs teacher.tokenizer, the hub id or folder of its tokenizer, '
+                "for token ids mean nothing without"
+            )
         self.config = config
         self.identity = {"kind": "openai", "name": config.model}
+        if config.tokenizer is not None:
+            from interp.checkpoints import open_tokenizer
+
+            self.tokenizer = open_tokenizer(config.tokenizer, trust_remote_code=config.trust_remote_code)
+            self.identity["tokenizer"] = tokenizer_digest(self.tokenizer)
 
     def _messages(self, problem: Problem, strategy: Strategy) -> list[dict[str, str]]:
         asked = {"before": f"{strategy.text}\n\n{problem.question}", "after": f"{problem.question}\n\n{strategy.text}"}
@@ -541,9 +551,11 @@ def open_teacher(config: TeacherConfig) -> Teacher:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 of vocabulary, added tokens and chat template."""
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    return hashlib.sha256(json.dumps([vocabulary, getattr(tokenizer, "chat_template", None)]).encode()).hexdigest()
+    """SHA-256 of all that shapes tokens (vocabulary, merges, how text is cut, added tokens) and of the chat template."""
+    whole = json.loads(tokenizer.backend_tokenizer.to_str())
+    for state in ("truncation", "padding"):  # of the last call
+        whole.pop(state, None)
+    return hashlib.sha256(json.dumps([whole, getattr(tokenizer, "chat_template", None)], sort_keys=True).encode()).hexdigest()
 
 
 def same_tokenizer(teacher: Any, student: Any) -> str | None:

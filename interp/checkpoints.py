@@ -122,18 +122,25 @@ def open_tokenizer(source: str | Path, *, revision: str | None = None, trust_rem
 def identify(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> dict[str, Any]:
     """What decides a checkpoint's numbers, without loading it and without its place: name, and revision (hub) or hashes (files).
 
+    Hashed are the weights, and beside a folder's weights its config and generation config.
+
     Raises:
         CheckpointError: no such model.
     """
     found = _find(str(source), revision, trust_remote_code)
-    weights = {"revision": found.revision} if found.kind == "hub" else {"weights_sha256": _hash(found.weights)}
-    about: dict[str, Any] = {"name": found.name, **weights}
+    about = _content(found)
     if found.kind == "adapter":
-        base = _base_of(found, None, trust_remote_code)[1]
-        about["base"] = {
-            "name": base.name,
-            **({"revision": base.revision} if base.kind == "hub" else {"weights_sha256": _hash(base.weights)}),
-        }
+        about["base"] = _content(_base_of(found, None, trust_remote_code)[1])
+    return about
+
+
+def _content(found: _Found) -> dict[str, Any]:
+    if found.kind == "hub":
+        return {"name": found.name, "revision": found.revision}
+    about: dict[str, Any] = {"name": found.name, "weights_sha256": _hash(found.weights)}
+    if found.kind == "folder":
+        files = (found.folder / name for name in ("config.json", "generation_config.json"))
+        about["config_sha256"] = _hash(tuple(file for file in files if file.is_file()))
     return about
 
 

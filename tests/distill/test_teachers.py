@@ -368,6 +368,12 @@ def test_the_key_comes_from_the_environment(bad: Bad, monkeypatch: pytest.Monkey
     assert "very-dear" not in str(raised.value)
 
 
+@pytest.fixture
+def knowing(bad: Bad, checkpoint: Path) -> Callable[[], list[Any]]:
+    """Asks for the top 2 with the tokenizer named."""
+    return lambda: ask(bad, signal="topk", top_k=2, tokenizer=str(checkpoint))
+
+
 def steps(*tops: dict[str, float]) -> dict[str, Any]:
     content = [
         {"token": next(iter(top)), "logprob": 0.0, "top_logprobs": [{"token": t, "logprob": p} for t, p in top.items()]} for top in tops
@@ -375,9 +381,9 @@ def steps(*tops: dict[str, float]) -> dict[str, Any]:
     return {"content": content}
 
 
-def test_top_k_from_token_ids(bad: Bad) -> None:
+def test_top_k_from_token_ids(bad: Bad, knowing: Callable[[], list[Any]]) -> None:
     bad.replies = [(200, {}, said("5", steps({"token_id:7": -0.1, "token_id:3": -2.5}, {"token_id:2": -3.0, "token_id:9": -0.2})))]
-    (record,) = ask(bad, signal="topk", top_k=2)
+    (record,) = knowing()
     assert record.response_ids == (7, 2)
     assert record.signals["topk_ids"].tolist() == [[7, 3], [9, 2]]
     assert record.signals["topk_log_probs"].flatten().tolist() == pytest.approx([-0.1, -2.5, -0.2, -3.0])
@@ -392,10 +398,10 @@ def test_top_k_from_token_ids(bad: Bad) -> None:
         (None, "no log-probabilities"),
     ],
 )
-def test_log_probabilities_that_cannot_be_used(bad: Bad, logprobs: Any, words: str) -> None:
+def test_log_probabilities_that_cannot_be_used(bad: Bad, knowing: Callable[[], list[Any]], logprobs: Any, words: str) -> None:
     bad.replies = [(200, {}, said("5", logprobs))]
     with pytest.raises(TeacherError, match=words):
-        ask(bad, signal="topk", top_k=2)
+        knowing()
 
 
 # --- vLLM, choosing, tokenizers -------------------------------------------------------------------------------------
@@ -481,7 +487,9 @@ def test_what_a_teacher_cannot_do() -> None:
     with pytest.raises(TeacherError, match=r"openai cannot give teacher\.signal = 'hidden'; it can give text, topk"):
         open_teacher(TeacherConfig(kind="openai", url="http://localhost/v1"))
     with pytest.raises(TeacherError, match="at most 20"):
-        open_teacher(TeacherConfig(kind="openai", url="http://localhost/v1", signal="topk"))
+        open_teacher(TeacherConfig(kind="openai", url="http://localhost/v1", signal="topk", top_k=21))
+    with pytest.raises(TeacherError, match=r"teacher\.tokenizer"):
+        open_teacher(TeacherConfig(kind="openai", url="http://localhost/v1", signal="topk", top_k=20))
     with pytest.raises(TeacherError, match=r"teacher\.url"):
         open_teacher(TeacherConfig(kind="openai", signal="text"))
     with pytest.raises(TeacherError, match=r"teacher\.responses"):

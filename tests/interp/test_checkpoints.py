@@ -465,9 +465,12 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_weights")
 def test_a_folder_tells_who_it_is(folder: Path, tmp_path: Path) -> None:
     weights = sha256(folder / "model.safetensors")
-    assert identify(folder) == {"name": "tiny", "weights_sha256": weights}
+    about = identify(folder)
+    assert {name: about[name] for name in ("name", "weights_sha256")} == {"name": "tiny", "weights_sha256": weights}
     copy = Path(shutil.copytree(folder, tmp_path / "elsewhere" / "tiny"))
-    assert identify(copy) == identify(folder)  # no place in it
+    assert identify(copy) == about  # no place in it
+    change_json(copy / "config.json", rope_theta=123.0)  # other numbers of the same weights
+    assert identify(copy) != about
     with (copy / "model.safetensors").open("ab") as file:
         file.write(b"!")
     assert identify(copy)["weights_sha256"] == sha256(copy / "model.safetensors") != weights
@@ -475,7 +478,7 @@ def test_a_folder_tells_who_it_is(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_weights")
 def test_an_adapter_tells_who_it_and_its_base_are(adapter: Path, folder: Path, tmp_path: Path) -> None:
-    base = {"name": "tiny", "weights_sha256": sha256(folder / "model.safetensors")}
+    base = identify(folder)
     about = {"name": "lora", "weights_sha256": sha256(adapter / "adapter_model.safetensors"), "base": base}
     assert identify(adapter) == about
     lora = Path(shutil.copytree(adapter, tmp_path / "lora"))
