@@ -34,8 +34,8 @@ Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 
 @dataclass(frozen=True)
-class Run:
-    """Run a whole study: collect, train and evaluate every condition and seed, and print the table. Goes on where it was.
+class OnStudy:
+    """What all commands on a study take.
 
     Attributes:
         study: the study's TOML file.
@@ -53,91 +53,52 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Collect:
+class Run(OnStudy):
+    """Run a whole study: collect, train and evaluate every condition and seed, and print the table. Goes on where it was."""
+
+
+@dataclass(frozen=True)
+class Collect(OnStudy):
     """Collect the teacher's answers and signals; what is there is kept. Several processes at once share the work.
 
     Attributes:
-        study: the study's TOML file.
         condition: names; all of the study where none is given.
-        set: a change on top of the file, such as teacher.batch_size=4; may be given several times.
-        out: folder of the results; default as the study says, or runs/NAME.
-        quiet: no bars and lines of progress.
-        debug: show the traceback of an error.
     """
 
-    study: StudyFile
     condition: tuple[str, ...] = ()
-    set: Settings = ()
-    out: Path | None = None
-    quiet: bool = False
-    debug: bool = False
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(OnStudy):
     """Train students from collected records; under accelerate or torchrun on several devices. Goes on where it was.
 
     Attributes:
-        study: the study's TOML file.
         condition: names; all of the study where none is given.
         seed: seeds; all of the study where none is given.
-        set: a change on top of the file, such as train.bf16=true; may be given several times.
-        out: folder of the results; default as the study says, or runs/NAME.
-        quiet: no bars and lines of progress.
-        debug: show the traceback of an error.
     """
 
-    study: StudyFile
     condition: tuple[str, ...] = ()
     seed: tuple[int, ...] = ()
-    set: Settings = ()
-    out: Path | None = None
-    quiet: bool = False
-    debug: bool = False
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(OnStudy):
     """Let students answer the test problems, grade them, and print the tables; or any model, with --model.
 
     Attributes:
-        study: the study's TOML file.
         condition: names; all of the study where none is given.
         seed: seeds; all of the study where none is given.
         model: a checkpoint of any kind instead of the study's students, evaluated in the same way.
-        set: a change on top of the file, such as evaluation.batch_size=8; may be given several times.
-        out: folder of the results; default as the study says, or runs/NAME.
-        quiet: no bars and lines of progress.
-        debug: show the traceback of an error.
     """
 
-    study: StudyFile
     condition: tuple[str, ...] = ()
     seed: tuple[int, ...] = ()
     model: str | None = None
-    set: Settings = ()
-    out: Path | None = None
-    quiet: bool = False
-    debug: bool = False
 
 
 @dataclass(frozen=True)
-class Search:
-    """Search temperature, alpha, learning rate and rank on held-out problems of the training split (Optuna's TPE). Goes on where it was.
-
-    Attributes:
-        study: the study's TOML file.
-        set: a change on top of it, such as search.trials=50; may be given several times.
-        out: folder of the results; default as the study says, or runs/NAME.
-        quiet: no bars and lines of progress.
-        debug: show the traceback of an error.
-    """
-
-    study: StudyFile
-    set: Settings = ()
-    out: Path | None = None
-    quiet: bool = False
-    debug: bool = False
+class Search(OnStudy):
+    """Search temperature, alpha, learning rate and rank on held-out problems of the training split (Optuna's TPE). Goes on where it was."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def work(command: Run | Collect | Train | Evaluate | Search) -> int:
+def work(command: OnStudy) -> int:
     """All commands but `inspect`: they begin with a study."""
     from distill.config import StudyError, read_study
 
