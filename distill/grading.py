@@ -19,7 +19,7 @@ from typing import Any
 DEFAULT_GRADER = "first_final"
 NUMBER = r"(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _WRITTEN = re.compile(rf"(?P<sign>[-−–]?)\s*[$€£]?\s*(?P<inner>[-−–]?)(?P<number>{NUMBER})(?P<rest>\s+\d+\s*/\s*\d+|\s*/\s*\d+)?")
-_VULGAR = re.compile(r"(\d*)\s*([\u00bc-\u00be\u2150-\u215e])")
+_VULGAR = re.compile(r"(?:(?<!\d)(\d{1,99})\s{0,3})?([\u00bc-\u00be\u2150-\u215e])")
 # Repeats of blanks are bounded: a long run of them would take quadratic time.
 _NEXT_QUESTION = re.compile(r"\n[ \t#*]{0,12}(?:Question|Problem|Exercise|Q)[\s\d*]{0,12}[:.]", re.IGNORECASE)
 _FINAL = re.compile(
@@ -228,16 +228,13 @@ def _alone(text: str, end: int, start: int, said: str) -> bool:
 def _number_at(text: str, start: int) -> str | None:
     """As much of a text from a place on as makes a number, a sum with its result included."""
     here = text[start : start + 200]
-    if parse_number(here) is None:
+    value = parse_number(here)
+    if value is None:
         return None
-    shortest = next(n for n in range(1, len(here) + 1) if _same(here[:n], here))
+    shortest = next(n for n in range(1, len(here) + 1) if parse_number(here[:n]) == value)
     while shortest < len(here) and (here[shortest].isdigit() or (here[shortest] in ".," and here[shortest + 1 : shortest + 2].isdigit())):
         shortest += 1
     return here[:shortest]
-
-
-def _same(part: str, whole: str) -> bool:
-    return parse_number(part) is not None and parse_number(part) == parse_number(whole)
 
 
 def _last_number(text: str, cut: bool) -> str | None:

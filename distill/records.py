@@ -9,9 +9,11 @@ and a restart writes the same files that an undisturbed run would.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -122,7 +124,7 @@ class RecordStore:
             try:
                 identity = json.loads(file.read_text("utf-8"))["identity"]
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise RecordError(f"{file} is damaged ({error}); delete {file.parent} and collect again") from error
+                raise RecordError(f"{file} is damaged ({error}); run collect again: it writes it anew and keeps the answers") from error
             found.append(RecordGroup(self.folder, identity))
         return found
 
@@ -133,16 +135,17 @@ class RecordStore:
             head: of the teacher.
             owner: the teacher's identity.
         """
-        place = self._head_place(owner)
-        if place.exists():
+        if any(_intact(file) for file in self._heads(owner)):
             return
-        place.parent.mkdir(parents=True, exist_ok=True)
+        stem = self._head_stem(owner)
         tensors = {"weight": head.weight.detach().cpu().contiguous()}
         if head.bias is not None:
             tensors["bias"] = head.bias.detach().cpu().contiguous()
         about = {"head": json.dumps({"scale": head.scale, "softcap": head.softcap})}  # one key: their order in the file is not fixed
-        with _written(place) as draft:
-            save_file(tensors, draft, metadata=about)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(stem.with_name(f".{stem.name}.lock"), waits=True):
+            _remove_drafts(stem.parent, stem.name)
+            _write_named(stem, ".safetensors", lambda draft: save_file(tensors, draft, metadata=about))
 
     def read_head(self, owner: Mapping[str, Any]) -> Head:
         """The output head of a teacher.
@@ -150,20 +153,23 @@ class RecordStore:
         Raises:
             RecordError: it is not there, or damaged.
         """
-        place = self._head_place(owner)
-        try:
-            with safe_open(place, "pt") as file:
-                about = json.loads(file.metadata()["head"])
-                bias = file.get_tensor("bias") if "bias" in set(file.keys()) else None
-                weight = file.get_tensor("weight")
-            return Head(weight, bias, about["scale"], about["softcap"])
-        except FileNotFoundError:
-            raise RecordError(f"{place} is missing: the output head of the teacher's hidden states; run collect again") from None
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise RecordError(f"{place} is damaged ({error}); delete it and run collect again") from error
+        files = self._heads(owner)
+        place = next(filter(_intact, files), None)
+        if place is None and files:
+            raise RecordError(f"{files[0]} is damaged (its SHA-256 does not begin as its name ends); run collect again: it redoes it")
+        if place is None:
+            raise RecordError(f"{self._head_stem(owner)}-*.safetensors is missing: the output head of hidden states; run collect again")
+        with safe_open(place, "pt") as file:
+            about = json.loads(file.metadata()["head"])
+            bias = file.get_tensor("bias") if "bias" in set(file.keys()) else None
+            return Head(file.get_tensor("weight"), bias, about["scale"], about["softcap"])
 
-    def _head_place(self, owner: Mapping[str, Any]) -> Path:
-        return self.folder / "heads" / f"{_digest(owner)[:16]}.safetensors"
+    def _heads(self, owner: Mapping[str, Any]) -> list[Path]:
+        stem = self._head_stem(owner)
+        return sorted(stem.parent.glob(f"{stem.name}-*.safetensors"))
+
+    def _head_stem(self, owner: Mapping[str, Any]) -> Path:
+        return self.folder / "heads" / _digest(owner)[:16]
 
 
 class RecordGroup:
@@ -202,15 +208,13 @@ class RecordGroup:
             OSError: no room or no permission; whole shards are kept, and the same call goes on.
         """
         keys = [record_key(p.question, p.answer) for p in problems]
+        if not keys:
+            return
+        self._describe()
+        self._set_aside()
         there = self._whole()
         chunks = [list(range(at, min(at + shard_rows, len(problems)))) for at in range(0, len(problems), shard_rows)]
         todo = [chunk for chunk in chunks if any(keys[i] not in there for i in chunk)]
-        if not todo:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / "group.json").exists():
-            with _written(self.folder / "group.json") as draft:
-                draft.write_text(json.dumps({"format": FORMAT, "identity": self.identity}, indent=1, ensure_ascii=False) + "\n", "utf-8")
         with tqdm(total=len(problems), desc=label, unit="answer", disable=label is None) as bar:
             bar.update(len(problems) - sum(map(len, todo)))
             waits = False
@@ -218,59 +222,75 @@ class RecordGroup:
                 busy = []
                 for chunk in todo:
                     # a free chunk is taken; one that another process has at work comes back at the end
-                    lock = FileLock(self.folder / f".{chunk[0]:06d}.lock", timeout=-1 if waits else 0)
-                    try:
-                        lock.acquire()
-                    except Timeout:
-                        busy.append(chunk)
-                        continue
-                    try:
+                    with _locked(self.folder / f".{chunk[0]:06d}.lock", waits) as ours:
+                        if not ours:
+                            busy.append(chunk)
+                            continue
                         there = self._whole()
                         missing = [i for i in chunk if keys[i] not in there]
                         if missing:
                             self._write(chunk[0], [keys[i] for i in missing], answer([problems[i] for i in missing]))
-                    finally:
-                        lock.release()
                     bar.update(len(chunk))
                 todo, waits = busy, True
-        for left in self.folder.glob(".*.lock"):
-            left.unlink(missing_ok=True)
+        for left in self.folder.glob(".*.lock"):  # of killed processes; one that is held stays
+            with _locked(left) as ours:
+                if ours:
+                    _remove_drafts(self.folder, left.stem.removeprefix("."))
+
+    def _describe(self) -> None:
+        """Writes group.json where it is missing or damaged."""
+        place = self.folder / "group.json"
+        said = json.dumps({"format": FORMAT, "identity": self.identity}, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        if place.exists() and place.read_bytes() == said.encode():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder / ".group.lock", waits=True):
+            _remove_drafts(self.folder, place.name)
+            with _draft(place) as draft:
+                draft.write_bytes(said.encode())
+                _settle(draft, place)
 
     def _write(self, position: int, keys: Sequence[str], records: Sequence[Record]) -> None:
         if [record_key(r.question, r.reference) for r in records] != list(keys):
             raise RecordError(f"the teacher gave {len(records)} answers that are not those to the {len(keys)} problems asked")
+        try:
+            table = pa.Table.from_pylist([_row(key, record) for key, record in zip(keys, records, strict=True)], SCHEMA)
+        except UnicodeEncodeError as error:
+            raise RecordError(f"the teacher gave half of a surrogate pair in {error.object[:60]!r}; it must give valid Unicode") from error
         stem = f"{position:06d}-{_digest(list(keys))[:12]}"
-        for draft in self.folder.glob(f".{stem}*.draft-*"):  # of a killed process: this chunk is ours alone
-            draft.unlink(missing_ok=True)
+        _remove_drafts(self.folder, f"{position:06d}-")
         about: dict[str, str] = {"format": str(FORMAT)}
         tensors = {f"{name}.{at}": r.signals[name].contiguous() for at, r in enumerate(records) for name in TENSORS if name in r.signals}
         if tensors:
             place = self.folder / f"{stem}.safetensors"
-            with _written(place) as draft:
+            with _draft(place) as draft:
                 save_file(tensors, draft)
                 about["tensors_sha256"] = _sha256(draft)
-        rows = [_row(key, record) for key, record in zip(keys, records, strict=True)]
-        table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({"primed_heads_records": json.dumps(about)}))
-        draft = self.folder / f".{stem}.parquet.draft-{os.getpid()}"
-        try:
-            pq.write_table(table, draft, compression="zstd")
-            with _written(self.folder / f"{stem}-{_sha256(draft)[:16]}.parquet") as whole:  # its name tells its content
-                draft.replace(whole)
-        finally:
-            draft.unlink(missing_ok=True)
+                _settle(draft, place)
+        table = table.replace_schema_metadata({"primed_heads_records": json.dumps(about)})
+        _write_named(self.folder / stem, ".parquet", lambda draft: pq.write_table(table, draft, compression="zstd"))
 
     def _whole(self) -> set[str]:
-        """Keys of the whole shards; a damaged one is moved aside, and a line says so."""
+        """Keys of the whole shards."""
         keys: set[str] = set()
         for file in sorted(self.folder.glob("*.parquet")):
-            try:
+            with contextlib.suppress(RecordError):
                 keys.update(_keys(file))
-            except RecordError as error:
-                print(f"{error}; it is moved aside and collected again", file=sys.stderr)
+        return keys
+
+    def _set_aside(self) -> None:
+        """Moves damaged shards aside, and a line says so; not where another process has the chunk at work."""
+        for file in sorted(self.folder.glob("*.parquet")):
+            if _fault(file) is None:
+                continue
+            with _locked(self.folder / f".{file.name.partition('-')[0]}.lock") as ours:
+                fault = _fault(file)
+                if not ours or fault is None or not file.exists():  # another process is or was here
+                    continue
+                print(f"{fault}; it is moved aside and collected again", file=sys.stderr)
                 for part in (file, _tensors_of(file)):
                     if part.exists():
                         part.replace(part.with_name(part.name + ".damaged"))
-        return keys
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -385,15 +405,24 @@ class _Stored(Mapping[str, Tensor]):
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
-        with safe_open(self.file, "pt") as file:
+        with self._opened() as file:
             stored = set(file.keys())
         return tuple(name for name in TENSORS if f"{name}.{self.at}" in stored)
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
-        with safe_open(self.file, "pt") as file:
+        with self._opened() as file:
             return file.get_tensor(f"{name}.{self.at}")
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """The file, which was whole when its records were read."""
+        try:
+            with safe_open(self.file, "pt") as file:
+                yield file
+        except (SafetensorError, OSError) as error:
+            raise RecordError(f"{self.file} was lost or damaged after it was read ({error}); run collect again") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -409,7 +438,7 @@ def _read_shard(file: Path) -> pa.Table:
         RecordError: it is damaged; the message names it.
     """
     try:
-        if _sha256(file)[:16] != file.stem.rsplit("-", 1)[-1]:
+        if not _intact(file):
             raise RecordError(f"{file} is damaged (its SHA-256 does not begin as its name ends)")
         table = pq.read_table(file)
         about = json.loads((table.schema.metadata or {})[b"primed_heads_records"])
@@ -432,7 +461,7 @@ def _tensors_of(file: Path) -> Path:
     return file.with_name(f"{file.stem.rsplit('-', 1)[0]}.safetensors")
 
 
-_State = tuple[str, int, int, int] | None
+_State = tuple[str, int, int, int, int] | None
 _KEYS: dict[tuple[_State, _State], list[str]] = {}
 
 
@@ -442,7 +471,7 @@ def _state(path: Path) -> _State:
         found = path.stat()
     except OSError:
         return None
-    return str(path), found.st_size, found.st_mtime_ns, found.st_ino
+    return str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino  # a tool can set mtime back, not ctime
 
 
 def _keys(file: Path) -> list[str]:
@@ -453,23 +482,80 @@ def _keys(file: Path) -> list[str]:
     return _KEYS[states]
 
 
+def _fault(file: Path) -> RecordError | None:
+    """What is wrong with a shard; None where it is whole."""
+    try:
+        _keys(file)
+    except RecordError as error:
+        return error
+    return None
+
+
 @contextlib.contextmanager
-def _written(place: Path) -> Iterator[Path]:
-    """A draft that takes its place only once it lies on the disk; nothing is left of a failed one."""
+def _locked(place: Path, waits: bool = False) -> Iterator[bool]:
+    """Holds a lock file, or says False where another process does and waits is False.
+
+    The file is removed while it is held: a process that waits for it sees that and makes a new one.
+    """
+    lock = FileLock(place, timeout=-1 if waits else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        place.unlink(missing_ok=True)
+        lock.release()
+
+
+def _remove_drafts(folder: Path, start: str) -> None:
+    """Removes what killed processes have left of files whose names begin so; their lock must be held."""
+    for draft in folder.glob(f".{start}*.draft-*"):
+        draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _draft(place: Path) -> Iterator[Path]:
+    """A file to write to, which is removed unless it was moved; an error of the system names the place."""
     draft = place.with_name(f".{place.name}.draft-{os.getpid()}")
     try:
         yield draft
-        for path in (draft, draft.parent):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        draft.replace(place)
     except SafetensorError as error:  # its writer wraps what the system said
-        raise OSError(f"{error} ({place})") from error
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(place)) from error
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(place)) from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _settle(draft: Path, place: Path) -> None:
+    """A draft takes its place once it lies on the disk."""
+    _sync(draft)
+    draft.replace(place)
+    _sync(place.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_named(stem: Path, suffix: str, write: Callable[[Path], Any]) -> None:
+    """Writes a file whose name ends in the hash of its content, so that damage shows."""
+    with _draft(stem.with_name(stem.name + suffix)) as draft:
+        write(draft)
+        _settle(draft, stem.with_name(f"{stem.name}-{_sha256(draft)[:16]}{suffix}"))
+
+
+def _intact(file: Path) -> bool:
+    """The file's content is the one that its name tells."""
+    return _sha256(file)[:16] == file.stem.rsplit("-", 1)[-1]
 
 
 def _digest(content: Any) -> str:
@@ -500,15 +586,16 @@ def summary(store: RecordStore, correct: Callable[[str, str], bool]) -> pd.DataF
     Raises:
         RecordError: no such store.
     """
+    columns = ["response_ids", "text", "reference", "finish"]
     lines = []
     for group in store.groups():
         whole, damaged = [], 0
         for file in sorted(group.folder.glob("*.parquet")):
             try:
-                whole.append(_read_shard(file).to_pandas())
+                whole.append(_read_shard(file).select(columns).to_pandas())
             except RecordError:
                 damaged += 1
-        rows = pd.concat(whole) if whole else pd.DataFrame(columns=SCHEMA.names)
+        rows = pd.concat(whole) if whole else pd.DataFrame(columns=columns)
         lengths = rows["response_ids"].map(len)
         said = rows["text"] != ""
         right = [correct(text, reference) for text, reference in zip(rows["text"][said], rows["reference"][said], strict=True)]
@@ -525,7 +612,7 @@ def summary(store: RecordStore, correct: Callable[[str, str], bool]) -> pd.DataF
                 "cut": (rows["finish"] == "length").mean() if len(rows) else float("nan"),
                 "empty": int((~said).sum()),
                 "accuracy": sum(right) / len(right) if right else float("nan"),
-                "megabytes": sum(file.stat().st_size for file in group.folder.iterdir()) / 1e6,
+                "megabytes": sum(state[1] for state in map(_state, group.folder.iterdir()) if state) / 1e6,
                 "damaged": damaged,
             }
         )

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
-import signal
+import resource
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -202,30 +204,52 @@ def test_shards_that_contradict_each_other(tmp_path: Path) -> None:
         group.read(PROBLEMS[:4])
 
 
-@pytest.mark.parametrize("where", ["parquet", "safetensors", "fsync", "group"])
-def test_a_full_disk_tears_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+@pytest.mark.parametrize("where", ["parquet", "safetensors", "fsync", "replace"])
+@pytest.mark.parametrize("why", [errno.ENOSPC, errno.EACCES])
+def test_a_full_or_locked_disk_tears_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, why: int) -> None:
     group = RecordStore(tmp_path).group(WHO)
     group.collect(PROBLEMS[:4], answer("hidden"), 4)
     before = files(group.folder)
 
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(why, os.strerror(why))
 
     with monkeypatch.context() as patch:
         if where == "parquet":
-            patch.setattr(distill.records.pq, "write_table", full)
+            patch.setattr(distill.records.pq, "write_table", refused)
         elif where == "safetensors":
-            patch.setattr(distill.records, "save_file", full)
+            patch.setattr(distill.records, "save_file", refused)
         elif where == "fsync":
-            patch.setattr(os, "fsync", full)
+            patch.setattr(os, "fsync", refused)
         else:
-            patch.setattr(Path, "replace", full)
-        with pytest.raises(OSError, match="No space"):
+            patch.setattr(Path, "replace", refused)
+        with pytest.raises(OSError, match=re.escape(os.strerror(why))) as raised:
             group.collect(PROBLEMS, answer("hidden"), 4)
+    assert (raised.value.errno, Path(raised.value.filename).parent) == (why, group.folder)
     after = files(group.folder)
     assert {name: after[name] for name in before} == before
-    assert not [name for name in after if "draft" in name]
+    assert not [name for name in after if name.startswith(".")]
     group.collect(PROBLEMS, answer("hidden"), 4)
+    assert len(group.read(PROBLEMS)) == 10
+
+
+@pytest.mark.parametrize("tier", ["topk", "hidden"])
+def test_writers_that_the_system_stops_half_way(tmp_path: Path, tier: str) -> None:
+    """A limit on the size of files: the system itself refuses what pyarrow (topk) and safetensors (hidden) write."""
+    group = RecordStore(tmp_path).group(WHO)
+    group.collect(PROBLEMS[:4], answer(tier), 4)
+    before = files(group.folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as raised:
+            group.collect(PROBLEMS, answer(tier), 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert raised.value.errno == errno.EFBIG
+    assert Path(raised.value.filename).parent == group.folder
+    assert files(group.folder) == before
+    group.collect(PROBLEMS, answer(tier), 4)
     assert len(group.read(PROBLEMS)) == 10
 
 
@@ -235,70 +259,257 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         RecordStore(tmp_path / "file").group(WHO).collect(PROBLEMS, answer(), 4)
 
 
+def test_damage_that_keeps_size_and_time_of_change(tmp_path: Path) -> None:
+    group = RecordStore(tmp_path).group(WHO)
+    group.collect(PROBLEMS, answer("hidden"), 10)
+    group.read(PROBLEMS)  # so its hash is known in this process
+    (file,) = group.folder.glob("*.safetensors")
+    was = file.stat()
+    time.sleep(0.05)  # the file system's clock ticks
+    content = file.read_bytes()
+    with file.open("r+b") as same:
+        same.write(flip(content, len(content) - 1))
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert (file.stat().st_mtime_ns, file.stat().st_ino) == (was.st_mtime_ns, was.st_ino)
+    with pytest.raises(RecordError, match=re.escape(file.name)):
+        group.read(PROBLEMS)
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty"])
+def test_states_that_are_lost_after_reading(tmp_path: Path, damage: str) -> None:
+    group = RecordStore(tmp_path).group(WHO)
+    group.collect(PROBLEMS, answer("hidden"), 10)
+    records = group.read(PROBLEMS)
+    (file,) = group.folder.glob("*.safetensors")
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(b"")
+    for use in (lambda r: len(r.signals), lambda r: list(r.signals), lambda r: r.signals["hidden"], lambda r: dict(r.signals)):
+        with pytest.raises(RecordError, match=rf"{re.escape(str(file))}.*run collect again"):
+            use(records[3])
+
+
+def test_order_of_shards_and_rows_plays_no_part(tmp_path: Path) -> None:
+    hidden, topk = RecordStore(tmp_path / "a").group(WHO), RecordStore(tmp_path / "b").group(WHO)
+    hidden.collect(PROBLEMS, answer("hidden"), 4)
+    topk.collect(PROBLEMS, answer("topk"), 4)
+    for file in sorted(hidden.folder.glob("*-*")):  # shards in another order
+        file.rename(file.with_name(f"{900 - int(file.name[:6]):06d}{file.name[6:]}"))
+    for file in sorted(topk.folder.glob("*.parquet")):  # rows in another order
+        table = pq.read_table(file)
+        pq.write_table(table.take(list(range(len(table)))[::-1]), file)
+        file.rename(file.with_name(f"{file.stem.rpartition('-')[0]}-{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}.parquet"))
+    for group, tier in ((hidden, "hidden"), (topk, "topk")):
+        for record, expected in zip(group.read(PROBLEMS), answer(tier)(PROBLEMS), strict=True):
+            assert (record.index, record.text, record.response_ids) == (expected.index, expected.text, expected.response_ids)
+            assert all(torch.equal(record.signals[name], rows) for name, rows in expected.signals.items())
+
+
+def test_half_of_a_surrogate_pair(tmp_path: Path) -> None:
+    group = RecordStore(tmp_path).group(WHO)
+    with pytest.raises(RecordError, match="surrogate"):
+        group.collect(PROBLEMS[:1], lambda ps: [Record(0, ps[0].question, ps[0].answer, (), (), "\ud83d", "eos")], 4)
+    assert not list(group.folder.glob("0*"))
+
+
+def test_a_damaged_description_is_written_anew(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    group = store.group(WHO)
+    group.collect(PROBLEMS, answer(), 4)
+    whole = files(group.folder)
+    (group.folder / "group.json").write_bytes(b'{"format": 1')
+    with pytest.raises(RecordError, match=r"group\.json is damaged .*run collect again.*keeps the answers"):
+        store.groups()
+    store.group(dict(reversed(WHO.items()))).collect(PROBLEMS, lambda _: pytest.fail("all answers are there"), 4)
+    assert files(group.folder) == whole
+    assert [g.identity for g in store.groups()] == [WHO]
+
+
+def test_no_problems_leave_nothing(tmp_path: Path) -> None:
+    RecordStore(tmp_path).group(WHO).collect([], answer(), 4)
+    assert not list(tmp_path.iterdir())
+
+
 # --- processes ------------------------------------------------------------------------------------------------------
 
 SCRIPT = """
-import sys, time
+import os, signal, sys, time
 sys.path.insert(0, {root!r})
+from pathlib import Path
 import torch
 torch.set_num_threads(1)
+import distill.records as records
 from distill.problems import Problem
-from distill.records import Record, RecordStore
 
-def answer(problems):
-    time.sleep(0.15)
-    made = []
-    for p in problems:
-        rows = torch.randn(300, 64, generator=torch.Generator().manual_seed(p.index))
-        made.append(Record(p.index, p.question, p.answer, (1,), tuple(range(300)), "said", "eos", {{"hidden": rows}}))
-    return made
+PROBLEMS = [Problem(i, f"How many are {{i}}?", "#### 1") for i in range(12)]
 
-problems = [Problem(i, f"How many are {{i}}?", "#### 1") for i in range(18)]
-print("ready", flush=True)
-RecordStore(sys.argv[1]).group({{"teacher": {{"name": "slow"}}}}).collect(problems, answer, 3)
+
+def one(p, rows):
+    return records.Record(p.index, p.question, p.answer, (1,), (2,) * 30, "said", "eos", {{"hidden": rows}})
+
+
+def collect(store, shard_rows, asked=None):
+    def answer(problems):
+        if asked:
+            with asked.open("a") as file:
+                file.write("".join(f"{{p.index}} " for p in problems))
+        time.sleep(0.05 if asked else 0)
+        return [one(p, torch.randn(30, 8, generator=torch.Generator().manual_seed(p.index))) for p in problems]
+
+    group = records.RecordStore(store).group({{"teacher": {{"name": "slow"}}}})
+    group.collect(PROBLEMS, answer, shard_rows)
+    return group
+
+
+def in_process(work):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    return pid
+
+
+def status(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def files(store):
+    (group,) = (p.parent for p in store.glob("*/group.json"))
+    return {{p.name: p.read_bytes() for p in group.iterdir() if not p.name.endswith(".damaged")}}
+
+
+def killed(store, moment):
+    # kill -9 at the n-th write (half of it done), fsync or rename
+    left = [moment]
+
+    def watched(owner, name, writes):
+        real = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0 and writes:
+                real(*args, **kwargs)
+                os.truncate(args[1], 100)
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        setattr(owner, name, call)
+
+    watched(os, "fsync", False)
+    watched(Path, "replace", False)
+    watched(records, "save_file", True)
+    watched(records.pq, "write_table", True)
+    collect(store, 6)
+
+
+def kill(folder):
+    collect(folder / "whole", 6)
+    whole = files(folder / "whole")
+    for moment in range(1, 100):
+        store = folder / str(moment)
+        code = status(in_process(lambda: killed(store, moment)))
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, code
+        again = status(in_process(lambda: killed(store, 5)))  # a second time
+        assert again in (0, -signal.SIGKILL), again
+        assert status(in_process(lambda: collect(store, 6))) == 0
+        assert files(store) == whole, (moment, sorted(files(store)), sorted(whole))
+    print(moment - 1)
+
+
+def two(folder):
+    whole = files(collect(folder / "whole", 3).store)
+    asked = folder / "asked"
+    both = [in_process(lambda: collect(folder / "new", 3, asked)) for _ in range(3)]
+    assert [status(pid) for pid in both] == [0, 0, 0]
+    assert files(folder / "new") == whole
+    assert sorted(map(int, asked.read_text().split())) == list(range(12))  # each problem once
+    hurt = collect(folder / "hurt", 3).folder
+    next(hurt.glob("000003-*.safetensors")).unlink()
+    os.truncate(next(hurt.glob("000006-*.parquet")), 50)
+    asked.unlink()
+    both = [in_process(lambda: collect(folder / "hurt", 3, asked)) for _ in range(3)]
+    assert [status(pid) for pid in both] == [0, 0, 0]
+    assert files(folder / "hurt") == whole
+    assert sorted(map(int, asked.read_text().split())) == list(range(3, 9))
+    print("done")
+
+
+{{"kill": kill, "two": two}}[sys.argv[1]](Path(sys.argv[2]))
 """
 
 
-@pytest.fixture
-def script(tmp_path: Path) -> Path:
-    file = tmp_path / "collect.py"
+def run_script(folder: Path, what: str) -> str:
+    file = folder / "processes.py"
     file.write_text(SCRIPT.format(root=str(Path(__file__).parents[2])))
-    return file
+    said = subprocess.run(
+        [sys.executable, str(file), what, str(folder)], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert said.returncode == 0, said.stderr
+    return said.stdout.strip()
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+def test_killed_at_every_moment_and_gone_on_with(tmp_path: Path) -> None:
+    """Each write (half done), fsync and rename of a collection: group.json (3 moments), and two shards with states (2 x 4 each)."""
+    assert int(run_script(tmp_path, "kill")) == 3 + 2 * 2 * 4
 
 
-def group_files(store: Path) -> dict[str, bytes]:
-    (group,) = (p.parent for p in store.glob("*/group.json"))
-    return files(group)
+def test_writers_share_the_work(tmp_path: Path) -> None:
+    assert run_script(tmp_path, "two") == "done"
 
 
-def test_killed_at_any_moment_and_gone_on_with(tmp_path: Path, script: Path) -> None:
-    subprocess.run([sys.executable, str(script), str(tmp_path / "whole")], check=True, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
-    store = tmp_path / "killed"
-    for delay in (0.16, 0.3, 0.01):
-        process = subprocess.Popen([sys.executable, str(script), str(store)], env=ENVIRONMENT, stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-    left = list(store.glob("*/.*draft*"))
-    for group in store.glob("*/group.json"):  # as if killed while it wrote
-        left.append(group.parent / ".000000-feed.parquet.draft-1")
-    subprocess.run([sys.executable, str(script), str(store)], check=True, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
-    assert group_files(store) == group_files(tmp_path / "whole")
-
-
-def test_two_writers_share_the_work(tmp_path: Path, script: Path) -> None:
-    subprocess.run([sys.executable, str(script), str(tmp_path / "one")], check=True, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
-    both = [
-        subprocess.Popen([sys.executable, str(script), str(tmp_path / "two")], env=ENVIRONMENT, stdout=subprocess.DEVNULL) for _ in range(2)
+def test_locks_of_others_stay_and_leftovers_go(tmp_path: Path) -> None:
+    group = RecordStore(tmp_path).group(WHO)
+    group.collect(PROBLEMS[:4], answer(), 4)
+    dead = [
+        group.folder / name for name in (".000004.lock", ".000004-0123.parquet.draft-1", ".000096.lock", ".000096-4.safetensors.draft-1")
     ]
-    assert [process.wait() for process in both] == [0, 0]
-    assert group_files(tmp_path / "two") == group_files(tmp_path / "one")
+    for file in dead:
+        file.write_text("")
+    held = group.folder / ".000008.lock"
+    with FileLock(held):  # another process has a chunk at work that is not ours
+        group.collect(PROBLEMS[:8], answer(), 4)
+        assert held.exists()
+    assert not [file for file in dead if file.exists()]
+    group.collect(PROBLEMS, answer(), 4)
+    assert not list(group.folder.glob(".*"))
+
+
+def test_a_damaged_shard_that_another_process_redoes_is_left_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    group = RecordStore(tmp_path).group(WHO)
+    group.collect(PROBLEMS, answer("hidden"), 4)
+    next(group.folder.glob("000004-*.parquet")).write_bytes(b"")
+    before = files(group.folder)
+    with FileLock(group.folder / ".000004.lock"):
+        group.collect(PROBLEMS[:4], answer("hidden"), 4)
+    assert {name: data for name, data in files(group.folder).items() if not name.endswith(".lock")} == before
+    assert capsys.readouterr().err == ""
+
+
+def test_a_chunk_that_another_process_has_at_work_is_waited_for(tmp_path: Path) -> None:
+    """The others are done first; then its owner lets go without having answered."""
+    group = RecordStore(tmp_path).group(WHO)
+    group.collect(PROBLEMS[:1], answer(), 1)
+    lock = FileLock(group.folder / ".000000.lock", thread_local=False)
+    asked: list[int] = []
+
+    def watched(problems: Sequence[Problem]) -> list[Record]:
+        asked.append(problems[0].index)
+        if problems[0].index == 8:
+            lock.release()
+        return answer()(problems)
+
+    with lock:
+        group.collect(PROBLEMS, watched, 4)
+    assert asked == [4, 8, 1]
+    assert len(group.read(PROBLEMS)) == 10
 
 
 # --- head, summary --------------------------------------------------------------------------------------------------
@@ -315,15 +526,27 @@ def test_the_head_comes_back(tmp_path: Path, head: Head) -> None:
     assert (read.scale, read.softcap) == (head.scale, head.softcap)
 
 
-def test_a_head_that_is_missing_or_damaged(tmp_path: Path) -> None:
-    store = RecordStore(tmp_path)
+def test_a_head_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"missing.*collect"):
-        store.read_head({"name": "x"})
-    store.write_head(Head(torch.randn(7, 4)), {"name": "x"})
+        RecordStore(tmp_path).read_head({"name": "x"})
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped weight", "flipped scale"])
+def test_a_damaged_head_is_found_and_redone(tmp_path: Path, damage: str) -> None:
+    store, head = RecordStore(tmp_path), Head(torch.randn(7, 4), None, 0.25, 30.0)
+    store.write_head(head, {"name": "x"})
     (file,) = (tmp_path / "heads").iterdir()
-    file.write_bytes(file.read_bytes()[:40])
-    with pytest.raises(RecordError, match=r"damaged.*collect"):
+    content = file.read_bytes()
+    at = content.index(b"0.25") + 2 if damage == "flipped scale" else len(content) - 3
+    file.write_bytes({"truncated": content[:40], "empty": b""}.get(damage, flip(content, at)))
+    with pytest.raises(RecordError, match=rf"{re.escape(str(file))} is damaged.*collect"):
         store.read_head({"name": "x"})
+    (file.parent / f".{file.name.partition('-')[0]}.safetensors.draft-1").write_text("")  # of a killed process
+    store.write_head(head, {"name": "x"})
+    assert files(file.parent) == {file.name: content}
+    assert torch.equal(store.read_head({"name": "x"}).weight, head.weight)
+    with pytest.raises(RecordError, match="missing"):
+        store.read_head({"name": "y"})
 
 
 def test_summary_tells_counts_lengths_and_accuracy(tmp_path: Path) -> None:
