@@ -56,10 +56,12 @@ def mean_interval(values: np.ndarray, level: float, resamples: int, seed: int) -
 def sign_flip_test(differences: np.ndarray, resamples: int, seed: int) -> float:
     """Two-sided permutation p of a mean paired difference: each problem's sign is flipped at random (scipy).
 
-    1 where no problem differs, and for one problem, whose two flips are as far from 0 as each other.
+    Problems that do not differ have nothing to flip, and are left out: few others are then counted whole. 1 where fewer than two differ:
+    both flips of one are as far from 0.
     """
     differences = np.asarray(differences, float)
-    if len(differences) < 2 or not differences.any():
+    differences = differences[differences != 0]
+    if len(differences) < 2:
         return 1.0
     done = stats.permutation_test(
         (differences, np.zeros_like(differences)),
