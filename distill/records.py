@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -122,10 +123,12 @@ class RecordStore:
         found = []
         for file in sorted(self.folder.glob("*/group.json")):
             try:
-                identity = json.loads(file.read_text("utf-8"))["identity"]
+                group = RecordGroup(self.folder, json.loads(file.read_text("utf-8"))["identity"])
+                if group.folder != file.parent:
+                    raise ValueError("it describes another folder than its own")
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise RecordError(f"{file} is damaged ({error}); run collect again: it writes it anew and keeps the answers") from error
-            found.append(RecordGroup(self.folder, identity))
+            found.append(group)
         return found
 
     def write_head(self, head: Head, owner: Mapping[str, Any]) -> None:
@@ -198,7 +201,7 @@ class RecordGroup:
         """Has the missing problems answered, shard by shard. Several processes may do so at once: they share the shards.
 
         Args:
-            problems: wanted.
+            problems: wanted; one that stands there twice is asked once.
             answer: one record a problem, in order.
             shard_rows: problems of a shard, by their positions.
             label: of a progress bar; None shows none.
@@ -213,6 +216,7 @@ class RecordGroup:
         self._describe()
         self._set_aside()
         there = self._whole()
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}  # a sampling teacher may answer a repeated problem in two ways
         chunks = [list(range(at, min(at + shard_rows, len(problems)))) for at in range(0, len(problems), shard_rows)]
         todo = [chunk for chunk in chunks if any(keys[i] not in there for i in chunk)]
         with tqdm(total=len(problems), desc=label, unit="answer", disable=label is None) as bar:
@@ -227,7 +231,7 @@ class RecordGroup:
                             busy.append(chunk)
                             continue
                         there = self._whole()
-                        missing = [i for i in chunk if keys[i] not in there]
+                        missing = [i for i in chunk if keys[i] not in there and first[keys[i]] == i]
                         if missing:
                             self._write(chunk[0], [keys[i] for i in missing], answer([problems[i] for i in missing]))
                     bar.update(len(chunk))
@@ -235,7 +239,7 @@ class RecordGroup:
         for left in self.folder.glob(".*.lock"):  # of killed processes; one that is held stays
             with _locked(left) as ours:
                 if ours:
-                    _remove_drafts(self.folder, left.stem.removeprefix("."))
+                    self._remove_leftovers(left.stem.removeprefix("."))
 
     def _describe(self) -> None:
         """Writes group.json where it is missing or damaged."""
@@ -258,7 +262,7 @@ class RecordGroup:
         except UnicodeEncodeError as error:
             raise RecordError(f"the teacher gave half of a surrogate pair in {error.object[:60]!r}; it must give valid Unicode") from error
         stem = f"{position:06d}-{_digest(list(keys))[:12]}"
-        _remove_drafts(self.folder, f"{position:06d}-")
+        self._remove_leftovers(f"{position:06d}")
         about: dict[str, str] = {"format": str(FORMAT)}
         tensors = {f"{name}.{at}": r.signals[name].contiguous() for at, r in enumerate(records) for name in TENSORS if name in r.signals}
         if tensors:
@@ -269,6 +273,13 @@ class RecordGroup:
                 _settle(draft, place)
         table = table.replace_schema_metadata({"primed_heads_records": json.dumps(about)})
         _write_named(self.folder / stem, ".parquet", lambda draft: pq.write_table(table, draft, compression="zstd"))
+
+    def _remove_leftovers(self, chunk: str) -> None:
+        """Removes what killed processes have left of a chunk, whose lock must be held: drafts, and tensors whose rows never came."""
+        _remove_drafts(self.folder, chunk)
+        for tensors in self.folder.glob(f"{chunk}-*.safetensors"):
+            if not any(self.folder.glob(f"{tensors.stem}-*.parquet")):
+                tensors.unlink()
 
     def _whole(self) -> set[str]:
         """Keys of the whole shards."""
@@ -324,15 +335,16 @@ class RecordGroup:
             )
         return [_at(found[key], p) for key, p in zip(wanted, problems, strict=True)]
 
-    def rows(self) -> pd.DataFrame:
-        """All answers as text, a row each.
-
-        Raises:
-            RecordError: a damaged shard.
-        """
+    def rows(self) -> tuple[pd.DataFrame, int]:
+        """The answers of all whole shards as text, a row each, and the number of damaged shards."""
         columns = ["index", "question", "reference", "prompt_ids", "response_ids", "text", "finish"]
-        tables = [_read_shard(file).select(columns) for file in sorted(self.folder.glob("*.parquet"))]
-        return pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame(columns=columns)
+        whole, damaged = [], 0
+        for file in sorted(self.folder.glob("*.parquet")):
+            try:
+                whole.append(_read_shard(file).select(columns))
+            except RecordError:
+                damaged += 1
+        return (pa.concat_tables(whole).to_pandas() if whole else pd.DataFrame(columns=columns)), damaged
 
     def _not_here(self) -> str:
         """What the store has instead, and what the nearest group has otherwise."""
@@ -513,26 +525,31 @@ def _locked(place: Path, waits: bool = False) -> Iterator[bool]:
 def _remove_drafts(folder: Path, start: str) -> None:
     """Removes what killed processes have left of files whose names begin so; their lock must be held."""
     for draft in folder.glob(f".{start}*.draft-*"):
-        draft.unlink(missing_ok=True)
+        shutil.rmtree(draft)
 
 
 @contextlib.contextmanager
 def _draft(place: Path) -> Iterator[Path]:
-    """A file to write to, which is removed unless it was moved; an error of the system names the place."""
-    draft = place.with_name(f".{place.name}.draft-{os.getpid()}")
+    """A file to write to, which is removed unless it was moved; an error of the system names the place.
+
+    It has a folder of its own: safetensors writes to a file beside it that only its writer knows, and a killed process leaves that too.
+    """
+    folder = place.with_name(f".{place.name}.draft-{os.getpid()}")
     try:
-        yield draft
+        folder.mkdir(exist_ok=True)
+        yield folder / place.name
     except SafetensorError as error:  # its writer wraps what the system said
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(place)) from error
     except OSError as error:
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(place)) from error
     finally:
-        draft.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _settle(draft: Path, place: Path) -> None:
     """A draft takes its place once it lies on the disk."""
+    draft.chmod(place.parent.stat().st_mode & 0o666)  # safetensors' files are their owner's alone; who may read the folder may read these
     _sync(draft)
     draft.replace(place)
     _sync(place.parent)
@@ -586,16 +603,9 @@ def summary(store: RecordStore, correct: Callable[[str, str], bool]) -> pd.DataF
     Raises:
         RecordError: no such store.
     """
-    columns = ["response_ids", "text", "reference", "finish"]
     lines = []
     for group in store.groups():
-        whole, damaged = [], 0
-        for file in sorted(group.folder.glob("*.parquet")):
-            try:
-                whole.append(_read_shard(file).select(columns).to_pandas())
-            except RecordError:
-                damaged += 1
-        rows = pd.concat(whole) if whole else pd.DataFrame(columns=columns)
+        rows, damaged = group.rows()
         lengths = rows["response_ids"].map(len)
         said = rows["text"] != ""
         right = [correct(text, reference) for text, reference in zip(rows["text"][said], rows["reference"][said], strict=True)]
@@ -620,8 +630,9 @@ def summary(store: RecordStore, correct: Callable[[str, str], bool]) -> pd.DataF
 
 
 def sample_rows(group: RecordGroup, number: int) -> list[str]:
-    """The first answers of a group, for people."""
+    """The first answers of a group's whole shards, for people."""
+    rows, _ = group.rows()
     return [
         f"\n[{group.key}, problem {row['index']}] {row['question']}\n-> ({len(row['response_ids'])} tokens, {row['finish']}) {row['text']}"
-        for row in group.rows().head(number).to_dict("records")
+        for row in rows.head(number).to_dict("records")
     ]

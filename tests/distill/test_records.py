@@ -116,6 +116,31 @@ def test_what_is_there_is_not_asked_again(tmp_path: Path) -> None:
     ]  # its number where it is asked for
 
 
+@pytest.mark.parametrize("shard_rows", [1, 4])
+def test_a_problem_that_stands_twice_is_asked_once(tmp_path: Path, shard_rows: int) -> None:
+    again = Problem(1, PROBLEMS[0].question, PROBLEMS[0].answer)
+    said = iter(["one", "two", "three"])  # a sampling teacher, which says something else each time
+
+    def sampled(problems: Sequence[Problem]) -> list[Record]:
+        return [Record(p.index, p.question, p.answer, (), (), next(said), "eos") for p in problems]
+
+    group = RecordStore(tmp_path).group(WHO)
+    group.collect([PROBLEMS[0], again, PROBLEMS[2]], sampled, shard_rows)
+    assert [(r.index, r.text) for r in group.read([PROBLEMS[0], again, PROBLEMS[2]])] == [(0, "one"), (1, "one"), (2, "two")]
+
+
+def test_who_may_read_the_folder_may_read_its_files(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    before = os.umask(0o027)
+    try:
+        store.group(WHO).collect(PROBLEMS, answer("hidden"), 4)
+        store.write_head(Head(torch.randn(7, 4)), WHO["teacher"])
+    finally:
+        os.umask(before)
+    modes = {file.suffix: file.stat().st_mode & 0o777 for file in tmp_path.rglob("*.*")}
+    assert modes == {".json": 0o640, ".parquet": 0o640, ".safetensors": 0o640}
+
+
 def test_missing_answers_are_named(tmp_path: Path) -> None:
     group = RecordStore(tmp_path).group(WHO)
     group.collect(PROBLEMS[:4], answer(), 4)
@@ -326,6 +351,16 @@ def test_a_damaged_description_is_written_anew(tmp_path: Path) -> None:
     assert [g.identity for g in store.groups()] == [WHO]
 
 
+def test_a_description_of_another_folder(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    group = store.group(WHO)
+    group.collect(PROBLEMS, answer(), 4)
+    place = group.folder / "group.json"
+    place.write_text(place.read_text("utf-8").replace("Be clear.", "Be brief."), "utf-8")  # edited by hand
+    with pytest.raises(RecordError, match=rf"{re.escape(str(place))} is damaged .*another folder.*run collect again"):
+        summary(store, lambda *_: True)
+
+
 def test_no_problems_leave_nothing(tmp_path: Path) -> None:
     RecordStore(tmp_path).group(WHO).collect([], answer(), 4)
     assert not list(tmp_path.iterdir())
@@ -395,6 +430,7 @@ def killed(store, moment):
             if left[0] == 0 and writes:
                 real(*args, **kwargs)
                 os.truncate(args[1], 100)
+                args[1].with_name(".tmpZq3x").write_bytes(b"half")  # safetensors' own draft
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*args, **kwargs)
@@ -472,7 +508,11 @@ def test_locks_of_others_stay_and_leftovers_go(tmp_path: Path) -> None:
         group.folder / name for name in (".000004.lock", ".000004-0123.parquet.draft-1", ".000096.lock", ".000096-4.safetensors.draft-1")
     ]
     for file in dead:
-        file.write_text("")
+        if ".draft-" in file.name:
+            file.mkdir()
+            (file / ".tmpZq3x").write_text("half")
+        else:
+            file.write_text("")
     held = group.folder / ".000008.lock"
     with FileLock(held):  # another process has a chunk at work that is not ours
         group.collect(PROBLEMS[:8], answer(), 4)
@@ -480,6 +520,24 @@ def test_locks_of_others_stay_and_leftovers_go(tmp_path: Path) -> None:
     assert not [file for file in dead if file.exists()]
     group.collect(PROBLEMS, answer(), 4)
     assert not list(group.folder.glob(".*"))
+
+
+@pytest.mark.parametrize(("shard_rows", "locks"), [(8, False), (10, True)])
+def test_states_whose_rows_never_came_go(tmp_path: Path, shard_rows: int, locks: bool) -> None:
+    """A process is killed between a shard's two files; the next one cuts shards otherwise."""
+    group = RecordStore(tmp_path).group(WHO)
+    group.collect(PROBLEMS[:1], answer("hidden"), 1)
+    kept = files(group.folder)
+    left = group.folder / ("000004-0123456789ab.safetensors" if locks else "000000-0123456789ab.safetensors")
+    left.write_bytes(b"states")
+    if locks:  # a kill leaves the lock file, too
+        (group.folder / ".000004.lock").write_text("")
+    group.collect(PROBLEMS, answer("hidden"), shard_rows)
+    assert not left.exists()
+    assert not list(group.folder.glob(".*"))
+    after = files(group.folder)
+    assert {name: after[name] for name in kept} == kept
+    assert len(group.read(PROBLEMS)) == 10
 
 
 def test_a_damaged_shard_that_another_process_redoes_is_left_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -541,7 +599,7 @@ def test_a_damaged_head_is_found_and_redone(tmp_path: Path, damage: str) -> None
     file.write_bytes({"truncated": content[:40], "empty": b""}.get(damage, flip(content, at)))
     with pytest.raises(RecordError, match=rf"{re.escape(str(file))} is damaged.*collect"):
         store.read_head({"name": "x"})
-    (file.parent / f".{file.name.partition('-')[0]}.safetensors.draft-1").write_text("")  # of a killed process
+    (file.parent / f".{file.name.partition('-')[0]}.safetensors.draft-1").mkdir()  # of a killed process
     store.write_head(head, {"name": "x"})
     assert files(file.parent) == {file.name: content}
     assert torch.equal(store.read_head({"name": "x"}).weight, head.weight)
@@ -559,9 +617,10 @@ def test_summary_tells_counts_lengths_and_accuracy(tmp_path: Path) -> None:
     assert (row["cut"], row["accuracy"], row["empty"], row["damaged"], row["signal"]) == (0.1, 0.1, 0, 0, "hidden")
     assert row["megabytes"] == pytest.approx(sum(map(len, files(group.folder).values())) / 1e6)
     assert "It is 0." in sample_rows(group, 2)[0]
-    shard = next(group.folder.glob("*.parquet"))
+    shard = next(group.folder.glob("000000-*.parquet"))
     shard.write_bytes(b"PAR1")
-    assert summary(store, lambda *_: True)["damaged"].tolist() == [1]
+    assert summary(store, lambda *_: True)[["records", "damaged"]].to_numpy().tolist() == [[6, 1]]
+    assert [line.partition("]")[0] for line in sample_rows(group, 2)] == [f"\n[{group.key}, problem {i}" for i in (4, 5)]
     with pytest.raises(RecordError, match="no folder of records"):
         summary(RecordStore(tmp_path / "none"), lambda *_: True)
 
