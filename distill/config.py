@@ -72,6 +72,15 @@ class DataConfig:
     heldout: ProblemSet = ProblemSet(first=40, limit=6)
     test: ProblemSet = ProblemSet(split="test", first=46)
 
+    def __post_init__(self) -> None:
+        """Checks that nothing is trained on, or chosen by, what is tested on."""
+        for name in ("train", "heldout"):
+            own = getattr(self, name)
+            _need(
+                own.problems != "gsm8k" or own.split != "test",
+                f'data.{name} is GSM8K\'s test split, on which only data.test may be; use split = "train"',
+            )
+
 
 @dataclass(frozen=True)
 class TeacherConfig:

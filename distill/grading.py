@@ -245,7 +245,8 @@ def _last_number(text: str, cut: bool) -> str | None:
     if not numbers:
         return None
     said = numbers[-1][0]
-    minus = said[0] in "-−–" and text[: numbers[-1].start()].rstrip()[-1:].isalnum()  # "10-5": a sign needs room before it
+    before = text[: numbers[-1].start()]  # "10-5" and "10 - 5": a sign follows no number and touches no word
+    minus = said[0] in "-−–" and (before[-1:].isalnum() or before.rstrip()[-1:].isdigit() or before.rstrip()[-1:] == ")")
     return said[1:] if minus else said
 
 

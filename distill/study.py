@@ -352,6 +352,11 @@ class StudyRun:
             student = self.student_folder(condition, seed)
             if not student.is_dir():
                 raise StudyError(f"{student} is not there: the student is not trained yet; run train")
+            changed = differences(read_card(student)["settings"], self.settings(condition))
+            if changed:
+                raise StudyError(
+                    f"{student} was trained with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, or set another `out`"
+                )
             about["adapter_sha256"] = _sha256(student / "adapter_model.safetensors")
         folder.parent.mkdir(parents=True, exist_ok=True)
         checkpoint: list[Checkpoint] = []

@@ -43,6 +43,7 @@ def test_defaults_are_a_whole_study() -> None:
         ({"name": "a/b"}, ["a/b"]),
         ({"data": {"test": {"first": -1}}}, ["first is -1"]),
         ({"student": {"targets": []}}, ["targets"]),
+        ({"data": {"heldout": {"problems": "gsm8k", "split": "test"}}}, ["data.heldout", "test split"]),
     ],
 )
 def test_what_is_wrong_is_named(content: dict[str, Any], words: list[str]) -> None:

@@ -218,6 +218,9 @@ def test_a_changed_key_is_named(study: Path, distill: Callable[..., Ran]) -> Non
     ran = distill("run", study, *few, "--set", "train.learning_rate=0.5")
     assert ran.code == 2
     assert "train.learning_rate: was 0.01, is 0.5" in ran.err
+    ran = distill("evaluate", study, *few, "--set", "objective.temperature=5.0")
+    assert ran.code == 2
+    assert "objective.temperature: was 2.0, is 5.0" in ran.err
     ran = distill("run", study, *few, "--set", "evaluation.max_new_tokens=9")
     assert ran.code == 2
     assert "evaluation.max_new_tokens: was 8, is 9" in ran.err
