@@ -381,7 +381,7 @@ class OpenAITeacher(_TextTeacher):
         text = choices[0].message.content if choices and getattr(choices[0], "message", None) else None
         if not isinstance(text, str):
             raise TeacherError(f"{place}: an answer without text ({_short(said)}); is this an OpenAI-compatible chat server?")
-        finish = "length" if choices[0].finish_reason == "length" else "eos"
+        finish = "eos" if choices[0].finish_reason == "stop" else "length"  # a content filter cuts, too
         ids, signals = _server_topk(choices[0].logprobs, config.top_k, place) if wants else ((), {})
         return Record(problem.index, problem.question, problem.answer, (), ids, text, finish, signals)
 
@@ -485,7 +485,7 @@ class VllmTeacher(_TextTeacher):
                 tuple(ids),
                 tuple(said.token_ids),
                 said.text,
-                "length" if said.finish_reason == "length" else "eos",
+                "eos" if said.finish_reason == "stop" else "length",
                 rows,
             )
             for p, ids, said, rows in zip(problems, prompts, answers, signals, strict=True)

@@ -302,6 +302,12 @@ def test_a_passing_error_is_tried_again_when_the_server_says(bad: Bad) -> None:
     assert (record.text, record.finish, len(bad.seen)) == ("18", "length", 3)
 
 
+def test_only_what_the_teacher_ended_has_an_end(bad: Bad) -> None:
+    for reason, finish in (("stop", "eos"), ("length", "length"), ("content_filter", "length")):
+        bad.replies = [(200, {}, said("half an ans", finish=reason))]
+        assert ask(bad)[0].finish == finish
+
+
 def test_strategies_become_messages(bad: Bad) -> None:
     bad.replies = [(200, {}, said())]
     question = PROBLEMS[0].question
