@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -140,8 +140,8 @@ def work(command: OnStudy) -> int:
     """All commands but `inspect`: they begin with a study."""
     from distill.config import StudyError, read_study
 
-    settings = [*command.set, *([f'out="{command.out.as_posix()}"'] if command.out else [])]
-    study = read_study(command.study, settings)
+    study = read_study(command.study, command.set)
+    study = study if command.out is None else replace(study, out=str(command.out))
     from distill.study import StudyRun
 
     run = StudyRun(study, show_progress=not command.quiet and int(os.environ.get("RANK", "0")) == 0)
@@ -155,6 +155,8 @@ def work(command: OnStudy) -> int:
             for condition in _conditions(run, command.condition):
                 run.collect(condition)
         case Train():
+            if "untouched" in command.condition:
+                raise StudyError("--condition untouched: it is the student without training; there is nothing to train")
             for condition, seed in _students(run, command.condition, command.seed):
                 if seed is not None:
                     folder = run.train_one(condition, seed)
@@ -170,6 +172,7 @@ def work(command: OnStudy) -> int:
             report(run)
         case Search():
             run.search()
+    run.write_down()
     return 0
 
 
@@ -199,6 +202,10 @@ def inspect(command: Inspect) -> int:
 
     folder = command.records / "records" if (command.records / "records").is_dir() else command.records
     store = RecordStore(folder)
+    if not store.groups():
+        from distill.records import RecordError
+
+        raise RecordError(f"{folder} holds no records; name a study's folder, or its records/ after `python -m distill collect`")
     table = summary(store, lambda response, reference: grade(response, reference, [command.grader])[0].correct)
     print(table.to_string(index=False))
     for group in store.groups():

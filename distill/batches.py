@@ -35,6 +35,7 @@ class Text:
         first: position of the first scored hidden state.
         targets: the token that each scored hidden state should give, [row].
         record: where the teacher's signals come from, row by row; None for a blank.
+        index: number of the problem that is asked; the order of training hangs on it.
         teacher_ids: what a live teacher reads.
         teacher_first: position of its first scored hidden state.
     """
@@ -43,6 +44,7 @@ class Text:
     first: int
     targets: tuple[int, ...]
     record: Record | None
+    index: int
     teacher_ids: tuple[int, ...] = ()
     teacher_first: int = 0
 
@@ -125,7 +127,9 @@ def aligned_texts(
         counts["shortened"] += len(response) > room
         response = response[:room]
         asked = record.prompt_ids + record.response_ids[: len(response) - 1] if record.response_ids else ()
-        texts.append(Text((*given, *response[:-1]), len(given) - 1, tuple(response), record, asked, len(record.prompt_ids) - 1))
+        texts.append(
+            Text((*given, *response[:-1]), len(given) - 1, tuple(response), record, record.index, asked, len(record.prompt_ids) - 1)
+        )
     counts["kept"] = len(texts)
     _some(texts, counts)
     return Texts(tuple(texts), counts)
@@ -151,7 +155,7 @@ def published_texts(records: Sequence[Record], tokenizer: Any, *, max_tokens: in
         asked, answer = tokenizer(record.question)["input_ids"], tokenizer(record.reference)["input_ids"]
         shortened += max(len(asked), len(answer)) > max_tokens
         rows = min(len(asked), len(answer), max_tokens, *([len(other.prompt_ids)] if signals else []))
-        texts.append(Text(tuple(asked[:rows]), 0, tuple(answer[:rows]), other, other.prompt_ids[:rows], 0))
+        texts.append(Text(tuple(asked[:rows]), 0, tuple(answer[:rows]), other, record.index, other.prompt_ids[:rows]))
     counts = {"records": len(records), "kept": len(texts), "shortened": shortened}
     _some(texts, counts)
     return Texts(tuple(texts), counts)
@@ -163,7 +167,7 @@ def _some(texts: Sequence[Text], counts: dict[str, int]) -> None:
         raise BatchError(f"no text is left to train on ({seen or 'no records'}); objective.keep and objective.cut say what is dropped")
 
 
-BLANK = Text((0,), 0, (), None)
+BLANK = Text((0,), 0, (), None, -1)
 """A text without scored rows: it fills the last batch, so that every rank has one, and changes no gradient."""
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any, Literal, get_type_hints
 
 import msgspec
 
+from distill.problems import HUB_SETS
 from distill.strategies import NAME, RESERVED
 
 TIERS = ("text", "topk", "hidden", "dense")
@@ -31,6 +33,10 @@ def _need(condition: bool, message: str) -> None:
         raise StudyError(message)
 
 
+def _need_seed(seed: int, name: str) -> None:
+    _need(0 <= seed < 1 << 32, f"{name}: {seed} is no seed; 0 to {(1 << 32) - 1} are")
+
+
 def _near(word: str, known: Sequence[str]) -> str:
     near = get_close_matches(word, known, 1)
     return f" (did you mean {near[0]}?)" if near else ""
@@ -41,14 +47,15 @@ class ProblemSet:
     """Which problems to take.
 
     Attributes:
-        problems: shipped (our own set), gsm8k (the hub's openai/gsm8k), or a JSONL file in GSM8K's format.
+        problems: shipped (our own set), gsm8k (the hub's openai/gsm8k), gsm8k-socratic (the same problems with sub-questions in the
+            solutions), or a JSONL file in GSM8K's format.
         split: of gsm8k, train or test.
         first: number of the first problem taken, from 0.
         limit: how many, from there; left out takes the rest.
     """
 
     problems: str = "shipped"
-    split: str = "train"
+    split: Literal["train", "test"] = "train"
     first: int = 0
     limit: int | None = None
 
@@ -77,7 +84,7 @@ class DataConfig:
         for name in ("train", "heldout"):
             own = getattr(self, name)
             _need(
-                own.problems != "gsm8k" or own.split != "test",
+                own.problems not in HUB_SETS or own.split != "test",
                 f'data.{name} is GSM8K\'s test split, on which only data.test may be; use split = "train"',
             )
 
@@ -89,7 +96,7 @@ class TeacherConfig:
     Attributes:
         kind: transformers, vllm, openai, replay or reference (see `distill.teachers.TEACHERS`).
         model: hub id, folder, adapter folder, .gguf file or smollm2; for openai the model's name at the server.
-        revision: of a hub id.
+        revision: of a hub id; for openai a label of your own for what the server serves: another label, other records.
         device: auto, cpu, cuda, cuda:N, mps or balanced.
         dtype: auto, float32, bfloat16 or float16.
         chat: use the chat template; left out: where the tokenizer has one.
@@ -142,7 +149,8 @@ class TeacherConfig:
         """Checks the ranges."""
         for name in ("top_k", "max_new_tokens", "batch_size", "shard_rows", "concurrency", "tensor_parallel"):
             _need(getattr(self, name) >= 1, f"teacher.{name} is {getattr(self, name)}; at least 1 is needed")
-        _need(self.temperature >= 0, f"teacher.temperature is {self.temperature}; 0 (greedy) or more is needed")
+        _need(0 <= self.temperature < math.inf, f"teacher.temperature is {self.temperature}; 0 (greedy) or more is needed")
+        _need_seed(self.seed, "teacher.seed")
         _need(0 < self.top_p <= 1, f"teacher.top_p is {self.top_p}; it must lie above 0 and at most at 1")
         _need(self.retries >= 0 and self.timeout_s > 0, "teacher.retries must be 0 or more and teacher.timeout_s above 0")
         _need(self.requests_per_minute is None or self.requests_per_minute > 0, "teacher.requests_per_minute must be above 0")
@@ -184,6 +192,7 @@ class StudentConfig:
         """Checks the ranges."""
         _need(self.rank >= 1, f"student.rank is {self.rank}; at least 1 is needed")
         _need(0 <= self.dropout < 1, f"student.dropout is {self.dropout}; it must lie in [0, 1)")
+        _need(self.lora_alpha >= 1, f"student.lora_alpha is {self.lora_alpha}; at least 1 is needed, or the adapter changes nothing")
         _need(bool(self.targets), "student.targets is empty; name at least one module, such as q_proj")
 
 
@@ -228,7 +237,7 @@ class ObjectiveConfig:
         )
         _need(0 <= self.alpha <= 1, f"objective.alpha is {self.alpha}; it must lie in [0, 1]")
         _need(0 <= self.beta <= 1, f"objective.beta is {self.beta}; it must lie in [0, 1]")
-        _need(0 < self.temperature < float("inf"), f"objective.temperature is {self.temperature}; it must be above 0")
+        _need(0 < self.temperature < math.inf, f"objective.temperature is {self.temperature}; it must be above 0")
         _need(self.max_tokens >= 2, f"objective.max_tokens is {self.max_tokens}; at least 2 is needed")
         published = self.name == "published"
         _need(not published or self.divergence == "reverse_kl", 'objective published has divergence = "reverse_kl", as its code has it')
@@ -252,6 +261,7 @@ class TrainConfig:
         epochs: passes over the records.
         batch_size: texts of one forward pass on one device.
         gradient_accumulation: forward passes of one step.
+        order: shuffled (by seed and epoch, the same for all conditions), or given (the problems' own order in every epoch).
         learning_rate: at its highest.
         optimizer: a name of transformers' `OptimizerNames`, such as adamw_torch or sgd.
         optimizer_arguments: as text, such as "momentum=0.9".
@@ -270,6 +280,7 @@ class TrainConfig:
     epochs: float = 2.0
     batch_size: int = 8
     gradient_accumulation: int = 1
+    order: Literal["shuffled", "given"] = "shuffled"
     learning_rate: float = 2e-4
     optimizer: str = "adamw_torch"
     optimizer_arguments: str = ""
@@ -288,14 +299,17 @@ class TrainConfig:
         """Checks the ranges."""
         for name in ("batch_size", "gradient_accumulation", "save_steps", "logging_steps"):
             _need(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; at least 1 is needed")
-        _need(self.epochs > 0, f"train.epochs is {self.epochs}; it must be above 0")
-        _need(self.learning_rate > 0, f"train.learning_rate is {self.learning_rate}; it must be above 0")
+        for name in ("epochs", "learning_rate"):
+            _need(0 < getattr(self, name) < math.inf, f"train.{name} is {getattr(self, name)}; it must be above 0, and finite")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
+            _need(0 <= getattr(self, name) < math.inf, f"train.{name} is {getattr(self, name)}; 0 or more is needed, and finite")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "epochs": 2.0,
         "batch_size": 1,
+        "order": "given",
         "learning_rate": 5e-6,
         "optimizer": "sgd",
         "optimizer_arguments": "momentum=0.9",
@@ -342,7 +356,8 @@ class EvaluationConfig:
         """Checks the ranges."""
         for name in ("max_new_tokens", "batch_size", "samples", "resamples"):
             _need(getattr(self, name) >= 1, f"evaluation.{name} is {getattr(self, name)}; at least 1 is needed")
-        _need(self.temperature >= 0, f"evaluation.temperature is {self.temperature}; 0 (greedy) or more is needed")
+        _need(0 <= self.temperature < math.inf, f"evaluation.temperature is {self.temperature}; 0 (greedy) or more is needed")
+        _need_seed(self.seed, "evaluation.seed")
         _need(self.samples == 1 or self.temperature > 0, "evaluation.samples above 1 needs evaluation.temperature above 0")
         _need(0 < self.top_p <= 1, f"evaluation.top_p is {self.top_p}; it must lie above 0 and at most at 1")
         _need(0 < self.level < 1, f"evaluation.level is {self.level}; it must lie between 0 and 1, such as 0.95")
@@ -389,6 +404,7 @@ class SearchConfig:
             )
         _need(self.temperature[0] > 0 and self.learning_rate[0] > 0, "search.temperature and search.learning_rate must be above 0")
         _need(self.alpha[0] >= 0 and self.alpha[-1] <= 1, "search.alpha must lie in [0, 1]")
+        _need_seed(self.seed, "search.seed")
         _need(bool(self.rank) and min(self.rank) >= 1, "search.rank needs values of at least 1")
 
 
@@ -432,7 +448,8 @@ class Study:
         for key in ("conditions", "seeds"):
             values = getattr(self, key)
             _need(bool(values) and len(set(values)) == len(values), f"{key} is {list(values)}; name at least one, each once")
-        _need(min(self.seeds) >= 0, f"seeds are {list(self.seeds)}; 0 or more is needed")
+        for seed in self.seeds:
+            _need_seed(seed, "seeds")
         own = self.objective
         _need(
             own.teacher == "records" or self.teacher.kind == "transformers",
@@ -487,7 +504,7 @@ def study_from(content: Mapping[str, Any], place: str = "study") -> Study:
     train = content.get("train")
     if isinstance(train, dict) and "preset" in train:
         preset = train["preset"]
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise StudyError(f"{place}: train.preset is {preset!r}; known: {', '.join(PRESETS)}")
         content["train"] = {**PRESETS[preset], **{key: value for key, value in train.items() if key != "preset"}}
     _check_keys(content, Study, "", place)

@@ -76,17 +76,7 @@ def answer_problems(
         EvaluationError: an unfinished or finished evaluation of another kind lies there; the message says which key differs.
         distill.grading.GradingError: an unknown grader, or a problem whose solution ends in no number.
     """
-    settings = json.loads(
-        json.dumps(
-            {
-                "evaluation": {key: value for key, value in as_tables(config).items() if key not in RUNTIME},
-                "problems_sha256": problems_digest(list(problems)),
-                "context": context.content,
-                "chat": chat,
-                "about": dict(about),
-            }
-        )
-    )
+    settings = json.loads(json.dumps({**evaluation_settings(problems, config, context, chat), "about": dict(about)}))
     partial = folder.with_name(folder.name + ".partial")
     if (folder / "evaluation.json").is_file():
         _same(json.loads((folder / "evaluation.json").read_text("utf-8"))["settings"], settings, folder)
@@ -96,9 +86,12 @@ def answer_problems(
     for problem in problems:
         is_correct(None, problem.answer)
     partial.mkdir(parents=True, exist_ok=True)
-    if (partial / "settings.json").is_file():
-        _same(json.loads((partial / "settings.json").read_text("utf-8")), settings, partial)
+    begun = _read_json(partial / "settings.json")
+    if begun is not None:
+        _same(begun, settings, partial)
     else:
+        for part in partial.glob("part-*.parquet"):  # of a settings file that is damaged: nobody knows of which settings
+            part.unlink()
         _write_text(partial / "settings.json", json.dumps(settings, indent=1, ensure_ascii=False))
     asked = [(p, sample) for p in problems for sample in range(config.samples)]
     # longest first, so that batches are even; which rows share a batch changes nothing but rounding
@@ -121,10 +114,27 @@ def answer_problems(
     return folder
 
 
+def evaluation_settings(problems: Sequence[Problem], config: EvaluationConfig, context: Strategy, chat: bool) -> dict[str, Any]:
+    """What must be equal for two evaluations to stand in one table: problems, prompt, cut, decoding."""
+    return {
+        "evaluation": {key: value for key, value in as_tables(config).items() if key not in RUNTIME},
+        "problems_sha256": problems_digest(list(problems)),
+        "context": context.content,
+        "chat": chat,
+    }
+
+
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], place: Path) -> None:
     changed = differences(before, now)
     if changed:
         raise EvaluationError(f"{place} was made with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, or delete it")
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _write_part(part: Path, batch: Sequence[tuple[Problem, int]], said: Sequence[Generated], tokenizer: Any, seconds: float) -> None:

@@ -29,7 +29,8 @@ _FINAL = re.compile(
 )
 _NO_STATEMENT = re.compile(r"\b(?:not|if)\b|\b(?:step|option|choice|part|question)\W*$", re.IGNORECASE)
 """Words between a mark and a number that keep it from being the answer: "rounded if not a multiple of 5", "found in Step 4"."""
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*(?P<top>\d+)\s*\}|(?P<t>\d))\s*(?:\{\s*(?P<bottom>\d+)\s*\}|(?P<b>\d))")
+"""\\frac{1}{2}, and TeX's short \\frac12."""
 _STEP = re.compile(r"^[ \t#*]*step[ \t]*\d+", re.IGNORECASE | re.MULTILINE)
 _LONGEST = 400
 """Characters of a text in which a number must end: people write no longer ones."""
@@ -72,8 +73,9 @@ def parse_number(text: str) -> Fraction | None:
         return None
     after = text[found.end() :]
     if re.match(rf"\s*[%°]?\s*(?:[+*×x/·÷^−–-]|\\(?:times|cdot|div)\b)\s*[$({{]*(?:{NUMBER})", after):
-        equals = re.match(r"[^=\n]{0,80}=", after)
-        return parse_number(after[equals.end() :]) if equals else None
+        return _result(after)
+    if (found["rest"] or after.lstrip().startswith("%")) and re.match(rf"\s*%?\s+of\s+[$€£]?(?:{NUMBER})", after):  # "1/2 of 10 = 5"
+        return _result(after)
     if found.end() == _LONGEST:
         return None
     value = Fraction(re.sub(r"[,\s\u00a0\u2009\u202f]", "", found["number"]))
@@ -87,6 +89,12 @@ def parse_number(text: str) -> Fraction | None:
             return None
         value = value / int(parts[0]) if len(parts) == 1 else value + Fraction(int(parts[0]), int(parts[1]))
     return -value if found["sign"] or found["inner"] else value
+
+
+def _result(rest: str) -> Fraction | None:
+    """Of a sum, what stands after its sign of equality."""
+    equals = re.match(r"[^=\n]{0,80}=", rest)
+    return parse_number(rest[equals.end() :]) if equals else None
 
 
 def is_correct(extracted: str | None, reference: str) -> bool:
@@ -193,7 +201,7 @@ def _readable(number: str | None) -> str | None:
 
 
 def _stated(text: str, cut: bool) -> str | None:
-    text = _FRACTION.sub(r"\1/\2", text).replace("{,}", ",")
+    text = _FRACTION.sub(lambda f: f"{f['top'] or f['t']}/{f['bottom'] or f['b']}", text).replace("{,}", ",")
     for mark in _FINAL.finditer(text):
         after = text[mark.end() : mark.end() + 400]
         number = re.match(
@@ -207,7 +215,9 @@ def _stated(text: str, cut: bool) -> str | None:
         said = _number_at(text, start)
         if said is None or (cut and start + len(said) >= len(text.rstrip())):
             continue
-        if mark["label"] and not _alone(text, mark.end(), start, said):  # a bare "Answer:" may open a whole solution
+        between = text[mark.end() : start]
+        opens = mark["label"] or (re.match(r"[\s*]*[:\n]", between) and re.search(r"\w", between))
+        if opens and not _alone(text, mark.end(), start, said):  # "Answer:", or "The answer is: She has", may open a whole solution
             continue
         return said.strip()
     return None
@@ -231,7 +241,9 @@ def _number_at(text: str, start: int) -> str | None:
     value = parse_number(here)
     if value is None:
         return None
-    shortest = next(n for n in range(1, len(here) + 1) if parse_number(here[:n]) == value)
+    shortest = len(here)
+    while shortest > 1 and parse_number(here[: shortest - 1]) == value:  # from the end: "50% of 10 = 5" begins with a 5
+        shortest -= 1
     while shortest < len(here) and (here[shortest].isdigit() or (here[shortest] in ".," and here[shortest + 1 : shortest + 2].isdigit())):
         shortest += 1
     return here[:shortest]

@@ -45,7 +45,7 @@ def score_heldout(run: StudyRun, condition: str, folder: Path, about: Mapping[st
         "interval": [own.evaluation.level, own.evaluation.resamples, own.evaluation.seed],
     }
     file = folder / FILE
-    if file.is_file() and json.loads(file.read_text("utf-8"))["settings"] == settings:
+    if (_read(file) or {}).get("settings") == settings:
         return
     rows = heldout_scores(run, opened(), condition).to_dict("records")
     draft = file.with_suffix(".draft")
@@ -55,8 +55,17 @@ def score_heldout(run: StudyRun, condition: str, folder: Path, about: Mapping[st
 
 def read_heldout(folder: Path) -> pd.DataFrame:
     """The scores of `score_heldout`, by set of answers; empty where there are none."""
-    file = folder / FILE
-    return pd.DataFrame(json.loads(file.read_text("utf-8"))["rows"]).set_index("answers") if file.is_file() else pd.DataFrame()
+    scores = _read(folder / FILE)
+    return pd.DataFrame(scores["rows"]).set_index("answers") if scores else pd.DataFrame()
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """None where it is not there or damaged: it is then made again."""
+    try:
+        scores = json.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return scores if isinstance(scores, dict) and {"settings", "rows"} <= set(scores) else None
 
 
 def answer_sets(run: StudyRun, condition: str) -> dict[str, str]:

@@ -16,6 +16,9 @@ from pathlib import Path
 SPLITS = ("train", "test")
 """The splits of the hub's `openai/gsm8k`."""
 
+HUB_SETS = {"gsm8k": "main", "gsm8k-socratic": "socratic"}
+"""Sets on the hub, and the config of `openai/gsm8k` that each is: the same problems, their solutions without or with sub-questions."""
+
 _GSM8K = "openai/gsm8k"
 _FORMAT = 'each line must be {"question": "...", "answer": "..."}'
 _MARK = re.compile(r"<<([^<>]*)=([^<>=]*)>>")
@@ -53,10 +56,10 @@ def load_problems(source: str = "shipped", split: str = "test", limit: int | Non
     the limit.
 
     Args:
-        source: "shipped" (our own small set), "gsm8k" (the hub's `openai/gsm8k`, config main), or the path of a JSONL
-            file with the string fields `question` and `answer`; more fields are allowed and ignored. A file that is
-            called "shipped" or "gsm8k" is reached as "./shipped".
-        split: "train" or "test"; only "gsm8k" has splits, the other sources do not look at it.
+        source: "shipped" (our own small set), "gsm8k" or "gsm8k-socratic" (the hub's `openai/gsm8k`, config main or
+            socratic), or the path of a JSONL file with the string fields `question` and `answer`; more fields are
+            allowed and ignored. A file that is called as a known set is reached as "./shipped".
+        split: "train" or "test"; only those of the hub have splits, the other sources do not look at it.
         limit: how many problems to take from the beginning, at least 1; None takes all.
 
     Returns:
@@ -71,8 +74,8 @@ def load_problems(source: str = "shipped", split: str = "test", limit: int | Non
     if source == "shipped":
         data = resources.files("distill").joinpath("data/problems.jsonl").read_bytes()
         problems = _parse_jsonl(data, "the shipped problems")
-    elif source == "gsm8k":
-        problems = _load_gsm8k(split)
+    elif source in HUB_SETS:
+        problems = _load_gsm8k(HUB_SETS[source], split)
     else:
         problems = _parse_jsonl(_read_file(source), source)
     return problems[:limit]
@@ -111,7 +114,7 @@ def _read_file(source: str) -> bytes:
         return Path(source).read_bytes()
     except FileNotFoundError:
         raise ProblemError(
-            f"problems: {source!r} is no known name and no file; allowed: shipped, gsm8k, or the path of a JSONL file"
+            f"problems: {source!r} is no known name and no file; allowed: shipped, {', '.join(HUB_SETS)}, or the path of a JSONL file"
         ) from None
     except IsADirectoryError:
         raise ProblemError(f"problems: {source!r} is a folder; name one JSONL file in it") from None
@@ -168,14 +171,14 @@ def _text(fields: dict[str, object], name: str, place: str) -> str:
     return value
 
 
-def _load_gsm8k(split: str) -> list[Problem]:
+def _load_gsm8k(config: str, split: str) -> list[Problem]:
     if split not in SPLITS:
         raise ProblemError(f"gsm8k has no split {split!r}; allowed: {', '.join(SPLITS)}")
     import pyarrow as pa
     import pyarrow.parquet as pq
     from huggingface_hub import hf_hub_download
 
-    filename = f"main/{split}-00000-of-00001.parquet"
+    filename = f"{config}/{split}-00000-of-00001.parquet"
     try:
         path = hf_hub_download(_GSM8K, filename, repo_type="dataset")
     # The hub's client raises no common class: OSError, its HTTP library's errors, bare Exceptions of its own.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from distill.config import StudyError
-from distill.evaluate import read_answers
+from distill.config import StudyError, differences
+from distill.evaluate import evaluation_settings, read_answers
 from distill.heldout import read_heldout
 from distill.statistics import conditions_table, students_table
-from distill.study import student_name
+from distill.study import student_name, write_whole
 
 if TYPE_CHECKING:
     from distill.study import StudyRun
@@ -39,20 +41,22 @@ def report(run: StudyRun) -> None:
         raise StudyError(
             f"the baseline {run.study.baseline} is not evaluated yet, so nothing can be compared with it; missing: {', '.join(missing)}"
         )
+    _check_settings(run, there)
     answers = pd.concat([read_answers(run.evaluation_folder(c, s), own.grader) for c, s in there], ignore_index=True)
     students = students_table(answers, run.study.baseline, level=own.level)
     heldout = pd.DataFrame([_heldout_row(run.evaluation_folder(c, s)) for c, s in there])
     students = pd.concat([students, heldout], axis=1)
     conditions = conditions_table(answers, run.study.baseline, level=own.level, resamples=own.resamples, seed=own.seed)
-    students.to_csv(run.folder / "students.csv", index=False)
-    conditions.to_csv(run.folder / "conditions.csv", index=False)
+    for name, table in (("students.csv", students), ("conditions.csv", conditions)):
+        write_whole(run.folder / name, pd.concat([table, _measured(run, table["condition"])], axis=1).to_csv(index=False))
     tables = {
-        "Conditions, pooled over seeds (difference from the baseline paired by problem; permutation p, Holm-corrected)": conditions,
+        "Conditions, pooled over seeds (difference from the baseline, paired by problem; from two seeds on, interval and p hold for new "
+        "seeds and new problems, with one seed for these students alone; Holm-corrected)": conditions,
         "Students (McNemar's exact test against the baseline of the same seed, Holm-corrected within the seed)": students[
             ["condition", "seed", "right", "accuracy", "low", "high", "only_this", "only_baseline", "p_mcnemar", "p_holm"]
         ],
         "Students: lengths, calibration; of held-out answers nats a token and KL(teacher || student), baseline's and own": students[
-            ["condition", "seed", "tokens_mean", "cut", "ece", "brier", "auroc", *heldout.columns]
+            ["condition", "seed", "tokens_mean", "cut", "ece", "brier", "auroc", *[c for c in heldout.columns if c[:3] != "per"]]
         ],
     }
     lines = [conditions_of_measurement(run) + "."]
@@ -61,7 +65,39 @@ def report(run: StudyRun) -> None:
         lines += ["", f"{title}:", "", shown(table)]
     text = "\n".join(lines)
     print(text)
-    (run.folder / "results.md").write_text(f"# {run.study.name}\n\n```text\n{text}\n```\n", "utf-8")
+    write_whole(run.folder / "results.md", f"# {run.study.name}\n\n```text\n{text}\n```\n")
+
+
+def _check_settings(run: StudyRun, students: Sequence[tuple[str, int | None]]) -> None:
+    """Answers to other problems, under another prompt or cut, never stand in one table."""
+    wanted = json.loads(json.dumps(evaluation_settings(run.test, run.study.evaluation, run.context, run.chat_of_student)))
+    for student in students:
+        folder = run.evaluation_folder(*student)
+        try:
+            before = json.loads((folder / "evaluation.json").read_text("utf-8"))["settings"]
+        except (OSError, ValueError, KeyError) as error:
+            raise StudyError(f"{folder / 'evaluation.json'} is damaged ({error}); `python -m distill evaluate` makes it again") from error
+        changed = differences({key: before.get(key) for key in wanted}, wanted)
+        if changed:
+            raise StudyError(
+                f"{folder} was evaluated with other settings, so it cannot stand in one table with the others:\n  "
+                + "\n  ".join(changed)
+                + "\nSet them back, or delete it and evaluate again"
+            )
+
+
+def _measured(run: StudyRun, conditions: pd.Series) -> pd.DataFrame:
+    """How each row of a table came about."""
+    own = run.study
+    trained = [c != "untouched" for c in conditions]
+    return pd.DataFrame(
+        {
+            "objective": [own.objective.name if yes else None for yes in trained],
+            "formula": [run.objective(str(c)).formula if yes else None for c, yes in zip(conditions, trained, strict=True)],
+            "grader": own.evaluation.grader,
+            "max_new_tokens": own.evaluation.max_new_tokens,
+        }
+    )
 
 
 def _heldout_row(folder: Path) -> dict[str, float]:
@@ -69,6 +105,7 @@ def _heldout_row(folder: Path) -> dict[str, float]:
     table = read_heldout(folder)
     for name in ("reference", "baseline", "own"):
         row[f"nll_{name}"] = float(table["nll"][name]) if name in table.index else math.nan
+        row[f"perplexity_{name}"] = math.exp(row[f"nll_{name}"])
     for name in ("baseline", "own"):
         row[f"kl_{name}"] = float(table["kl"][name]) if name in table.index else math.nan
     return row

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,9 @@ class SearchError(ValueError):
     """A search that cannot be gone on with."""
 
 
-def search(config: SearchConfig, folder: Path, objective: Callable[[dict[str, Any]], float]) -> pd.DataFrame:
+def search(
+    config: SearchConfig, folder: Path, objective: Callable[[dict[str, Any]], float], fixed: Mapping[str, Any] | None = None
+) -> pd.DataFrame:
     """Tries settings until `config.trials` have finished, those of earlier calls included.
 
     A trial that a killed process left behind is marked as failed, does not count, and is tried again with the same settings. A value that
@@ -35,26 +37,31 @@ def search(config: SearchConfig, folder: Path, objective: Callable[[dict[str, An
         config: ranges, number of trials, metric.
         folder: `trials.log` in it holds all trials (Optuna's journal).
         objective: trains and measures one student of temperature, alpha, learning_rate and rank.
+        fixed: all else that decides its value; trials of other settings are never put beside one another.
 
     Returns:
         A row a finished trial, the best first.
 
     Raises:
-        SearchError: the folder was begun with other ranges, the message says which key; or another process searches in it.
+        SearchError: the folder was begun with other settings, the message says which key; or another process searches in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):  # the system frees it when its process dies
-            return _search(config, folder, objective)
+            return _search(config, folder, objective, fixed or {})
     except Timeout:
         raise SearchError(f"another process searches in {folder}; wait for it, or set another `out`") from None
 
 
-def _search(config: SearchConfig, folder: Path, objective: Callable[[dict[str, Any]], float]) -> pd.DataFrame:
-    settings = {key: value for key, value in as_tables(config).items() if key != "trials"}
+def _search(config: SearchConfig, folder: Path, objective: Callable[[dict[str, Any]], float], fixed: Mapping[str, Any]) -> pd.DataFrame:
+    settings = json.loads(json.dumps({**{k: v for k, v in as_tables(config).items() if k != "trials"}, "study": fixed}))
     file = folder / "search.json"
     if file.is_file():
-        changed = differences(json.loads(file.read_text("utf-8")), settings)
+        try:
+            before = json.loads(file.read_text("utf-8"))
+        except ValueError as error:
+            raise SearchError(f"{file} is damaged ({error}), so it is not known what its trials are of; delete {folder}") from error
+        changed = differences(before, settings)
         if changed:
             raise SearchError(f"{folder} was begun with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, or delete it")
     else:

@@ -5,7 +5,7 @@ One frame goes in, a row an answer: condition, seed (<NA> for the untouched stud
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -166,8 +166,11 @@ def conditions_table(answers: pd.DataFrame, baseline: str, *, level: float = 0.9
     """A row a condition, pooled over seeds: each problem's verdict is its mean over seeds and samples.
 
     The interval is Wilson's at the number of problems: a mean over seeds varies no more than a single verdict. The spread between seeds
-    stands beside it (standard deviation of their accuracies, NaN for one), since no interval over problems can show it. The difference
-    from the baseline is paired by problem, with a bootstrap interval (NaN where no problem differs) and a sign-flip permutation test,
+    stands beside it (standard deviation of their accuracies, NaN for one), since no interval over problems can show it.
+
+    The difference from the baseline is paired by problem, and by seed where both have seeds. With two seeds or more, interval and p are
+    those of `crossed_test`: they speak of a new seed and new problems. With one, they are a bootstrap over problems (NaN where none
+    differs) and a sign-flip permutation test, and speak of these two students alone: another seed may turn the result. p is
     Holm-corrected over the conditions.
 
     Raises:
@@ -191,20 +194,69 @@ def conditions_table(answers: pd.DataFrame, baseline: str, *, level: float = 0.9
             "sd_seeds": float(np.std(seeds, ddof=1)) if len(seeds) > 1 else float("nan"),
         }
         if condition != baseline:
-            paired = (share[condition] - share[baseline]).to_numpy(float)
-            low, high = mean_interval(paired, level, resamples, seed)
-            row |= {
-                "difference": paired.mean(),
-                "difference_low": low,
-                "difference_high": high,
-                "p": sign_flip_test(paired, resamples, seed),
-            }
+            paired = _by_seed(grid, condition, baseline)
+            if len(paired) > 1:
+                low, high, p = crossed_test(paired, level)
+            else:
+                low, high = mean_interval(paired[0], level, resamples, seed)
+                p = sign_flip_test(paired[0], resamples, seed)
+            row |= {"difference": paired.mean(), "difference_low": low, "difference_high": high, "p": p}
         rows.append(row)
     table = pd.DataFrame(rows)
     for name in ("difference", "difference_low", "difference_high", "p"):
         table[name] = table[name] if name in table else float("nan")
     table["p_holm"] = holm(table["p"].tolist())
     return table
+
+
+def _by_seed(grid: Mapping[tuple[str, int | None], pd.DataFrame], condition: str, baseline: str) -> np.ndarray:
+    """A condition's verdicts less the baseline's, [seed, problem]: seed by seed where both have the same ones."""
+    share = {
+        who: {number: g.groupby("problem")["correct"].mean().to_numpy(float) for (name, number), g in grid.items() if name == who}
+        for who in (condition, baseline)
+    }
+    own, other = share[condition], share[baseline]
+    both = [number for number in own if number in other]
+    if both:
+        return np.stack([own[number] - other[number] for number in both])
+    if len(other) == 1:
+        return np.stack([values - next(iter(other.values())) for values in own.values()])
+    if len(own) == 1:
+        return np.stack([next(iter(own.values())) - values for values in other.values()])
+    return (np.mean(list(own.values()), axis=0) - np.mean(list(other.values()), axis=0))[None]
+
+
+def crossed_test(differences: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """Interval and two-sided p of a mean over seeds and problems, both drawn at random: a t test with a crossed design's variance.
+
+    With mean squares of seeds, problems and the rest, the mean's variance is (MS_seed + MS_problem - MS_rest) / (seeds * problems), and
+    its degrees of freedom are Satterthwaite's (the quasi-F of Winer 1971; Clark 1973, "The language-as-fixed-effect fallacy"). It is never
+    taken below what seeds alone or problems alone give.
+
+    Args:
+        differences: [seed, problem], at least two of each.
+        level: of the interval.
+
+    Returns:
+        low, high, p. Where nothing varies, the interval is NaN, and p is 1 for a mean of 0, else NaN.
+    """
+    d = np.asarray(differences, float)
+    seeds, problems = d.shape
+    mean, by_seed, by_problem = d.mean(), d.mean(1), d.mean(0)
+    rest = d - by_seed[:, None] - by_problem[None] + mean
+    squares = np.array([problems * by_seed.var(ddof=1), seeds * by_problem.var(ddof=1), (rest**2).sum() / ((seeds - 1) * (problems - 1))])
+    freedom = np.array([seeds - 1, problems - 1, (seeds - 1) * (problems - 1)])
+    variance = squares[0] + squares[1] - squares[2]
+    if variance >= squares[:2].max() and variance > 0:
+        df = variance**2 / (squares**2 / freedom).sum()
+    else:
+        larger = int(squares[:2].argmax())
+        variance, df = squares[larger], freedom[larger]
+    if variance == 0:
+        return float("nan"), float("nan"), 1.0 if mean == 0 else float("nan")
+    error = float(np.sqrt(variance / d.size))
+    reach = float(stats.t.ppf((1 + level) / 2, df)) * error
+    return mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean) / error, df))
 
 
 def _grid(answers: pd.DataFrame) -> dict[tuple[str, int | None], pd.DataFrame]:

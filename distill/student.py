@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from transformers.pytorch_utils import Conv1D
 
 from distill.config import StudentConfig
 from interp.checkpoints import Checkpoint, open_checkpoint
@@ -73,9 +76,14 @@ def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
     missing = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in names)]
     if missing:
         linear = [name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)]
-        linear += [name.rsplit(".", 1)[-1] for name, part in model.named_modules() if type(part).__name__ == "Conv1D"]
+        linear += [name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, Conv1D)]
         have = sorted(set(linear) - set(_names_of(model, head)))
         raise StudentError(f"student.targets: {type(model).__name__} has no {', '.join(missing)}; its linear layers are {', '.join(have)}")
+    for target in targets:
+        for name, part in model.named_modules():
+            named = name == target or name.endswith(f".{target}")
+            if named and not isinstance(part, (torch.nn.Linear, torch.nn.Embedding, Conv1D)):
+                raise StudentError(f"student.targets: {name} is a {type(part).__name__}, which LoRA cannot change; name linear layers")
     adapted = [t for t in targets if t in _names_of(model, head)]
     if adapted:
         raise StudentError(f"student.targets: {adapted[0]} is the output head, which is not adapted; leave it out")
@@ -85,31 +93,47 @@ def _names_of(model: Any, layer: Any) -> list[str]:
     return [name.rsplit(".", 1)[-1] for name, part in model.named_modules() if part is layer]
 
 
-def save_student(model: Any, folder: Path, card: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
-    """Writes adapter, card and README into a folder that is not there yet, as a whole or not at all.
+def save_student(
+    model: Any,
+    folder: Path,
+    card: Mapping[str, Any],
+    state: Mapping[str, Any] | None = None,
+    files: Mapping[str, str] | None = None,
+) -> None:
+    """Writes adapter, card, README and further texts into a folder that is not there yet, as a whole or not at all.
+
+    What a killed process left of an earlier call is removed: one process at a time writes a student.
 
     Args:
         model: the trained PEFT model.
         folder: the student's.
         card: see `read_card`.
         state: the whole model's weights, where the model itself holds a shard of them.
+        files: more texts, by name.
 
     Raises:
         OSError: no room or no permission; nothing is left in `folder`.
     """
-    draft = folder.with_name(f".{folder.name}.draft-{os.getpid()}")
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
     try:
         model.save_pretrained(draft, safe_serialization=True, state_dict=state, save_embedding_layers=False)
+        _sort_targets(draft / "adapter_config.json")
         write_student_files(draft, card)
+        for name, text in (files or {}).items():
+            (draft / name).write_text(text, "utf-8")
         for file in draft.iterdir():
             _to_disk(file)
         draft.rename(folder)
         _to_disk(folder.parent)
     finally:
-        if draft.exists():
-            for file in draft.iterdir():
-                file.unlink()
-            draft.rmdir()
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sort_targets(file: Path) -> None:
+    """PEFT holds them as a set, whose order changes from process to process."""
+    config = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps({**config, "target_modules": sorted(config["target_modules"])}, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def write_student_files(folder: Path, card: Mapping[str, Any]) -> None:
@@ -134,6 +158,22 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise StudentError(
             f"{folder / CARD} has format {card.get('format') if isinstance(card, dict) else None!r}; {CARD_FORMAT} is read here"
         )
+    return card
+
+
+def read_student(folder: Path) -> dict[str, Any]:
+    """The card of a student whose adapter is there and whole.
+
+    Raises:
+        StudentError: as `read_card`, or an adapter that is missing or damaged.
+    """
+    card = read_card(folder)
+    try:
+        json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            file.keys()
+    except (OSError, ValueError, SafetensorError) as error:
+        raise StudentError(f"{folder}: its adapter is missing or damaged ({error}); delete the folder and train again") from error
     return card
 
 

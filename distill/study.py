@@ -7,17 +7,23 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from distill.config import ObjectiveConfig, ProblemSet, Study, StudyError, TeacherConfig, as_tables, differences
+from distill.grading import DEFAULT_GRADER
 from distill.problems import Problem, load_problems, problems_digest
 from distill.strategies import Strategy, choose_strategies, load_strategies
-from distill.student import read_card
+from distill.student import StudentError, read_student
 
 if TYPE_CHECKING:
     from distill.batches import Texts
@@ -36,11 +42,15 @@ RUNTIME = {
         "timeout_s",
         "retries",
         "tensor_parallel",
+        "url",
     ),
     "student": ("device",),
     "train": ("save_steps", "logging_steps", "report_to"),
 }
 """Keys that say how the work is done, not what comes out; a finished result is kept when they change."""
+
+FIRST_RANK = int(os.environ.get("RANK", "0")) == 0
+"""Under a launcher, one process says and writes what all share."""
 
 
 class StudyRun:
@@ -112,14 +122,20 @@ class StudyRun:
         return self._teacher
 
     def begin(self) -> None:
-        """Writes down the study with all defaults filled in.
+        """Makes the folder, before any work is done.
 
         Raises:
             OSError: the folder cannot be written.
         """
-        if int(os.environ.get("RANK", "0")) == 0:
+        if FIRST_RANK:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "study.json").write_text(json.dumps(as_tables(self.study), indent=1) + "\n", "utf-8")
+            if not (self.folder / "study.json").exists():
+                self.write_down()
+
+    def write_down(self) -> None:
+        """Writes the study with all defaults filled in; after a change, once what it changes has been accepted."""
+        if FIRST_RANK:
+            write_whole(self.folder / "study.json", json.dumps(as_tables(self.study), indent=1) + "\n")
 
     def close_teacher(self) -> None:
         """Frees the teacher's memory."""
@@ -183,24 +199,90 @@ class StudyRun:
     # --- train ------------------------------------------------------------------------------------------------------
 
     def train_one(self, condition: str, seed: int) -> Path:
-        """Trains one student, or goes on with it; a finished one of the same settings is kept.
+        """Trains one student, or goes on with it; a finished one of the same settings and parents is kept.
 
         Raises:
-            StudyError: a finished student of other settings; the message says which key.
+            StudyError: a finished student of other settings or parents; the message says which key.
         """
         if condition == "untouched":
             raise StudyError("untouched is the student without training; there is nothing to train")
         folder = self.student_folder(condition, seed)
-        settings = self.settings(condition)
-        if folder.exists():
-            changed = differences(read_card(folder)["settings"], settings)
-            if changed:
-                raise StudyError(
-                    f"{folder} was trained with other settings:\n  "
-                    + "\n  ".join(changed)
-                    + "\nSet them back, delete it, or set another `out`"
-                )
-            return folder
+        with self._alone(folder):
+            if not self._is_trained(condition, seed):
+                self._train(condition, seed)
+            elif FIRST_RANK:  # what a process left that was killed after its student was whole
+                shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
+        return folder
+
+    @contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        """One process, or one group of ranks, at a time works on a student or an evaluation; others wait until it is done or dead."""
+        if not FIRST_RANK:
+            yield
+            return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise StudyError(f"another process is at work on {folder}; wait for it, or set another `out`") from None
+            self.say(f"another process is at work on {folder}: waiting for it")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _is_trained(self, condition: str, seed: int | None) -> bool:
+        """A whole student of this study's settings and parents is there; a damaged one is moved aside.
+
+        Raises:
+            StudyError: it is of other settings, or of another base or teacher.
+        """
+        folder = self.student_folder(condition, seed)
+        if not folder.exists():
+            return False
+        try:
+            card = read_student(folder)
+        except StudentError as error:
+            self._set_aside(folder, str(error))
+            return False
+        now = {**self.settings(condition), "parents": self.parents(condition)}
+        before = {**card["settings"], "parents": {key: card["parents"].get(key) for key in now["parents"]}}
+        changed = differences(before, now)
+        if changed:
+            raise StudyError(
+                f"{folder} was trained with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, delete it, or set another `out`"
+            )
+        return True
+
+    def _set_aside(self, folder: Path, why: str) -> None:
+        """Nothing damaged is trusted, and nothing is deleted."""
+        if not FIRST_RANK:
+            return
+        number = next(n for n in count(1) if not folder.with_name(f"{folder.name}.damaged-{n}").exists())
+        place = folder.rename(folder.with_name(f"{folder.name}.damaged-{number}"))
+        print(f"note: {why.splitlines()[0]}; moved to {place}, and done again", file=sys.stderr)
+
+    def parents(self, condition: str) -> dict[str, Any]:
+        """What a condition's student comes from: content hashes of base and teacher, and the key of the records."""
+        teacher = self.teacher_of(condition)
+        return {
+            "base": self.base,
+            "teacher": teacher.identity if condition != "finetune" else None,
+            "records": self.group(condition, teacher).key,
+        }
+
+    @cached_property
+    def base(self) -> dict[str, Any]:
+        """What the students' base is, by its content."""
+        from interp.checkpoints import identify
+
+        own = self.study.student
+        return identify(own.model, revision=own.revision, trust_remote_code=own.trust_remote_code)
+
+    def _train(self, condition: str, seed: int) -> None:
         from accelerate import PartialState
 
         from distill.student import new_student
@@ -226,20 +308,14 @@ class StudyRun:
             "seed": seed,
             "strategy": {"name": strategy.name, **strategy.content},
             "formula": objective.formula,
-            "settings": settings,
-            "parents": {
-                "base": {key: checkpoint.identity[key] for key in ("name", "revision", "weights_sha256", "dtype")},
-                "teacher": teacher.identity if condition != "finetune" else None,
-                "records": self.group(condition, teacher).key,
-                "texts_sha256": texts.digest(),
-            },
+            "settings": self.settings(condition),
+            "parents": {**self.parents(condition), "texts_sha256": texts.digest()},
             "counts": texts.counts,
             "missing_mass": missing,
             "versions": versions(),
         }
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        return train_student(
-            folder,
+        train_student(
+            self.student_folder(condition, seed),
             model,
             checkpoint.tokenizer,
             texts,
@@ -320,7 +396,7 @@ class StudyRun:
         """What happened to the records, and what a top k leaves out at the temperature."""
         told = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in texts.counts.items() if number and name != "records")
         self.say(f"{condition}: {texts.counts['records']} records, {told}")
-        if missing is not None and int(os.environ.get("RANK", "0")) == 0:
+        if missing is not None and FIRST_RANK:
             print(
                 f"{condition}: at temperature {self.study.objective.temperature:g}, {missing[0]:.1%} to {missing[1]:.1%} of the teacher's "
                 f"mass lies outside the stored top {self.study.teacher.top_k}, and is left out",
@@ -335,30 +411,28 @@ class StudyRun:
         Raises:
             StudyError: the student is not trained yet.
         """
+        folder = self.evaluation_folder(condition, seed)
+        with self._alone(folder):
+            self._evaluate(condition, seed, folder)
+        return folder
+
+    def _evaluate(self, condition: str, seed: int | None, folder: Path) -> None:
         from distill.evaluate import answer_problems
         from distill.heldout import score_heldout
-        from interp.checkpoints import identify
 
-        own, folder = self.study.student, self.evaluation_folder(condition, seed)
-        base = identify(own.model, revision=own.revision, trust_remote_code=own.trust_remote_code)
         about: dict[str, Any] = {
             "condition": condition,
             "seed": seed,
             "name": student_name(condition, seed),
-            "base": base,
-            "dtype": own.dtype,
+            "base": self.base,
+            "dtype": self.study.student.dtype,
         }
         if condition != "untouched":
             student = self.student_folder(condition, seed)
-            if not student.is_dir():
+            if not self._is_trained(condition, seed):
                 raise StudyError(f"{student} is not there: the student is not trained yet; run train")
-            changed = differences(read_card(student)["settings"], self.settings(condition))
-            if changed:
-                raise StudyError(
-                    f"{student} was trained with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, or set another `out`"
-                )
             about["adapter_sha256"] = _sha256(student / "adapter_model.safetensors")
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._check_whole(folder)
         checkpoint: list[Checkpoint] = []
 
         def opened() -> Checkpoint:
@@ -374,16 +448,26 @@ class StudyRun:
             self.test,
             self.study.evaluation,
             self.context,
-            self._chat_of_student,
+            self.chat_of_student,
             folder=folder,
             about=about,
             label=f"evaluate {student_name(condition, seed)}" if self.show_progress else None,
         )
         score_heldout(self, condition, folder, about, opened)
-        return folder
+
+    def _check_whole(self, folder: Path) -> None:
+        """A damaged evaluation is moved aside, so that it is made again."""
+        from distill.evaluate import EvaluationError, read_answers
+
+        if folder.exists():
+            try:
+                read_answers(folder, DEFAULT_GRADER)
+            except EvaluationError as error:
+                self._set_aside(folder, str(error))
 
     @cached_property
-    def _chat_of_student(self) -> bool:
+    def chat_of_student(self) -> bool:
+        """Whether the students read through their base's chat template."""
         from interp.checkpoints import open_tokenizer
 
         own = self.study.student
@@ -408,23 +492,25 @@ class StudyRun:
 
         own = self.study.student
         checkpoint = open_checkpoint(model, device=own.device, dtype=own.dtype, trust_remote_code=own.trust_remote_code)
-        folder = self.folder / "evaluations" / f"model-{checkpoint.name}"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        identity = {key: checkpoint.identity[key] for key in ("name", "revision", "weights_sha256")}
+        identity = {key: checkpoint.identity[key] for key in ("name", "revision", "weights_sha256", "adapter")}
+        content = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        folder = self.folder / "evaluations" / f"model-{checkpoint.name}-{content}"  # folders of one name hold many models
         about = {"condition": checkpoint.name, "seed": None, "name": checkpoint.name, "model": identity}
         chat = self.chat(checkpoint.tokenizer)
         label = f"evaluate {checkpoint.name}" if self.show_progress else None
-        answer_problems(
-            checkpoint.model,
-            checkpoint.tokenizer,
-            self.test,
-            self.study.evaluation,
-            self.context,
-            chat,
-            folder=folder,
-            about=about,
-            label=label,
-        )
+        with self._alone(folder):
+            self._check_whole(folder)
+            answer_problems(
+                checkpoint.model,
+                checkpoint.tokenizer,
+                self.test,
+                self.study.evaluation,
+                self.context,
+                chat,
+                folder=folder,
+                about=about,
+                label=label,
+            )
         from distill.results import report_model
 
         report_model(self, folder)
@@ -490,7 +576,15 @@ class StudyRun:
             self.say(f"trial {settings['trial']}: {own.metric} {value:.5g}")
             return value
 
-        table = search(own, self.folder / "search", measure)
+        fixed = {
+            **self.settings(own.condition),
+            "parents": self.parents(own.condition),
+            "heldout_sha256": problems_digest(self.heldout),
+            "evaluation": _without(as_tables(self.study.evaluation), ("batch_size", "level", "resamples")),
+        }
+        for section, key in (("objective", "temperature"), ("objective", "alpha"), ("train", "learning_rate"), ("student", "rank")):
+            del fixed[section][key]
+        table = search(own, self.folder / "search", measure, fixed)
         print(shown(table.rename(columns={"value": own.metric})))
         print(f"\n{self.folder / 'search' / 'best.toml'} has the best of {len(table)}, to be put into a study")
 
@@ -536,6 +630,13 @@ def missing_share(texts: Texts, objective: ObjectiveConfig, vocabulary: int) -> 
         return None
     lower, upper = missing_mass(torch.cat(rows), vocabulary, objective.temperature)
     return float(lower.mean()), float(upper.mean())
+
+
+def write_whole(place: Path, text: str) -> None:
+    """A file that is there whole or not at all."""
+    draft = place.with_name(f".{place.name}.draft-{os.getpid()}")
+    draft.write_text(text, "utf-8")
+    draft.replace(place)
 
 
 def student_name(condition: str, seed: int | None) -> str:

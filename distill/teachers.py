@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -173,10 +174,23 @@ class TransformersTeacher:
         """Plain text, strategy before question, no special tokens, cut at `max_tokens`: as the published code feeds its teacher."""
         from distill.output_head import hidden_states
 
+        if strategy.text and strategy.place != "before":
+            raise TeacherError(
+                f'strategy {strategy.name} stands {strategy.place} the question, but objective published knows "before" only: the strategy '
+                "and the question are one plain text"
+            )
+        if self.config.chat:
+            raise TeacherError("teacher.chat is true, but objective published feeds plain text; leave it out")
         head, records = self._head, []
+        limit = self._open.position_limit
         for p in problems:
             text = f"{strategy.text} {p.question}" if strategy.text else p.question
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens]
+            if limit is not None and len(ids) > limit:
+                raise TeacherError(
+                    f"problem {p.index}: prompt and question take {len(ids)} tokens, {self.config.model} has {limit} positions; lower "
+                    f"objective.max_tokens to {limit}"
+                )
             given = torch.tensor([ids], device=self.model.get_input_embeddings().weight.device)
             with torch.no_grad():
                 states = hidden_states(self.model, given, torch.ones_like(given))[0]
@@ -296,7 +310,7 @@ class OpenAITeacher(_TextTeacher):
                 "for token ids mean nothing without"
             )
         self.config = config
-        self.identity = {"kind": "openai", "name": config.model}
+        self.identity = {"kind": "openai", "name": config.model, "revision": config.revision}
         if config.tokenizer is not None:
             from interp.checkpoints import open_tokenizer
 
@@ -310,7 +324,12 @@ class OpenAITeacher(_TextTeacher):
 
     def answer(self, problems: Sequence[Problem], strategy: Strategy) -> list[Record]:
         """Asked at once, as many as `concurrency` says; the client library tries again, and waits as the server tells it."""
-        return asyncio.run(self._all(problems, strategy))
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self._all(problems, strategy))
+        with ThreadPoolExecutor(1) as thread:  # a notebook's own thread has an event loop already
+            return thread.submit(asyncio.run, self._all(problems, strategy)).result()
 
     async def _all(self, problems: Sequence[Problem], strategy: Strategy) -> list[Record]:
         try:

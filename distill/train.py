@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,11 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from distill.batches import BLANK, Text, Texts, collate
 from distill.config import ObjectiveConfig, TrainConfig, differences
@@ -32,6 +35,8 @@ from distill.student import save_student
 WHOLE = "whole"
 """Name of the empty file that is written last into a checkpoint."""
 SETTINGS = "settings.json"
+LOG = "training.jsonl"
+"""The Trainer's log: a JSON object a line."""
 
 
 class TrainError(ValueError):
@@ -45,22 +50,24 @@ class DivergedError(TrainError):
 class TextStream(Dataset[Text]):
     """All texts of all epochs, in the order in which they are read, filled up with blanks to whole steps.
 
-    The order within an epoch sorts the problems by a hash of seed, epoch and problem: it is the same for every condition, also where
-    one of them has dropped a record.
+    The shuffled order within an epoch sorts the problems by a hash of seed, epoch and problem: it is the same for every condition, also
+    where one of them has dropped a record. The given order is that of the problems.
 
     Args:
         texts: of one student.
         epochs: passes; a broken number ends in the midst of the last.
         seed: of the order.
         step: texts of one step over all ranks and accumulated batches.
+        shuffled: or as given.
     """
 
-    def __init__(self, texts: Texts, epochs: float, seed: int, step: int) -> None:
-        def place(text: Text, epoch: int) -> bytes:
-            assert text.record is not None
-            return hashlib.sha256(f"{seed}:{epoch}:{text.record.index}".encode()).digest()
+    def __init__(self, texts: Texts, epochs: float, seed: int, step: int, *, shuffled: bool = True) -> None:
+        def ordered(epoch: int) -> Sequence[Text]:
+            if not shuffled:
+                return texts.texts
+            return sorted(texts.texts, key=lambda t: hashlib.sha256(f"{seed}:{epoch}:{t.index}".encode()).digest())
 
-        stream = [t for epoch in range(math.ceil(epochs)) for t in sorted(texts.texts, key=lambda t, e=epoch: place(t, e))]
+        stream = [text for epoch in range(math.ceil(epochs)) for text in ordered(epoch)]
         stream = stream[: max(1, round(epochs * len(texts.texts)))]
         self.stream = stream + [BLANK] * (-len(stream) % step)
 
@@ -221,12 +228,14 @@ def train_student(
     partial = folder.with_name(folder.name + ".partial")
     ranks = PartialState(cpu=next(model.parameters()).device.type == "cpu").num_processes
     resume = _prepare(partial, card)
-    stream = TextStream(texts, config.epochs, seed, config.batch_size * config.gradient_accumulation * ranks)
+    step = config.batch_size * config.gradient_accumulation * ranks
+    stream = TextStream(texts, config.epochs, seed, step, shuffled=config.order == "shuffled")
     stored = () if teacher is not None or objective.alpha == 1 else _stored(texts)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     student_head = output_head(model)
     if teacher_head is not None:
         teacher_head = _moved(teacher_head, next(model.parameters()).device)
+    arguments = _arguments(partial, config, seed, model, show_progress)
     with _quiet(show_progress):
         trainer = DistillTrainer(
             objective=objective,
@@ -234,7 +243,7 @@ def train_student(
             teacher_head=teacher_head,
             teacher=teacher,
             model=model,
-            args=_arguments(partial, config, seed, model, show_progress),
+            args=arguments,
             train_dataset=stream,
             data_collator=lambda rows: collate(rows, pad or 0, signals=stored, live=teacher is not None),
             processing_class=None,
@@ -246,20 +255,28 @@ def train_student(
             done = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except NonFiniteError as error:
             raise DivergedError(f"after step {trainer.state.global_step}: {error}; lower train.learning_rate") from error
+        except (RuntimeError, SafetensorError) as error:
+            if isinstance(error, SafetensorError) or "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
+                raise TrainError(
+                    f"a checkpoint cannot be written to {partial} ({str(error).splitlines()[0]:.160}); is the disk full? Make room: the "
+                    "same command goes on from the last whole checkpoint"
+                ) from error
+            raise
         losses = [line for line in trainer.state.log_history if "loss" in line]
         if not all(math.isfinite(line["loss"]) for line in losses):
             bad = next(line for line in losses if not math.isfinite(line["loss"]))
             raise DivergedError(
                 f"the loss is {bad['loss']} at step {bad['step']}; lower train.learning_rate, or use a dtype of a wider range"
             )
+        if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):  # the last step's loss does not show it
+            raise DivergedError(f"the adapter holds numbers that are not finite after step {done.global_step}; lower train.learning_rate")
         training = {"steps": done.global_step, "last_loss": losses[-1]["loss"], "ranks": ranks, "texts": len(texts.texts)}
         # gathers a sharded adapter: every rank takes part
         state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else None
     if trainer.is_world_process_zero():
         lines = [{**line, "epoch": line["epoch"] * config.epochs} for line in trainer.state.log_history]
-        (partial / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-        save_student(trainer.accelerator.unwrap_model(trainer.model), folder, {**card, "training": training}, state)
-        (partial / "training.jsonl").replace(folder / "training.jsonl")
+        log = "".join(json.dumps(line) + "\n" for line in lines)
+        save_student(trainer.accelerator.unwrap_model(trainer.model), folder, {**card, "training": training}, state, {LOG: log})
         shutil.rmtree(partial)
     trainer.accelerator.wait_for_everyone()
     return folder
@@ -343,10 +360,34 @@ def _arguments(partial: Path, config: TrainConfig, seed: int, model: Any, show_p
             disable_tqdm=not show_progress,
             use_cpu=next(model.parameters()).device.type == "cpu",
         )
-    except (ValueError, TypeError) as error:
+        _check_optimizer(arguments, config)
+        for tracker in get_reporting_integration_callbacks(list(config.report_to)):
+            tracker()  # raises where its package is missing
+    except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
         raise TrainError(f"[train]: {str(error).splitlines()[0]}") from error
     arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs by accelerate or torchrun; never DataParallel
     return arguments
+
+
+def _check_optimizer(arguments: TrainingArguments, config: TrainConfig) -> None:
+    """Makes optimizer and schedule of one number, so that what they refuse is known before any work; some drop what they do not know."""
+    for part in filter(None, config.optimizer_arguments.split(",")):
+        if not re.fullmatch(r"\s*\w+\s*=\s*\S+\s*", part):
+            raise ValueError(f'optimizer_arguments {config.optimizer_arguments!r} must be as "momentum=0.9,nesterov=True"')
+    one = torch.nn.Parameter(torch.zeros(1))
+    cls, keywords = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    unused = [
+        name for part in filter(None, config.optimizer_arguments.split(",")) if (name := part.partition("=")[0].strip()) not in keywords
+    ]
+    if unused:
+        raise ValueError(f"optimizer {config.optimizer} takes no argument {unused[0]!r} here; leave it out of optimizer_arguments")
+    get_scheduler(
+        arguments.lr_scheduler_type,
+        cls([one], **keywords),
+        num_warmup_steps=0,
+        num_training_steps=1,
+        scheduler_specific_kwargs=dict(config.schedule_arguments) or None,
+    )
 
 
 @contextmanager

@@ -111,10 +111,10 @@ def open_tokenizer(source: str | Path, *, revision: str | None = None, trust_rem
     Raises:
         CheckpointError: as `open_checkpoint`.
     """
-    found = _find(str(source), revision, trust_remote_code)
+    found = _find(str(source), revision, trust_remote_code, weights=False)
     with _quiet():
         if found.kind == "adapter" and not (found.folder / "tokenizer_config.json").is_file():
-            found = _base_of(found, None, trust_remote_code)[1]
+            found = _base_of(found, None, trust_remote_code, weights=False)[1]
         folder = _converted(found.weights[0]) if found.kind in ("embedded", "gguf") else found.folder
         return _tokenizer(folder, found.source, trust_remote_code)
 
@@ -127,10 +127,10 @@ def identify(source: str | Path, *, revision: str | None = None, trust_remote_co
     Raises:
         CheckpointError: no such model.
     """
-    found = _find(str(source), revision, trust_remote_code)
+    found = _find(str(source), revision, trust_remote_code, weights=False)
     about = _content(found)
     if found.kind == "adapter":
-        about["base"] = _content(_base_of(found, None, trust_remote_code)[1])
+        about["base"] = _content(_base_of(found, None, trust_remote_code, weights=False)[1])
     return about
 
 
@@ -147,7 +147,8 @@ def _content(found: _Found) -> dict[str, Any]:
 # --- finding --------------------------------------------------------------------------------------------------------
 
 
-def _find(source: str, revision: str | None, trust_remote_code: bool) -> _Found:
+def _find(source: str, revision: str | None, trust_remote_code: bool, *, weights: bool = True) -> _Found:
+    """With `weights` False, a model of the hub is found without fetching them: its revision says what they are."""
     if source == EMBEDDED:
         return _find_gguf(_embedded_file(), "embedded", EMBEDDED, EMBEDDED)
     if not source.strip():
@@ -165,8 +166,13 @@ def _find(source: str, revision: str | None, trust_remote_code: bool) -> _Found:
         return _find_folder(path, "folder", source, path.resolve().name, None)
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(".gguf") or not HUB_ID.fullmatch(source):
         raise CheckpointError(f"no such model: {source} is neither a folder, a .gguf file, a hub id nor {EMBEDDED!r}")
+    name = source.rsplit("/", 1)[-1]
+    if not weights:
+        folder = _download(source, revision, trust_remote_code, weights=False)
+        if not (folder / "adapter_config.json").is_file():  # an adapter is small, and its hash is wanted
+            return _Found("hub", source, name, folder, (), folder.name)
     folder = _download(source, revision, trust_remote_code)
-    return _find_folder(folder, "hub", source, source.rsplit("/", 1)[-1], folder.name)
+    return _find_folder(folder, "hub", source, name, folder.name)
 
 
 def _embedded_file() -> Path:
@@ -221,10 +227,11 @@ def _weight_files(folder: Path, source: str) -> tuple[Path, ...]:
     raise CheckpointError(f"{source}: the folder has {seen}; model.safetensors is needed")
 
 
-def _download(hub_id: str, revision: str | None, trust_remote_code: bool) -> Path:
+def _download(hub_id: str, revision: str | None, trust_remote_code: bool, *, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"] + (["*.py"] if trust_remote_code else [])
+    patterns = ["*.json", "*.model", "*.jinja", "*.txt"] + (["*.py"] if trust_remote_code else [])
+    patterns += ["*.safetensors"] if weights else []
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=["original/*", "consolidated*"]))
     except Exception as error:  # the hub's client raises many unrelated classes
@@ -383,7 +390,7 @@ def _convert(gguf: Path, target: Path) -> None:
 # --- adapters -------------------------------------------------------------------------------------------------------
 
 
-def _base_of(found: _Found, base: str | None, trust_remote_code: bool) -> tuple[Any, _Found]:
+def _base_of(found: _Found, base: str | None, trust_remote_code: bool, *, weights: bool = True) -> tuple[Any, _Found]:
     """An adapter's config, and where its base's files lie."""
     from peft import PeftConfig
 
@@ -400,7 +407,7 @@ def _base_of(found: _Found, base: str | None, trust_remote_code: bool) -> tuple[
     beside = found.folder / wanted
     wanted = str(beside) if base is None and not Path(wanted).is_absolute() and beside.is_dir() else wanted
     try:
-        base_found = _find(wanted, None if base else config.revision, trust_remote_code)
+        base_found = _find(wanted, None if base else config.revision, trust_remote_code, weights=weights)
     except CheckpointError as error:
         raise CheckpointError(f"{found.source}: its base cannot be opened; --base names another place\n{error}") from error
     if base_found.kind == "adapter":

@@ -104,7 +104,7 @@ def test_published_pairs_by_index(tokenizer: Any) -> None:
     text = published_texts(records, tokenizer, max_tokens=256, signals=True).texts[0]
     asked, answer = tokenizer("What is 2+3? And then?")["input_ids"], tokenizer("#### 5")["input_ids"]
     rows = min(len(asked), len(answer), 9)
-    assert text == Text(tuple(asked[:rows]), 0, tuple(answer[:rows]), records[0], tuple(range(rows)), 0)
+    assert text == Text(tuple(asked[:rows]), 0, tuple(answer[:rows]), records[0], 0, tuple(range(rows)))
     assert len(published_texts(records, tokenizer, max_tokens=2, signals=True).texts[0].ids) == 2
 
 
@@ -125,7 +125,9 @@ def test_scored_positions_are_those_of_the_unpadded_texts(lengths: list[tuple[in
     for number, (asked, said) in enumerate(lengths):
         ids = tuple(100 * (number + 1) + i for i in range(asked + said - 1))
         signals = {"hidden": torch.tensor([[float(number), float(j)] for j in range(said + 1)])}
-        texts.append(Text(ids, asked - 1, tuple(range(said)), replace(record(number), signals=signals), tuple(-i for i in ids), asked - 1))
+        texts.append(
+            Text(ids, asked - 1, tuple(range(said)), replace(record(number), signals=signals), number, tuple(-i for i in ids), asked - 1)
+        )
     batch = collate(texts, 0, signals=("hidden",), live=True, padding_side=side)
     assert batch["input_ids"].flatten()[batch["scored"]].tolist() == [t.ids[t.first + j] for t in texts for j in range(len(t.targets))]
     assert batch["teacher_ids"].flatten()[batch["teacher_scored"]].tolist() == [

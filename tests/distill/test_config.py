@@ -44,6 +44,15 @@ def test_defaults_are_a_whole_study() -> None:
         ({"data": {"test": {"first": -1}}}, ["first is -1"]),
         ({"student": {"targets": []}}, ["targets"]),
         ({"data": {"heldout": {"problems": "gsm8k", "split": "test"}}}, ["data.heldout", "test split"]),
+        ({"data": {"train": {"problems": "gsm8k-socratic", "split": "test"}}}, ["data.train", "test split"]),
+        ({"data": {"test": {"problems": "mine.jsonl", "split": "foo"}}}, ["foo"]),
+        ({"train": {"epochs": float("inf")}}, ["train.epochs is inf"]),
+        ({"train": {"warmup_steps": float("nan")}}, ["train.warmup_steps is nan"]),
+        ({"train": {"max_grad_norm": -1}}, ["train.max_grad_norm is -1"]),
+        ({"train": {"preset": ["paper"]}}, ["['paper']", "known: paper"]),
+        ({"seeds": [1 << 32]}, ["seeds: 4294967296", "0 to 4294967295"]),
+        ({"evaluation": {"seed": -1}}, ["evaluation.seed: -1"]),
+        ({"student": {"lora_alpha": 0}}, ["lora_alpha is 0"]),
     ],
 )
 def test_what_is_wrong_is_named(content: dict[str, Any], words: list[str]) -> None:

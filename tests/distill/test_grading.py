@@ -55,6 +55,10 @@ DATA = os.environ.get("PRIMED_HEADS_DATA")
         ("1e3", 1000),
         ("2^3 = 8", 8),
         ("3 \\times 6 = 18", 18),
+        ("1/2 of 10 = 5", 5),
+        ("50% of 10 = 5", 5),
+        ("1/2 of 10", None),
+        ("1/2 of the cake", Fraction(1, 2)),
         ("1 800", 1),  # a plain blank parts no thousands
         ("10-5", None),
         ("2^3", None),
@@ -134,6 +138,11 @@ def test_the_first_final_statement_counts_and_nothing_after_it(number: int, styl
         ("Answer:\nShe sells 16 - 3 - 4 = 9 eggs. 9 * 2 = 18.\n#### 18", "18"),
         ("Answer: 16 - 3 - 4 = 9. So 9 * 2 = 18. The final answer is 18.", "18"),
         ("**Answer:** 16 eggs minus 7 gives 9. \\boxed{18}", "18"),
+        ("The answer is:\nFirst, 3*4 = 12 eggs.\nThen 12 + 5 = 17.", "17"),
+        ("The answer is: She has 3 boxes of 4 pens, so 3*4 = 12 pens.", "12"),
+        ("The answer is: Janet makes $18.", "$18"),
+        ("The answer is 50% of 10 = 5.", "50% of 10 = 5"),
+        ("\\boxed{\\frac12}", "1/2"),
         # headings
         ("### Final Answer\n18 eggs. She had 5 more.", "18"),
         ("#### Step 1: add\n5 + 6 = 11\n#### Step 2: double\n22\nThe answer is 22", "22"),

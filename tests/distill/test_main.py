@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill.__main__ import main
+from distill.config import read_study
 
 STUDY = """
 conditions = ["untouched", "finetune", "none", "told", "same"]
@@ -201,6 +202,95 @@ def test_other_ways(study: Path, distill: Callable[..., Ran], tmp_path: Path, se
         assert f"{lower:.1%} to {upper:.1%} of the teacher's mass lies outside the stored top 5" in ran.err
 
 
+def test_what_a_student_comes_from_is_compared_too(
+    study: Path, distill: Callable[..., Ran], tmp_path: Path, save_checkpoint: Callable[..., Path], checkpoint: Path
+) -> None:
+    base, replies = tmp_path / "base", tmp_path / "replies.jsonl"
+    shutil.copytree(checkpoint, base)
+    questions = [json.loads(line)["question"] for line in Path(read_study(study).data.train.problems).read_text().splitlines()]
+    replies.write_text("".join(json.dumps({"question": q, "response": "It is 5."}) + "\n" for q in questions))
+    options = [f"student.model={base}", "teacher.kind=replay", f"teacher.responses={replies}", "teacher.signal=text", "objective.alpha=1.0"]
+    few = [p for o in [*options, 'conditions=["none"]', "seeds=[0]"] for p in ("--set", o)]
+    assert distill("run", study, "--quiet", *few).code == 0
+    replies.write_text(replies.read_text().replace("It is 5.", "It is 6."))
+    assert distill("collect", study, "--quiet", *few).code == 0
+    for command in ("train", "run"):
+        ran = distill(command, study, "--quiet", *few)
+        assert ran.code == 2
+        assert "parents.teacher.sha256: was" in ran.err
+    replies.write_text(replies.read_text().replace("It is 6.", "It is 5."))
+    assert distill("run", study, "--quiet", *few).code == 0
+    shutil.rmtree(base)
+    save_checkpoint(base, seed=9)
+    ran = distill("evaluate", study, "--quiet", *few)
+    assert ran.code == 2
+    assert "parents.base.weights_sha256: was" in ran.err
+
+
+def test_evaluations_of_other_settings_stand_in_no_table(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
+    few = ("--set", 'conditions=["none", "told"]', "--set", "seeds=[0]", "--quiet")
+    assert distill("run", study, *few).code == 0
+    out = tmp_path / "out"
+    shutil.rmtree(out / "evaluations" / "told-seed0")
+    before = (out / "results.md").read_text()
+    ran = distill("evaluate", study, *few, "--condition", "told", "--set", "evaluation.max_new_tokens=4")
+    assert ran.code == 2
+    assert "none-seed0 was evaluated with other settings" in ran.err
+    assert "evaluation.max_new_tokens: was 8, is 4" in ran.err
+    assert (out / "results.md").read_text() == before
+    assert json.loads((out / "study.json").read_text())["evaluation"]["max_new_tokens"] == 8
+    students = pd.read_csv(out / "students.csv")
+    assert students[["objective", "grader", "max_new_tokens"]].drop_duplicates().to_numpy().tolist() == [["aligned", "first_final", 8]]
+
+
+def test_what_is_damaged_is_moved_aside_and_made_again(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
+    few = ("--set", 'conditions=["none"]', "--set", "seeds=[0]", "--quiet")
+    assert distill("run", study, *few).code == 0
+    out = tmp_path / "out"
+    before = tree(out, without=TIMED)
+    for broken in (
+        "students/none-seed0/adapter_model.safetensors",
+        "students/none-seed0/card.json",
+        "evaluations/none-seed0/evaluation.json",
+        "evaluations/none-seed0/responses.parquet",
+        "evaluations/none-seed0/grades.parquet",
+        "evaluations/none-seed0/heldout.json",
+    ):
+        (out / broken).write_bytes((out / broken).read_bytes()[:20])
+        ran = distill("run", study, *few)
+        assert ran.code == 0, ran.err
+        for aside in out.rglob("*.damaged-1"):
+            assert aside.name in ran.err
+            shutil.rmtree(aside)
+        assert tree(out, without=TIMED) == before, broken
+
+
+def test_what_a_killed_process_left_is_cleared(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
+    few = ("--set", 'conditions=["none"]', "--set", "seeds=[0]", "--quiet")
+    assert distill("run", study, *few).code == 0
+    students = tmp_path / "out" / "students"
+    (students / "none-seed0.partial" / "checkpoint-1").mkdir(parents=True)
+    assert distill("run", study, *few).code == 0
+    assert not (students / "none-seed0.partial").exists()
+    shutil.rmtree(students / "none-seed0")
+    (students / ".none-seed0.draft").mkdir()
+    assert distill("run", study, *few).code == 0
+    assert sorted(p.name for p in students.iterdir() if p.suffix != ".lock") == ["none-seed0"]
+    assert (students / "none-seed0" / "training.jsonl").is_file()
+
+
+def test_two_runs_at_once_end_as_one(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
+    few = ["--set", 'conditions=["none", "told"]', "--set", "seeds=[0]", "--quiet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "distill", "run", str(study), *few]
+    both = [subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert said[0][0] == said[1][0]
+    assert distill("run", study, *few, "--out", tmp_path / "alone").code == 0
+    assert tree(tmp_path / "out", without=(*TIMED, "study.json")) == tree(tmp_path / "alone", without=(*TIMED, "study.json"))
+
+
 def test_search(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
     options = ("--set", "search.trials=2", "--set", "search.rank=[2]", "--quiet")
     ran = distill("search", study, *options)
@@ -210,6 +300,10 @@ def test_search(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> Non
     ran = distill("search", study, *options, "--set", 'search.metric="heldout_accuracy"')
     assert ran.code == 2
     assert "search" in ran.err
+    for other in ("train.epochs=2", "student.lora_alpha=3", "data.heldout.first=5", "objective.divergence=reverse_kl"):
+        ran = distill("search", study, *options, "--set", other, "--set", "data.test.first=6", "--set", "data.test.limit=1")
+        assert ran.code == 2
+        assert "was begun with other settings" in ran.err
 
 
 def test_a_changed_key_is_named(study: Path, distill: Callable[..., Ran]) -> None:
@@ -260,6 +354,9 @@ def test_two_tokenizers_teach_by_text_only(
         (["baseline=teacher"], "no condition of the study"),
         (["evaluation.grader=best"], "known: first_final"),
         (["train.optimizer=sdg"], "sdg"),
+        (['student.targets=["mlp"]'], "which LoRA cannot change"),
+        (['student.targets=["norm"]'], "which LoRA cannot change"),
+        (['objective.name="published"', 'objective.divergence="reverse_kl"', 'conditions=["none", "step_by_step"]'], "stands after"),
         (["objective.max_tokens=5"], "max_tokens is 5"),
         (["objective.keep=correct"], "no text is left"),
         (["out=/proc/nowhere"], "/proc/nowhere"),
@@ -279,6 +376,8 @@ def test_wrong_names_and_files(study: Path, distill: Callable[..., Ran], tmp_pat
         (("collect", study, "--condition", "nobody"), "conditions: untouched, finetune"),
         (("train", study, "--seed", 7), "seeds: 0, 1"),
         (("inspect", tmp_path / "none"), "no folder of records"),
+        (("inspect", tmp_path), "holds no records"),
+        (("train", study, "--condition", "untouched"), "nothing to train"),
     ):
         ran = distill(*arguments)
         assert ran.code == 2

@@ -393,6 +393,8 @@ def test_gsm8k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str) -> N
     assert load_problems("gsm8k", split) == problems
     assert load_problems("gsm8k", split, limit=1) == problems[:1]
     assert calls == [(("openai/gsm8k", f"main/{split}-00000-of-00001.parquet"), {"repo_type": "dataset"})] * 2
+    assert load_problems("gsm8k-socratic", split) == problems
+    assert calls[2] == (("openai/gsm8k", f"socratic/{split}-00000-of-00001.parquet"), {"repo_type": "dataset"})
 
 
 @pytest.mark.parametrize("split", ["validation", "", "Test"])

@@ -22,7 +22,7 @@ from distill.output_head import hidden_states, output_head
 from distill.records import Record
 from distill.strategies import Strategy
 from distill.student import new_student
-from distill.train import TextStream, TrainError, train_student
+from distill.train import DivergedError, TextStream, TrainError, train_student
 from interp.checkpoints import open_checkpoint
 
 CARD: dict[str, Any] = {
@@ -279,6 +279,16 @@ def test_order_is_shared_by_conditions_that_drop_other_records(records: list[Rec
     assert order(texts, 1) != order(texts)
     assert len(TextStream(texts, 2, 0, 4)) == 16
     assert len(TextStream(texts, 0.5, 0, 1)) == 4
+    assert [t.index for t in TextStream(texts, 2, 0, 4, shuffled=False).stream] == [*range(8), *range(8)]
+
+
+def test_signals_of_other_questions_leave_the_order(tiny_tokenizer: Callable[..., Any]) -> None:
+    records = [Record(i, f"What is {i}?", f"#### {i}", (1, 2, 3), (), "", "eos") for i in range(12)]
+    orders = []
+    for lexicographic in (False, True):
+        texts = published_texts(records, tiny_tokenizer(), max_tokens=50, signals=True, lexicographic=lexicographic)
+        orders.append([t.ids for t in TextStream(texts, 1, 0, 1).stream])
+    assert orders[0] == orders[1]
 
 
 def test_text_only_records_need_alpha_one(
@@ -291,8 +301,21 @@ def test_text_only_records_need_alpha_one(
         learn(tmp_path / "s", texts=bare)
 
 
-@pytest.mark.parametrize(("change", "words"), [({"optimizer": "adamm"}, "adamm"), ({"schedule": "cosin"}, "cosin")])
-def test_names_that_the_trainer_does_not_know(tmp_path: Path, learn: Callable[..., Any], change: dict[str, str], words: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"optimizer": "adamm"}, "adamm"),
+        ({"optimizer": "adamw_bnb_8bit"}, "bitsandbytes"),
+        ({"optimizer": "sgd", "optimizer_arguments": "momentum"}, "momentum=0.9"),
+        ({"optimizer": "sgd", "optimizer_arguments": "foo=1"}, "takes no argument 'foo'"),
+        ({"optimizer_arguments": "momentum=0.9"}, "takes no argument 'momentum'"),
+        ({"schedule": "cosin"}, "cosin"),
+        ({"schedule_arguments": {"foo": 1}}, "foo"),
+        ({"report_to": ("foo",)}, "foo"),
+        ({"report_to": ("comet_ml",)}, "comet"),
+    ],
+)
+def test_names_that_the_trainer_does_not_know(tmp_path: Path, learn: Callable[..., Any], change: dict[str, Any], words: str) -> None:
     with pytest.raises(TrainError, match=words):
         learn(tmp_path / "s", train=replace(QUICK, **change))
 
@@ -311,6 +334,23 @@ def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path: Path, learn: Call
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path, learn: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"not finite|the loss is"):
         learn(tmp_path / "s", train=replace(QUICK, epochs=20, learning_rate=1e30, max_grad_norm=0.0, optimizer="sgd"))
+
+
+def test_an_adapter_that_is_not_finite_is_no_student(tmp_path: Path, learn: Callable[..., Any]) -> None:
+    """The last update is seen by no loss."""
+    one_step = replace(QUICK, batch_size=8, learning_rate=3e38, max_grad_norm=0.0, optimizer="sgd", schedule="constant")
+    with pytest.raises(DivergedError, match="the adapter holds numbers that are not finite after step 1"):
+        learn(tmp_path / "s", train=replace(one_step, optimizer_arguments="momentum=0.9", weight_decay=3e38))
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_checkpoint_that_finds_no_room_is_one_error(tmp_path: Path, learn: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainError, match="disk full"):
+        learn(tmp_path / "s", train=replace(QUICK, save_steps=1))
 
 
 # --- processes ------------------------------------------------------------------------------------------------------

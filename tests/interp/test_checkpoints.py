@@ -497,6 +497,7 @@ def test_a_hub_id_tells_its_revision(folder: Path, adapter: Path, tmp_path: Path
 
     def download(hub_id: str, **options: Any) -> str:
         asked.append((hub_id, options["revision"]))
+        assert "*.safetensors" not in options["allow_patterns"]  # the weights of a teacher may fill a disk
         return str(tmp_path / "0123abcd")
 
     shutil.copytree(folder, tmp_path / "0123abcd")
