@@ -14,6 +14,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+from interp.inference import crossed_test
+
 RESAMPLED_AT_ONCE = 1 << 18
 """Values drawn anew at a time: 2 MB, which stays in the cache (measured: 2^23 takes twice the time and half a gigabyte)."""
 
@@ -196,7 +198,7 @@ def conditions_table(answers: pd.DataFrame, baseline: str, *, level: float = 0.9
         if condition != baseline:
             paired = _by_seed(grid, condition, baseline)
             if len(paired) > 1:
-                low, high, p = crossed_test(paired, level)
+                low, high, p = map(float, crossed_test(paired, level))
             else:
                 low, high = mean_interval(paired[0], level, resamples, seed)
                 p = sign_flip_test(paired[0], resamples, seed)
@@ -224,39 +226,6 @@ def _by_seed(grid: Mapping[tuple[str, int | None], pd.DataFrame], condition: str
     if len(own) == 1:
         return np.stack([next(iter(own.values())) - values for values in other.values()])
     return (np.mean(list(own.values()), axis=0) - np.mean(list(other.values()), axis=0))[None]
-
-
-def crossed_test(differences: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Interval and two-sided p of a mean over seeds and problems, both drawn at random: a t test with a crossed design's variance.
-
-    With mean squares of seeds, problems and the rest, the mean's variance is (MS_seed + MS_problem - MS_rest) / (seeds * problems), and
-    its degrees of freedom are Satterthwaite's (the quasi-F of Winer 1971; Clark 1973, "The language-as-fixed-effect fallacy"). It is never
-    taken below what seeds alone or problems alone give.
-
-    Args:
-        differences: [seed, problem], at least two of each.
-        level: of the interval.
-
-    Returns:
-        low, high, p. Where nothing varies, the interval is NaN, and p is 1 for a mean of 0, else NaN.
-    """
-    d = np.asarray(differences, float)
-    seeds, problems = d.shape
-    mean, by_seed, by_problem = d.mean(), d.mean(1), d.mean(0)
-    rest = d - by_seed[:, None] - by_problem[None] + mean
-    squares = np.array([problems * by_seed.var(ddof=1), seeds * by_problem.var(ddof=1), (rest**2).sum() / ((seeds - 1) * (problems - 1))])
-    freedom = np.array([seeds - 1, problems - 1, (seeds - 1) * (problems - 1)])
-    variance = squares[0] + squares[1] - squares[2]
-    if variance >= squares[:2].max() and variance > 0:
-        df = variance**2 / (squares**2 / freedom).sum()
-    else:
-        larger = int(squares[:2].argmax())
-        variance, df = squares[larger], freedom[larger]
-    if variance == 0:
-        return float("nan"), float("nan"), 1.0 if mean == 0 else float("nan")
-    error = float(np.sqrt(variance / d.size))
-    reach = float(stats.t.ppf((1 + level) / 2, df)) * error
-    return mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean) / error, df))
 
 
 def _grid(answers: pd.DataFrame) -> dict[tuple[str, int | None], pd.DataFrame]:

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 REGIONS = ("question", "response", "all")
@@ -207,3 +209,74 @@ def read(path: Path, schema: TableSchema) -> pd.DataFrame:
     except TableError as error:
         raise TableError(f"{path}: {error}") from error
     return frame
+
+
+@dataclass(frozen=True)
+class HeadValues:
+    """The `examples` table of one model as an array.
+
+    Attributes:
+        model: its name.
+        examples: numbers of the examples, ascending.
+        layers: numbers of the layers, ascending.
+        n_heads: heads of a layer.
+        measures: names.
+        values: [example, layer, head, measure, region] in the order of `REGIONS`, float64, NaN where undefined.
+    """
+
+    model: str
+    examples: tuple[int, ...]
+    layers: tuple[int, ...]
+    n_heads: int
+    measures: tuple[str, ...]
+    values: np.ndarray
+
+
+def read_values(path: Path) -> HeadValues:
+    """Read an `examples` table of one model, without ever holding more of it than the values.
+
+    Raises:
+        TableError: not a readable table of this schema, several models, or rows that are missing, repeated or out of order.
+    """
+    try:
+        file = pq.ParquetFile(path)
+        missing = [name for name in EXAMPLES.arrow.names if name not in file.schema_arrow.names]
+        if missing:
+            raise TableError(f"{path}: missing columns {missing}; an examples table of this version has {EXAMPLES.arrow.names}")
+        axes: dict[str, dict[Any, int]] = {name: {} for name in EXAMPLES.key}
+        for batch in file.iter_batches(columns=list(EXAMPLES.key)):
+            for name, known in axes.items():
+                for value in pc.unique(_plain(batch.column(name))).to_pylist():
+                    known.setdefault(value, len(known))
+        if len(axes["model"]) != 1:
+            raise TableError(f"{path}: expected one model, found {len(axes['model'])}: {', '.join(map(str, axes['model']))}")
+        if tuple(axes["region"]) != REGIONS:
+            raise TableError(f"{path}: regions {', '.join(map(str, axes['region']))}; expected {', '.join(REGIONS)}")
+        shape = tuple(len(axes[name]) for name in EXAMPLES.key[1:])
+        if int(np.prod(shape)) != file.metadata.num_rows:
+            raise TableError(
+                f"{path}: {file.metadata.num_rows} rows, {' x '.join(map(str, shape))} were expected: rows are missing or repeated"
+            )
+        values, at = np.empty(file.metadata.num_rows), 0
+        for batch in file.iter_batches():
+            place = np.unravel_index(np.arange(at, at + batch.num_rows), shape)
+            for name, expected in zip(EXAMPLES.key[1:], place, strict=True):
+                known = pa.array(list(axes[name]))
+                if not np.array_equal(
+                    pc.index_in(_plain(batch.column(name)), known.cast(_plain(batch.column(name)).type)).to_numpy(), expected
+                ):
+                    raise TableError(f"{path}: rows are out of order by {name}, near row {at}; write it by `interp.table.write`")
+            values[at : at + batch.num_rows] = batch.column("value").to_numpy(zero_copy_only=False)
+            at += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise TableError(f"{path}: not a readable Parquet file ({error})") from error
+    if not np.isfinite(values[~np.isnan(values)]).all():
+        raise TableError(f"{path}: it holds infinite values")
+    examples, layers, heads, measures = (tuple(axes[name]) for name in ("example", "layer", "head", "measure"))
+    if list(examples) != sorted(examples) or list(layers) != sorted(layers) or heads != tuple(range(len(heads))):
+        raise TableError(f"{path}: examples, layers or heads are not in ascending order")
+    return HeadValues(str(next(iter(axes["model"]))), examples, layers, len(heads), measures, values.reshape(shape))
+
+
+def _plain(column: Any) -> Any:
+    return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column

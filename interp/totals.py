@@ -9,11 +9,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from interp.inference import bootstrap_interval
 from interp.measures import Measure
 from interp.table import REGIONS
-
-N_RESAMPLES = 2000
-"""Bootstrap samples of an interval."""
 
 
 class HeadTotals:
@@ -106,50 +104,6 @@ class HeadTotals:
         frame["value"] = values[order].ravel()
         frame["n_queries"] = counts[order].ravel()
         return frame
-
-
-def bootstrap_interval(
-    values: np.ndarray, seed: int, n_resamples: int = N_RESAMPLES, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over examples with its percentile bootstrap interval (Efron 1979), for many quantities at once.
-
-    All quantities share the resamples, so a difference of two may be resampled the same way.
-
-    Args:
-        values: [example, quantity]; NaN where an example has no value: it then leaves mean and resamples.
-        seed: of the resamples.
-        n_resamples: how many.
-        level: of the interval.
-
-    Returns:
-        mean, low, high, each [quantity]. The interval is NaN with fewer than two examples.
-    """
-    n_examples, n_quantities = values.shape
-    defined = np.isfinite(values)
-    filled = np.where(defined, values, 0.0)
-    n_defined = defined.sum(0)
-    with np.errstate(invalid="ignore"):
-        mean = filled.sum(0) / n_defined
-    draws = np.random.default_rng(seed).multinomial(n_examples, np.full(n_examples, 1 / n_examples), n_resamples)
-    weights = draws.astype(np.float64)
-    low, high = np.full(n_quantities, np.nan), np.full(n_quantities, np.nan)
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    for at in range(0, n_quantities, 1024):
-        cut = np.flatnonzero(n_defined[at : at + 1024] > 1) + at
-        if len(cut) == 0:
-            continue
-        totals = weights @ filled[:, cut]
-        if defined[:, cut].all():
-            means = totals / n_examples
-        else:
-            sizes = weights @ defined[:, cut]
-            with np.errstate(invalid="ignore"):
-                means = totals / sizes  # a resample without any defined example says nothing: NaN, left out below
-        if np.isnan(means).any():
-            low[cut], high[cut] = np.nanquantile(means, tails, axis=0)
-        else:
-            low[cut], high[cut] = np.quantile(means, tails, axis=0)
-    return mean, low, high
 
 
 def heads_table(

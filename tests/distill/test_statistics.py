@@ -15,7 +15,6 @@ from distill.statistics import (
     StatisticsError,
     calibration,
     conditions_table,
-    crossed_test,
     holm,
     mcnemar_exact,
     mean_interval,
@@ -169,43 +168,6 @@ def test_conditions_are_pooled_with_the_spread_between_seeds_beside() -> None:
 def test_one_seed_is_a_permutation_over_problems() -> None:
     table = conditions_table(answers({("none", 0): [0, 0, 1, 0], ("teacher", 0): [1, 1, 1, 0]}), "none").set_index("condition")
     assert table.loc["teacher", "p"] == pytest.approx(0.5)  # two problems differ: 2 of 4 flips are as far from 0
-
-
-def test_crossed_test_at_its_ends() -> None:
-    """Where only problems vary, or only seeds, it is the t test over those (scipy)."""
-    random = np.random.default_rng(0)
-    for axis, drawn in ((1, random.normal(0.3, 1, (1, 30)) * np.ones((4, 1))), (0, random.normal(0.3, 1, (4, 1)) * np.ones((1, 30)))):
-        whole: Any = stats.ttest_1samp(drawn.mean(1 - axis), 0)
-        low, high, p = crossed_test(drawn)
-        assert p == pytest.approx(whole.pvalue)
-        assert (low, high) == pytest.approx(tuple(whole.confidence_interval(0.95)))
-    assert crossed_test(np.zeros((2, 5)))[2] == 1.0
-
-
-def test_crossed_test_by_hand() -> None:
-    """Satterthwaite's degrees of freedom and the quasi-F, from mean squares of an independent two-way table (statsmodels)."""
-    import statsmodels.api as sm
-    from statsmodels.formula.api import ols
-
-    random = np.random.default_rng(1)
-    d = 0.1 + random.normal(0, 0.3, (3, 1)) + random.normal(0, 0.4, (1, 20)) + random.normal(0, 0.5, (3, 20))
-    frame = pd.DataFrame({"d": d.ravel(), "seed": np.repeat(range(3), 20), "problem": np.tile(range(20), 3)})
-    table = sm.stats.anova_lm(ols("d ~ C(seed) + C(problem)", frame).fit())
-    square = (table["sum_sq"] / table["df"]).to_numpy()
-    f = 60 * d.mean() ** 2 / (square[0] + square[1] - square[2])
-    df = (square[0] + square[1] - square[2]) ** 2 / (square**2 / table["df"].to_numpy()).sum()
-    assert crossed_test(d)[2] == pytest.approx(stats.f.sf(f, 1, df))
-
-
-def test_seeds_that_differ_do_not_pass_for_an_effect() -> None:
-    """By simulation: students of two equal conditions, whose seeds spread by two points, three seeds, 200 problems."""
-    random = np.random.default_rng(0)
-    rejected = []
-    for _ in range(600):
-        hard = random.normal(0, 1.5, 200)
-        one, other = (random.random((3, 200)) < 1 / (1 + np.exp(-hard - random.normal(0, 0.1, (3, 1)))) for _ in range(2))
-        rejected.append(crossed_test(one.astype(float) - other)[2] < 0.05)
-    assert np.mean(rejected) < 0.08
 
 
 def test_several_samples_have_no_mcnemar() -> None:

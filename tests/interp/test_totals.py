@@ -6,14 +6,13 @@ import itertools
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp.measures import MEASURES
 from interp.table import EXAMPLES, HEADS, REGIONS, validate
-from interp.totals import HeadTotals, bootstrap_interval, heads_table
+from interp.totals import HeadTotals, heads_table
 
 NAMES = ("entropy_nats", "previous_mass", "numeric_z")
 CHOSEN = [MEASURES[name] for name in NAMES]
@@ -133,51 +132,3 @@ def test_tables_fit_their_schemas_and_order() -> None:
     assert heads["n_queries"].sum() == table["n_queries"].sum()
     assert (heads["ci_low"] <= heads["value"]).all()
     assert (heads["value"] <= heads["ci_high"]).all()
-
-
-# --- bootstrap --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n_examples", [15, 40])
-def test_the_interval_is_scipys_percentile_interval(n_examples: int) -> None:
-    values = np.random.default_rng(0).gamma(2.0, size=(n_examples, 3))
-    mean, low, high = bootstrap_interval(values, 1, n_resamples=20_000)
-    np.testing.assert_allclose(mean, values.mean(0))
-    for at in range(3):
-        found = scipy.stats.bootstrap((values[:, at],), np.mean, n_resamples=20_000, method="percentile", rng=2)
-        error = 0.12 * float(found.standard_error)
-        assert low[at] == pytest.approx(found.confidence_interval.low, abs=error)
-        assert high[at] == pytest.approx(found.confidence_interval.high, abs=error)
-
-
-def test_the_interval_leaves_undefined_examples_out() -> None:
-    values = np.random.default_rng(3).normal(size=(30, 2))
-    values[10:, 1] = np.nan
-    mean, low, high = bootstrap_interval(values, 0, n_resamples=20_000)
-    assert mean[1] == pytest.approx(values[:10, 1].mean())
-    found = scipy.stats.bootstrap((values[:10, 1],), np.mean, n_resamples=20_000, method="percentile", rng=4).confidence_interval
-    # a resample of all examples holds ten defined ones on average but not always: a little wider
-    assert low[1] == pytest.approx(found.low, abs=0.1)
-    assert high[1] == pytest.approx(found.high, abs=0.1)
-    both = bootstrap_interval(values, 0, n_resamples=20_000)
-    alone = bootstrap_interval(values[:, :1], 0, n_resamples=20_000)
-    assert [part[0] for part in both] == pytest.approx([part[0] for part in alone])
-
-
-def test_the_interval_needs_two_examples_and_repeats_with_its_seed() -> None:
-    mean, low, high = bootstrap_interval(np.array([[1.0, np.nan, np.nan]]), 0)
-    assert mean[0] == 1
-    assert np.isnan(mean[1:]).all()
-    assert np.isnan([low, high]).all()
-    mean, low, high = bootstrap_interval(np.array([[1.0, np.nan], [np.nan, np.nan], [3.0, 2.0]]), 0)
-    assert mean.tolist() == [2, 2]
-    assert (low[0], high[0]) == (1, 3)
-    assert np.isnan([low[1], high[1]]).all()
-    values = np.random.default_rng(0).normal(size=(20, 1500))
-    np.testing.assert_array_equal(bootstrap_interval(values, 5), bootstrap_interval(values, 5))
-    assert (bootstrap_interval(values, 5)[1] != bootstrap_interval(values, 6)[1]).any()
-
-
-def test_constant_values_have_an_interval_of_no_width() -> None:
-    mean, low, high = bootstrap_interval(np.full((12, 2), 0.3), 0)
-    np.testing.assert_allclose([mean, low, high], 0.3, rtol=1e-12)

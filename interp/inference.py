@@ -1,0 +1,129 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""Intervals and tests for many quantities at once: bootstrap over examples, paired t, seeds and examples crossed, false discoveries.
+
+Plain numpy and scipy, no torch: what is compared are tables.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+N_RESAMPLES = 2000
+"""Bootstrap samples of an interval."""
+
+
+def bootstrap_interval(
+    values: np.ndarray, seed: int, n_resamples: int = N_RESAMPLES, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over examples with its percentile bootstrap interval (Efron 1979), for many quantities at once.
+
+    All quantities share the resamples, so a difference of two may be resampled the same way.
+
+    Args:
+        values: [example, quantity]; NaN where an example has no value: it then leaves mean and resamples.
+        seed: of the resamples.
+        n_resamples: how many.
+        level: of the interval.
+
+    Returns:
+        mean, low, high, each [quantity]. The interval is NaN with fewer than two examples.
+    """
+    n_examples, n_quantities = values.shape
+    defined = np.isfinite(values)
+    filled = np.where(defined, values, 0.0)
+    n_defined = defined.sum(0)
+    with np.errstate(invalid="ignore"):
+        mean = filled.sum(0) / n_defined
+    draws = np.random.default_rng(seed).multinomial(n_examples, np.full(n_examples, 1 / n_examples), n_resamples)
+    weights = draws.astype(np.float64)
+    low, high = np.full(n_quantities, np.nan), np.full(n_quantities, np.nan)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    for at in range(0, n_quantities, 1024):
+        cut = np.flatnonzero(n_defined[at : at + 1024] > 1) + at
+        if len(cut) == 0:
+            continue
+        totals = weights @ filled[:, cut]
+        if defined[:, cut].all():
+            means = totals / n_examples
+        else:
+            sizes = weights @ defined[:, cut]
+            with np.errstate(invalid="ignore"):
+                means = totals / sizes  # a resample without any defined example says nothing: NaN, left out below
+        if np.isnan(means).any():
+            low[cut], high[cut] = np.nanquantile(means, tails, axis=0)
+        else:
+            low[cut], high[cut] = np.quantile(means, tails, axis=0)
+    return mean, low, high
+
+
+def paired_t(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Paired t test of many quantities: two-sided p, and the effect size d_z = mean / standard deviation (ddof 1; Cohen 1988).
+
+    Args:
+        differences: [example, quantity], NaN where an example has no value.
+
+    Returns:
+        p and effect, each [quantity]. Where no example differs, p is 1 and the effect 0; where all differ by the same, p is 0 and the
+        effect infinite; with fewer than two examples both are NaN.
+    """
+    defined = np.isfinite(differences)
+    n = defined.sum(0)
+    filled = np.where(defined, differences, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = filled.sum(0) / n
+        sd = np.sqrt((np.where(defined, differences - mean, 0.0) ** 2).sum(0) / (n - 1))
+        sd = np.where(sd <= 1e-12 * np.abs(mean), 0.0, sd)  # what is left of equal numbers after rounding
+        effect = np.where(mean == 0, 0.0, mean / sd)
+        p = np.where(mean == 0, 1.0, 2 * stats.t.sf(np.abs(effect) * np.sqrt(n), n - 1))
+    few = n < 2
+    return np.where(few, np.nan, p), np.where(few, np.nan, effect)
+
+
+def crossed_test(differences: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Interval and two-sided p of a mean over seeds and examples, both drawn at random: a t test with a crossed design's variance.
+
+    With mean squares of seeds, examples and the rest, the mean's variance is (MS_seed + MS_example - MS_rest) / (seeds * examples), and
+    its degrees of freedom are Satterthwaite's (the quasi-F of Winer 1971; Clark 1973, "The language-as-fixed-effect fallacy"). It is
+    never taken below what seeds alone or examples alone give.
+
+    Args:
+        differences: [seed, example, ...], at least two of each.
+        level: of the interval.
+
+    Returns:
+        low, high, p, each [...]. Where nothing varies, the interval is NaN, and p is 1 for a mean of 0, else NaN. NaN stays NaN.
+    """
+    d = np.asarray(differences, float)
+    seeds, examples = d.shape[:2]
+    mean, by_seed, by_example = d.mean((0, 1)), d.mean(1), d.mean(0)
+    rest = d - by_seed[:, None] - by_example[None] + mean
+    squares = np.stack(
+        [examples * by_seed.var(0, ddof=1), seeds * by_example.var(0, ddof=1), (rest**2).sum((0, 1)) / ((seeds - 1) * (examples - 1))]
+    )
+    freedom = np.array([seeds - 1, examples - 1, (seeds - 1) * (examples - 1)]).reshape(3, *[1] * (d.ndim - 2))
+    crossed, larger = squares[0] + squares[1] - squares[2], np.maximum(squares[0], squares[1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        satterthwaite = crossed**2 / (squares**2 / freedom).sum(0)
+        df = np.where(crossed >= larger, satterthwaite, np.where(squares[0] >= squares[1], freedom[0], freedom[1]))
+        variance = np.maximum(crossed, larger)
+        variance = np.where(variance <= 1e-24 * mean**2 * d.shape[0] * d.shape[1], 0.0, variance)  # rounding
+        error = np.sqrt(variance / (seeds * examples))
+        reach = stats.t.ppf((1 + level) / 2, df) * error
+        p = 2 * stats.t.sf(np.abs(mean) / error, df)
+    still = variance == 0
+    p = np.where(still, np.where(mean == 0, 1.0, np.nan), p)
+    return np.where(still, np.nan, mean - reach), np.where(still, np.nan, mean + reach), p
+
+
+def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
+    """Q values: the smallest false-discovery rate at which each is significant (Benjamini and Hochberg 1995; scipy).
+
+    Args:
+        p: of one family, any shape; NaN is not counted and stays NaN.
+    """
+    q = np.full(p.shape, np.nan)
+    known = np.isfinite(p)
+    if known.any():
+        q[known] = stats.false_discovery_control(p[known], method="bh")
+    return q
