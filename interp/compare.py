@@ -222,8 +222,8 @@ def _same_tokens(name: str, one: pd.DataFrame, other_name: str, other: pd.DataFr
     said = [f"{row['token']!r} ({row['region']})" if row is not None else "nothing more" for row in seen]
     raise CompareError(
         f"{name} and {other_name} did not read the same tokens: example {place['example']}, position {place['position']}: {said[0]} "
-        f"against {said[1]}. Measure both on the same problems with --text gold and the same chat template; --match compares models of different "
-        "tokenizers"
+        f"against {said[1]}. Measure both on the same problems with --text gold and the same chat template; --match compares models of "
+        "different tokenizers"
     )
 
 
@@ -312,7 +312,8 @@ def _pairs(bases: Sequence[Run], others: Sequence[Run]) -> list[tuple[Run, Run]]
         if len(others) == 1:
             return [(base, others[0]) for base in bases]
         raise CompareError(
-            f"{bases[0].condition} has the seeds {[b.seed for b in bases]}, {others[0].condition} {[o.seed for o in others]}: they share none"
+            f"{bases[0].condition} has the seeds {[b.seed for b in bases]}, {others[0].condition} {[o.seed for o in others]}: "
+            "they share none"
         )
     return pairs
 
