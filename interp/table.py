@@ -133,19 +133,19 @@ def validate(frame: pd.DataFrame, schema: TableSchema) -> pa.Table:
 
     Args:
         frame: columns as in `schema.arrow`, in any order.
-        schema: one of `HEADS`, `EXAMPLES`, `INPUTS`.
+        schema: one of `HEADS`, `EXAMPLES`, `INPUTS`, or of `interp.compare`'s.
 
     Raises:
-        TableError: a column is missing, unknown, of another type, null, or holds a value outside its choices; the key is
+        TableError: a column is missing, unknown, of another type, null (numbers may be NaN), or holds a value outside its choices; the key is
             repeated; a value is not finite where it was measured (`n_queries` > 0), or the interval does not hold the value.
     """
     missing = [name for name in schema.arrow.names if name not in frame.columns]
     unknown = [name for name in frame.columns if name not in schema.arrow.names]
     if missing or unknown:
         raise TableError(f"table {schema.name}: missing columns {missing}, unknown columns {unknown}; expected {schema.arrow.names}")
-    for name in schema.arrow.names:
-        if name not in ("value", "ci_low", "ci_high") and frame[name].isna().any():
-            raise TableError(f"table {schema.name}: column {name} holds nulls")
+    for field in schema.arrow:
+        if not pa.types.is_floating(field.type) and frame[field.name].isna().any():  # an undefined number is NaN
+            raise TableError(f"table {schema.name}: column {field.name} holds nulls")
     for name, allowed in schema.choices.items():
         seen = set(pd.unique(frame[name].astype(str))) - set(allowed)
         if seen:

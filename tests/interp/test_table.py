@@ -11,7 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from interp.table import EXAMPLES, HEADS, INPUTS, REGIONS, ROLES, TABLES, TOKEN_REGIONS, TableError, TableSchema, read, validate, write
+from interp.table import (
+    EXAMPLES,
+    HEADS,
+    INPUTS,
+    REGIONS,
+    ROLES,
+    TABLES,
+    TOKEN_REGIONS,
+    TableError,
+    TableSchema,
+    read,
+    read_values,
+    validate,
+    write,
+)
 
 
 def make(schema: TableSchema) -> pd.DataFrame:
@@ -153,3 +167,55 @@ def test_nothing_is_written_where_validation_fails(tmp_path: Path) -> None:
     with pytest.raises(TableError):
         write(make(HEADS).drop(columns="layer"), HEADS, tmp_path / "heads.parquet")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- values as an array -----------------------------------------------------------------------------------------------
+
+
+def grid_of_examples() -> pd.DataFrame:
+    axes = [[3, 7], [0, 2], range(3), ["a", "b"], REGIONS]
+    index = pd.MultiIndex.from_product(axes, names=["example", "layer", "head", "measure", "region"])
+    frame = index.to_frame(index=False).assign(model="m", n_queries=1)
+    frame["value"] = np.arange(len(frame), dtype=float)
+    frame.loc[5, ["value", "n_queries"]] = [np.nan, 0]
+    return frame
+
+
+def test_values_as_an_array(tmp_path: Path) -> None:
+    frame = grid_of_examples()
+    pq.write_table(validate(frame, EXAMPLES), tmp_path / "e.parquet", row_group_size=7)
+    found = read_values(tmp_path / "e.parquet")
+    assert (found.model, found.examples, found.layers, found.n_heads, found.measures) == ("m", (3, 7), (0, 2), 3, ("a", "b"))
+    np.testing.assert_array_equal(found.values.ravel(), frame["value"])
+    assert found.values.shape == (2, 2, 3, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: f.iloc[::-1], "regions all, response, question"),
+        (lambda f: f.sort_values("layer", kind="stable"), "out of order by example"),
+        (lambda f: f.iloc[:-1], "71 rows, 2 x 2 x 3 x 2 x 3 were expected"),
+        (lambda f: f.assign(model=["m", "n"] * 36), "expected one model, found 2: m, n"),
+        (lambda f: f.assign(example=8 - f["example"]), "not in ascending order"),
+        (lambda f: f.assign(value=np.inf), "infinite"),
+        (lambda f: f.iloc[:0], "expected one model, found 0"),
+    ],
+)
+def test_values_that_are_no_whole_grid(change: Any, words: str, tmp_path: Path) -> None:
+    pq.write_table(
+        pa.Table.from_pandas(change(grid_of_examples())[EXAMPLES.arrow.names], EXAMPLES.arrow, preserve_index=False), tmp_path / "e"
+    )
+    with pytest.raises(TableError, match=words):
+        read_values(tmp_path / "e")
+
+
+def test_values_of_another_version_or_torn(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"model": ["m"], "mean": [1.0]}), tmp_path / "old")
+    with pytest.raises(TableError, match="missing columns"):
+        read_values(tmp_path / "old")
+    pq.write_table(validate(grid_of_examples(), EXAMPLES), tmp_path / "e")
+    (tmp_path / "torn").write_bytes((tmp_path / "e").read_bytes()[:100])
+    for name in ("torn", "none"):
+        with pytest.raises(TableError, match="not a readable Parquet file"):
+            read_values(tmp_path / name)
