@@ -368,6 +368,14 @@ def test_only_examples_of_both_are_compared() -> None:
         same_words(one[one["example"] == 4], other[other["example"] == 5])
 
 
+def test_a_character_cut_into_tokens_is_one() -> None:
+    cut = written((0, "question", "a"), (0, "question", " é"), (0, "question", " ét"), (0, "question", "té"), (0, "question", "é"))
+    found = same_words(cut, written((0, "question", "a étté")))
+    assert found["n_words"].tolist() == [2]
+    with pytest.raises(MatchingError, match="word 2: 'étté' against 'été'"):  # a repeated ASCII character is two
+        same_words(cut, written((0, "question", "a été")))
+
+
 def test_half_characters_leave_only_ascii_to_compare() -> None:
     one = written((0, "question", "a \ufffd"), (0, "question", "\ufffdt b"))
     assert same_words(one, written((0, "question", "a é"), (0, "question", "t b")))["n_words"].tolist() == [3]
@@ -413,6 +421,7 @@ def test_profiles_say_what_they_lack() -> None:
         (pd.concat([frame, frame[:1]]), {}, "m: 1 rows repeat"),
         (table(values[:, :1, :1]), {}, "m has one head"),
         (table(np.full_like(values, np.nan)), {}, "m: no measure has a value for every head in any of the 3 examples"),
+        (frame.where(frame["head"] > 0, frame.assign(value=np.nan)), {}, "m: no measure has a value for every head"),
         (table(np.full_like(values, 0.5)), {}, "m: all 4 heads are the same in each of 12 values"),
     ):
         with pytest.raises(MatchingError, match=message):
