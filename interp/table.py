@@ -136,8 +136,8 @@ def validate(frame: pd.DataFrame, schema: TableSchema) -> pa.Table:
         schema: one of `HEADS`, `EXAMPLES`, `INPUTS`, or of `interp.compare`'s.
 
     Raises:
-        TableError: a column is missing, unknown, of another type, null (numbers may be NaN), or holds a value outside its choices; the key is
-            repeated; a value is not finite where it was measured (`n_queries` > 0), or the interval does not hold the value.
+        TableError: a column is missing, unknown, of another type, null (numbers may be NaN), or holds a value outside its choices; the
+            key is repeated; a value is not finite where it was measured (`n_queries` > 0), or the interval does not hold the value.
     """
     missing = [name for name in schema.arrow.names if name not in frame.columns]
     unknown = [name for name in frame.columns if name not in schema.arrow.names]

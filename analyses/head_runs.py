@@ -1,0 +1,220 @@
+"""The head runs behind a comparison: folders of `analyses.heads`, checkpoints that are measured first, or a whole study of `distill`."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from interp.compare import CompareError, Run
+from interp.table import INPUTS, TableError, read, read_values
+
+if TYPE_CHECKING:
+    from distill.problems import Problem
+
+ACCURACY = ("accuracy", "accuracy_low", "accuracy_high", "n_problems")
+
+
+class InputError(ValueError):
+    """An argument that is no head run, no model and no study; the message says what was seen and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """One model of a comparison, before its heads are read.
+
+    Attributes:
+        name: in tables and figures.
+        condition: what its seeds have in common; the name where there is no card.
+        seed: of a student.
+        folder: its head run; None where it is still to be measured.
+        source: what `--model` of `analyses.heads` names; None where only the run's tables are at hand.
+        base: base model of an adapter, where its config does not say.
+        accuracy: accuracy, its interval and the number of problems, where known.
+    """
+
+    name: str
+    condition: str
+    seed: int | None = None
+    folder: Path | None = None
+    source: str | None = None
+    base: str | None = None
+    accuracy: dict[str, float] = field(default_factory=dict)
+
+
+def named(argument: str, base: str | None = None) -> Named:
+    """What an argument of the command names: a head run, or a model.
+
+    Raises:
+        InputError: an empty folder, or one of other things.
+    """
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        if (path / "run.json").is_file():
+            return _of_run(path)
+        if (path / "study.json").is_file():
+            raise InputError(f"{path} is a study; name it with --study {path}")
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            seen = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
+            raise InputError(
+                f"{path} holds {seen}: neither a head run (run.json) nor a model (config.json) nor an adapter; name another folder"
+            )
+        condition, seed = _card(path)
+        return Named(path.resolve().name, condition or path.resolve().name, seed, source=argument, base=base)
+    name = re.sub(r"[^\w.\-]+", "-", path.name.removesuffix(".gguf")) or "model"
+    return Named(name, name, source=argument, base=base)
+
+
+def _of_run(folder: Path) -> Named:
+    run = read_run_json(folder)
+    source = str(run["config"].get("model", ""))
+    adapter = Path(source).expanduser()
+    condition, seed = _card(adapter) if adapter.is_dir() else (None, None)
+    name = str(run["model"]["name"])
+    return Named(name, condition or name, seed, folder=folder, source=source or None, base=run["config"].get("base"))
+
+
+def read_run_json(folder: Path) -> dict[str, Any]:
+    """What a head run says of itself.
+
+    Raises:
+        InputError: no run, a damaged one, or one of another version.
+    """
+    path = folder / "run.json"
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); measure the model again with python -m analyses.heads") from error
+    needed = ("model", "config", "measures", "problems", "text", "chat")
+    missing = [key for key in needed if not isinstance(run, dict) or key not in run]
+    if missing or "name" not in run["model"]:
+        raise InputError(f"{path} has no {', '.join(missing or ['model.name'])}: it is of another version; measure the model again")
+    return run
+
+
+def _card(folder: Path) -> tuple[str | None, int | None]:
+    """Condition and seed of a student of `distill`; nothing where there is no card."""
+    from distill.student import StudentError, read_card
+
+    if not (folder / "card.json").is_file():
+        return None, None
+    try:
+        card = read_card(folder)
+        return str(card["condition"]), card["seed"]
+    except (StudentError, KeyError) as error:
+        raise InputError(f"{folder / 'card.json'}: {error}") from error
+
+
+# --- a study --------------------------------------------------------------------------------------------------------
+
+
+def of_study(folder: Path) -> tuple[list[Named], list[Problem], str]:
+    """Every student of a study that is trained, the untouched one among them; its test problems; and the default baseline.
+
+    Raises:
+        InputError: no study there, or no student in it.
+    """
+    from distill.config import StudyError, study_from
+    from distill.study import load_set, student_name
+
+    path = folder / "study.json"
+    try:
+        study = study_from(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except FileNotFoundError:
+        raise InputError(f"{folder} is no study of distill (no study.json); run one with python -m distill run STUDY.toml") from None
+    except (OSError, ValueError, StudyError) as error:
+        raise InputError(f"{path} cannot be read ({error})") from error
+    base = study.student.model
+    accuracy = _accuracies(folder)
+    models = []
+    for condition in study.conditions:
+        for seed in (None,) if condition == "untouched" else study.seeds:
+            name = student_name(condition, seed)
+            place = folder / "students" / name
+            source = base if condition == "untouched" else str(place)
+            if condition == "untouched" or (place / "adapter_config.json").is_file():
+                known = accuracy.get((condition, seed), {})
+                models.append(Named(name, condition, seed, source=source, base=None if condition == "untouched" else base, accuracy=known))
+            else:
+                print(f"note: {name} is not trained yet, and left out", file=sys.stderr)
+    if len(models) < 2:
+        raise InputError(f"{folder} has {len(models)} student to compare; train some with python -m distill run")
+    names = [m.condition for m in models]
+    return models, load_set(study.data.test, "test"), "untouched" if "untouched" in names else study.baseline
+
+
+def _accuracies(folder: Path) -> dict[tuple[str, int | None], dict[str, float]]:
+    file = folder / "students.csv"
+    if not file.is_file():
+        return {}
+    table = pd.read_csv(file)
+    return {
+        (str(row["condition"]), None if pd.isna(row["seed"]) else int(row["seed"])): dict(
+            zip(ACCURACY, (row["accuracy"], row["low"], row["high"], row["problems"]), strict=True)
+        )
+        for row in table.to_dict("records")
+    }
+
+
+def with_accuracy(models: Iterable[Named], file: Path) -> list[Named]:
+    """The models with accuracies of a CSV file: model, accuracy, and where there are those columns accuracy_low, accuracy_high, n_problems.
+
+    Raises:
+        InputError: a file that cannot be read, columns that are missing, or no model of the comparison in it.
+    """
+    from dataclasses import replace
+
+    try:
+        table = pd.read_csv(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--accuracy {file} cannot be read ({error})") from error
+    if not {"model", "accuracy"} <= set(table.columns):
+        raise InputError(f"--accuracy {file} has the columns {', '.join(table.columns)}; model and accuracy are needed")
+    rows = table.set_index("model").to_dict("index")
+    models = list(models)
+    if not any(m.name in rows for m in models):
+        raise InputError(f"--accuracy {file} has the models {', '.join(map(str, rows))}; none of {', '.join(m.name for m in models)}")
+    return [replace(m, accuracy={k: float(v) for k, v in rows[m.name].items() if k in ACCURACY}) if m.name in rows else m for m in models]
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def read_head_run(model: Named) -> Run:
+    """A head run's values and tokens.
+
+    Raises:
+        InputError: a table that is missing, damaged or of another version; the message names it.
+    """
+    assert model.folder is not None
+    try:
+        values = read_values(model.folder / "examples.parquet")
+        inputs = read(model.folder / "inputs.parquet", INPUTS)
+    except TableError as error:
+        raise InputError(f"{error}; measure {model.name} again with python -m analyses.heads") from error
+    from dataclasses import replace
+
+    return Run(replace(values, model=model.name), inputs, model.condition, model.seed)
+
+
+def same_texts(models: Sequence[Named]) -> None:
+    """Head runs of one comparison read their texts alike.
+
+    Raises:
+        CompareError: one read the gold solutions and another its own answers, or through another template.
+    """
+    first, *others = [(m, read_run_json(m.folder)) for m in models if m.folder is not None]
+    for model, run in others:
+        for key, what in (("text", "--text"), ("chat", "the chat template")):
+            if run[key] != first[1][key]:
+                raise CompareError(
+                    f"{first[0].name} was measured with {what} {first[1][key]}, {model.name} with {run[key]}: measure one again"
+                )
+    if first[1]["text"] == "generated" and others:
+        raise CompareError("the runs read each model's own answers (--text generated), which differ; measure them with --text gold")

@@ -1,0 +1,253 @@
+"""The command from end to end: copies, planted changes, a study, other architectures, the published layout, and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file, save_file
+
+from analyses.shifts import main
+from interp.compare import TABLES
+from interp.table import read
+
+DATA = os.environ.get("PRIMED_HEADS_DATA")
+MEASURES = ("--measures", "entropy_nats", "numeric_mass", "previous_mass")
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def shifts(problems: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """`(*arguments)` runs the command in this process, on the short problems and without figures unless said otherwise."""
+
+    def run(*arguments: Any, problems: Path | None = problems, figures: bool = False) -> Ran:
+        given = [str(argument) for argument in arguments]
+        given += ["--problems", str(problems)] if problems is not None else []
+        given += ["--device", "cpu"] + ([] if figures else ["--no-figures"])
+        capfd.readouterr()
+        code = main(given)
+        said = capfd.readouterr()
+        return Ran(code, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def three_layers(tmp_path: Path, save_checkpoint: Callable[..., Path]) -> Path:
+    return save_checkpoint(tmp_path / "models" / "base", num_hidden_layers=3)
+
+
+def changed(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a checkpoint with other weights."""
+    copy = Path(shutil.copytree(folder, folder.parent / name))
+    weights = load_file(copy / "model.safetensors")
+    change(weights)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+def table(folder: Path, name: str) -> pd.DataFrame:
+    return read(folder / f"{name}.parquet", TABLES[name])
+
+
+def test_two_copies_of_one_model(three_layers: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
+    copy = changed(three_layers, "copy", lambda weights: None)
+    out = tmp_path / "out"
+    ran = shifts(three_layers, copy, "--out", out)
+    assert ran.code == 0, ran.err
+    found = table(out, "shifts")
+    assert (found[["difference", "effect"]].fillna(0) == 0).all(axis=None)
+    assert (found["q"].dropna() == 1).all()
+    assert "0 of 12" in ran.out
+    divergences = table(out, "divergences")
+    assert divergences.loc[divergences["measure"] == "js", "mean"].abs().max() < 1e-9
+    assert set(json.loads((out / "run.json").read_text())) >= {"kind", "command", "baseline", "versions", "models", "warnings"}
+
+
+def test_a_planted_head_is_found_first_and_nothing_before_it(three_layers: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
+    def scale(weights: dict[str, Any]) -> None:
+        weights["model.layers.1.self_attn.q_proj.weight"][16:24] *= 1.5  # head 2 of 4, 8 rows each
+
+    ran = shifts(three_layers, changed(three_layers, "planted", scale), "--out", tmp_path / "out", *MEASURES)
+    assert ran.code == 0, ran.err
+    found = table(tmp_path / "out", "shifts")
+    clear = found[(found["q"] < 0.05) & (found["layer"] < 2)]
+    assert set(zip(clear["layer"], clear["head"], strict=True)) == {(1, 2)}
+    before = found[(found["layer"] < 1) | ((found["layer"] == 1) & (found["head"] != 2))]
+    assert (before["difference"].fillna(0) == 0).all()
+    entropy = found[(found["measure"] == "entropy_nats") & (found["region"] == "all")]
+    first = entropy.loc[entropy["difference"].abs().idxmax()]
+    assert (first["layer"], first["head"]) == (1, 2)
+    maps = table(tmp_path / "out", "divergences")
+    js = maps[(maps["measure"] == "js") & (maps["region"] == "all")].sort_values("mean", ascending=False)
+    assert (js.iloc[0]["layer"], js.iloc[0]["head"]) == (1, 2)
+    assert js.loc[(js["layer"] < 1) | ((js["layer"] == 1) & (js["head"] != 2)), "mean"].max() < 1e-9
+
+
+def test_head_runs_as_they_are(heads: Callable[..., Any], shifts: Callable[..., Ran], adapter: Path, tmp_path: Path) -> None:
+    assert heads("--out", tmp_path / "base").code == 0
+    assert heads("--model", adapter, "--out", tmp_path / "student", "--name", "student").code == 0
+    ran = shifts(tmp_path / "base", tmp_path / "student", "--out", tmp_path / "out", problems=None)
+    assert ran.code == 0, ran.err
+    found = table(tmp_path / "out", "shifts")
+    one, other = (pd.read_parquet(tmp_path / name / "heads.parquet") for name in ("base", "student"))
+    np.testing.assert_allclose(found["base_mean"], one["value"])
+    np.testing.assert_allclose(found["mean"], other["value"])
+    lora = pd.read_csv(tmp_path / "out" / "lora.csv")
+    assert set(lora["circuit"]) == {"qk", "ov"}
+    assert (lora["model"] == "student").all()
+
+
+def test_a_finished_comparison_is_replaced_on_demand(three_layers: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
+    copy = changed(three_layers, "copy", lambda weights: None)
+    out = tmp_path / "out"
+    assert shifts(three_layers, copy, "--out", out, *MEASURES).code == 0
+    before = {p.name: p.read_bytes() for p in out.glob("*.parquet")}
+    ran = shifts(three_layers, copy, "--out", out, *MEASURES)
+    assert ran.code == 2
+    assert "--force replaces it" in ran.err
+    ran = shifts(three_layers, copy, "--out", out, *MEASURES, "--force")
+    assert ran.code == 0, ran.err
+    assert "measuring" not in ran.err  # the head runs are those of the same models and problems
+    assert {p.name: p.read_bytes() for p in out.glob("*.parquet")} == before
+    shutil.rmtree(copy)
+    changed(three_layers, "copy", lambda weights: weights["model.layers.0.self_attn.k_proj.weight"].mul_(2))
+    ran = shifts(three_layers, copy, "--out", out, *MEASURES, "--force")
+    assert "measuring the heads of copy" in ran.err
+    assert (table(out, "shifts")["q"] < 0.05).any()
+
+
+def test_accuracy_of_a_file(three_layers: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
+    models = [
+        changed(three_layers, f"m{k}", lambda w, k=k: w["model.layers.0.self_attn.q_proj.weight"].mul_(1 + k / 5)) for k in range(1, 7)
+    ]
+    scores = tmp_path / "scores.csv"
+    scores.write_text("model,accuracy\n" + "".join(f"{m.name},{k / 10}\n" for k, m in enumerate(models)))
+    ran = shifts(three_layers, *models, "--accuracy", scores, "--out", tmp_path / "out", "--maps", "no", *MEASURES)
+    assert ran.code == 0, ran.err
+    found = table(tmp_path / "out", "accuracy")
+    assert (found["n_students"] == 6).all()
+    assert found["p"].min() == pytest.approx(2 / 720)  # only the order itself and its reverse are as far from 0
+    scores.write_text("model,accuracy\nother,0.5\n")
+    ran = shifts(three_layers, *models, "--accuracy", scores, "--out", tmp_path / "o2")
+    assert ran.code == 2
+    assert "has the models other; none of base, m1" in ran.err
+
+
+def test_other_architectures_are_matched(
+    three_layers: Path, save_checkpoint: Callable[..., Path], shifts: Callable[..., Ran], tmp_path: Path
+) -> None:
+    other = save_checkpoint(tmp_path / "models" / "small", num_hidden_layers=2, seed=4)
+    ran = shifts(three_layers, other, "--out", tmp_path / "out")
+    assert ran.code == 2
+    assert "small has 2 layers of 4 heads, base 3 of 4" in ran.err
+    ran = shifts(three_layers, other, "--out", tmp_path / "out", "--match")
+    assert ran.code == 0, ran.err
+    found = pd.read_csv(tmp_path / "out" / "matches.csv")
+    assert len(found) == 8
+    assert not found.duplicated(["layer_other", "head_other"]).any()
+
+
+# --- the published layout -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(DATA is None, reason="PRIMED_HEADS_DATA does not say where the published maps are")
+def test_the_published_study(shifts: Callable[..., Ran], tmp_path: Path) -> None:
+    ran = shifts("--published", Path(DATA or "") / "published" / "attention", "--out", tmp_path / "out", problems=None)
+    assert ran.code == 0, ran.err
+    curves = pd.read_csv(tmp_path / "out" / "curves.csv")
+    entropy = curves[(curves["model"] == "AI") & (curves["curve"] == "entropy")].set_index("layer")["value"]
+    assert [round(float(entropy[layer]), 4) for layer in (0, 2, 12, 25, 30)] == [1.5435, 0.5268, 1.8647, 0.6068, 1.3261]
+    assert "1.8647" in ran.out
+
+
+def test_a_published_layout_that_is_damaged(shifts: Callable[..., Ran], tmp_path: Path) -> None:
+    for layer in range(2):
+        for head in range(2):
+            place = tmp_path / "maps" / "raw-one" / f"layer{layer}" / f"layer_{layer}_raw_attention"
+            place.mkdir(parents=True, exist_ok=True)
+            np.save(place / f"layer_{layer}_head_{head}.npy", np.tril(np.ones((3, 3), np.float32)))
+    ran = shifts("--published", tmp_path / "maps", "--out", tmp_path / "out", problems=None)
+    assert ran.code == 0, ran.err
+    assert "one model: there is no variance" in ran.out
+    (place / "layer_1_head_1.npy").write_bytes(b"\x93NUMPY torn")
+    ran = shifts("--published", tmp_path / "maps", "--out", tmp_path / "o2", problems=None)
+    assert ran.code == 2
+    assert "layer_1_head_1.npy" in ran.err
+    assert not (tmp_path / "o2").exists()
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "nothing to compare"),
+        (("{base}",), "1 model to compare (base)"),
+        (("{base}", "{base}"), "two models are called 'base'"),
+        (("{base}", "{empty}"), "empty holds nothing"),
+        (("{base}", "{tmp}/none"), "no such model"),
+        (("{base}", "{copy}", "--baseline", "nobody"), "known: base, copy"),
+        (("{base}", "{copy}", "--limit", "0"), "--limit is 0"),
+        (("--study", "{tmp}"), "no study.json"),
+        (("{base}", "--published", "{tmp}"), "are different comparisons"),
+        (("--published", "{empty}"), "empty"),
+        (("{base}", "--match"), "--match compares two models, 1 are named"),
+        (("{base}", "{copy}", "--out", "{file}"), "is a file"),
+        (("{base}", "{copy}", "--out", "{base}"), "which no comparison wrote"),
+    ],
+)
+def test_bad_input_is_one_error_and_exit_2(
+    arguments: tuple[str, ...], words: str, three_layers: Path, shifts: Callable[..., Ran], tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    copy = changed(three_layers, "copy", lambda weights: None)
+    places = {"base": three_layers, "copy": copy, "empty": tmp_path / "empty", "tmp": tmp_path, "file": tmp_path / "file"}
+    given = [argument.format(**places) for argument in arguments]
+    ran = shifts(*given, *(() if "--out" in given else ("--out", tmp_path / "out")), problems=None)
+    assert ran.code == 2
+    assert words in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_runs_that_do_not_fit(heads: Callable[..., Any], shifts: Callable[..., Ran], tmp_path: Path, problems: Path) -> None:
+    assert heads("--out", tmp_path / "one", "--name", "one").code == 0
+    assert heads("--out", tmp_path / "two", "--name", "two", "--no-chat").code == 0
+    lines = problems.read_text().splitlines()
+    (tmp_path / "others.jsonl").write_text("\n".join(lines[::-1]) + "\n")
+    assert heads("--out", tmp_path / "three", "--name", "three", "--problems", tmp_path / "others.jsonl").code == 0
+
+    def compare(*names: str) -> str:
+        ran = shifts(*(tmp_path / name for name in names), "--out", tmp_path / "out", problems=None)
+        assert ran.code == 2, ran
+        assert "Traceback" not in ran.err
+        return ran.err
+
+    assert "one was measured with the chat template True, two with False" in compare("one", "two")
+    assert "did not read the same tokens: example 0" in compare("one", "three")
+    old = Path(shutil.copytree(tmp_path / "one", tmp_path / "old"))
+    run = json.loads((old / "run.json").read_text())
+    (old / "run.json").write_text(json.dumps({key: value for key, value in run.items() if key != "chat"}))
+    assert "has no chat: it is of another version" in compare("one", "old")
+    (old / "run.json").write_text(json.dumps({**run, "model": {**run["model"], "name": "old"}}))
+    frame = pd.read_parquet(old / "examples.parquet")
+    frame.drop(columns="n_queries").to_parquet(old / "examples.parquet")
+    assert "missing columns ['n_queries']" in compare("one", "old")
+    frame.assign(value=np.inf).to_parquet(old / "examples.parquet")
+    assert "infinite" in compare("one", "old")
+    (old / "examples.parquet").write_bytes(b"PAR1")
+    assert "not a readable Parquet file" in compare("one", "old")
