@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from analyses.command import guarded
+
 if TYPE_CHECKING:
     from analyses.runs import Part, RunFolder
     from distill.problems import Problem
@@ -122,59 +124,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     command = shlex.join(["python", "-m", "analyses.heads", *(sys.argv[1:] if arguments is None else arguments)])
-    try:
-        return run(config, command)
-    except KeyboardInterrupt:
-        kept = config.folder().with_name(config.folder().name + ".partial")
-        goes_on = f"finished batches are kept in {kept}: the same command with --resume goes on"
-        print(f"\ninterrupted; {goes_on if kept.exists() else 'nothing was finished, and nothing is kept'}", file=sys.stderr)
-        return 130
-    except (ValueError, RuntimeError, OSError, MemoryError) as error:
-        if config.debug or not _expected(error):
-            raise
-        print(f"error: {_message(error, config)}", file=sys.stderr)
-        return 2
-
-
-def _expected(error: BaseException) -> bool:
-    """The error speaks of the input or the machine; anything else is a fault of ours and shows its traceback."""
-    import torch
-
-    from analyses.runs import RunError
-    from distill.problems import ProblemError
-    from interp.attention import NonFiniteAttentionError
-    from interp.checkpoints import CheckpointError
-    from interp.measures import MeasureError
-    from interp.recorder import RecordingError
-    from interp.table import TableError
-    from interp.tokens import TokenError
-
-    known = (
-        RunError,
-        ProblemError,
-        NonFiniteAttentionError,
-        CheckpointError,
-        MeasureError,
-        RecordingError,
-        TableError,
-        TokenError,
-        InputError,
-        OSError,
-        MemoryError,
-        torch.OutOfMemoryError,
+    return guarded(
+        lambda: run(config, command),
+        debug=config.debug,
+        interrupted=lambda: _after_interruption(config),
+        out=config.folder(),
+        kept="batches that were finished are kept for --resume",
     )
-    return isinstance(error, known)
 
 
-def _message(error: BaseException, config: HeadsConfig) -> str:
-    import torch
-
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return f"out of memory ({str(error).splitlines()[0] if str(error) else 'no details'}); try a smaller --batch-tokens"
-    if isinstance(error, OSError):
-        place = error.filename or f"results go to {config.folder()}"
-        return f"{error.strerror or error} ({place}); batches that were finished are kept for --resume"
-    return str(error)
+def _after_interruption(config: HeadsConfig) -> str:
+    kept = config.folder().with_name(config.folder().name + ".partial")
+    if not kept.exists():
+        return "nothing was finished, and nothing is kept"
+    return f"finished batches are kept in {kept}: the same command with --resume goes on"
 
 
 class InputError(ValueError):

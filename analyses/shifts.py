@@ -131,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     command = shlex.join(["python", "-m", "analyses.shifts", *(sys.argv[1:] if arguments is None else arguments)])
     work = compare_published if config.published else compare_trajectories if config.trajectory else compare
-    return guarded(lambda: work(config, command), debug=config.debug, interrupted="head runs that were finished are kept")
+    kept = f"head runs that were finished are kept in {config.folder() / 'heads'}: the same command goes on"
+    return guarded(lambda: work(config, command), debug=config.debug, interrupted=lambda: kept, out=config.folder(), kept=kept)
 
 
 def say(text: str) -> None:
