@@ -83,7 +83,7 @@ def test_a_users_measures_work_as_shown(tmp_path: Path, monkeypatch: pytest.Monk
     assert "far_mass" in load_measures()  # without names, installed measures run with ours
 
 
-@pytest.mark.parametrize("command", ["analyses.heads", "figures", "benchmarks.heads"])
+@pytest.mark.parametrize("command", ["analyses.heads", "analyses.shifts", "distill", "figures", "benchmarks.heads"])
 def test_help_of_every_command(command: str) -> None:
     done = subprocess.run([sys.executable, "-m", command, "--help"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
@@ -102,8 +102,16 @@ def test_options_that_the_readme_shows_exist() -> None:
     assert not {option for option in shown if option not in done.stdout}
 
 
+def test_options_that_the_page_of_shifts_shows_exist() -> None:
+    done = subprocess.run([sys.executable, "-m", "analyses.shifts", "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
+    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "docs/shifts.md").read_text(encoding="utf-8")))
+    assert {"--study", "--match", "--baseline"} <= shown
+    assert not {option for option in shown if option not in done.stdout}
+
+
 def test_nothing_heavy_is_imported_for_help_and_tables() -> None:
-    code = "import sys, analyses.heads, interp.table, figures.run_folder; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    modules = "analyses.heads, analyses.shifts, interp.compare, interp.matching, interp.stored_maps, figures.run_folder"
+    code = f"import sys, {modules}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
 
