@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -144,8 +144,14 @@ class InputError(ValueError):
     """Problems and model do not fit together."""
 
 
-def run(config: HeadsConfig, command: str) -> int:
-    """The whole job: problems, model, batches, tables, figures."""
+def run(config: HeadsConfig, command: str, opened: Callable[[], Checkpoint] | None = None) -> int:
+    """The whole job: problems, model, batches, tables, figures.
+
+    Args:
+        config: what to do.
+        command: for the record of the run.
+        opened: gives the model, where it is open already; None opens `config.model`.
+    """
     from analyses.runs import RunFolder
     from distill.problems import load_problems, problems_digest
 
@@ -166,15 +172,18 @@ def run(config: HeadsConfig, command: str) -> int:
     folder = folder or RunFolder(config.folder(), force=config.force, resume=True, lock=False)
     try:
         say(first, f"opening {config.model}")
-        checkpoint = open_checkpoint(
-            config.model,
-            base=config.base,
-            device=str(state.device) if config.device == "auto" and state.num_processes > 1 else config.device,
-            dtype=config.dtype,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-        )
-        opened = time.perf_counter()
+        if opened is not None:
+            checkpoint = opened()
+        else:
+            checkpoint = open_checkpoint(
+                config.model,
+                base=config.base,
+                device=str(state.device) if config.device == "auto" and state.num_processes > 1 else config.device,
+                dtype=config.dtype,
+                revision=config.revision,
+                trust_remote_code=config.trust_remote_code,
+            )
+        open_at = time.perf_counter()
         way = choose(config, checkpoint, measures)
         chat = config.chat and getattr(checkpoint.tokenizer, "chat_template", None) is not None
         texts, batches = plan(config, checkpoint, problems, chat)
@@ -215,8 +224,8 @@ def run(config: HeadsConfig, command: str) -> int:
 
     run_record["n_processes"] = state.num_processes
     run_record["timings"] = {
-        "open_seconds": round(opened - started, 3),
-        "record_seconds": round(recorded - opened, 3),
+        "open_seconds": round(open_at - started, 3),
+        "record_seconds": round(recorded - open_at, 3),
         "tables_seconds": round(tabled - recorded, 3),
     }
     run_record["memory"] = {f"{name}_peak_bytes": size for name, size in peak_memory_bytes().items()}

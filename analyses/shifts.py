@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analyses.head_runs import Named
+    from analyses.open_models import OpenModels
     from distill.problems import Problem
     from interp.compare import Run
 
@@ -144,6 +145,7 @@ def compare(config: ShiftsConfig, command: str) -> int:
     """Heads of models on the same texts: tables, figures, and a summary."""
     from analyses.comparison_folder import ComparisonFolder
     from analyses.head_runs import named, of_study, read_head_run, read_run_json, same_texts, with_accuracy
+    from analyses.open_models import Opening, OpenModels
     from interp.compare import align
 
     models = [named(argument, config.base) for argument in config.runs]
@@ -155,7 +157,8 @@ def compare(config: ShiftsConfig, command: str) -> int:
         models = with_accuracy(models, config.accuracy)
     _check(config, models, baseline)
     folder = ComparisonFolder(config.folder(), force=config.force)
-    models = [m if m.folder else replace(m, folder=measure(config, m, problems, folder.out)) for m in models]
+    opened = OpenModels(models, Opening(config.device, config.dtype, config.trust_remote_code))
+    models = [m if m.folder else replace(m, folder=measure(config, m, problems, folder.out, opened)) for m in models]
     same_texts(models)
     if config.match:
         return match(config, command, models, folder)
@@ -164,8 +167,8 @@ def compare(config: ShiftsConfig, command: str) -> int:
     order = [name for name in (baseline,) if name] or [runs[0].condition]
     bases = [r for r in runs if order[0] in (r.condition, r.name)]
     tables = head_tables(runs, bases, models, config.seed)
-    tables |= adapter_tables(config, models)
-    tables |= map_tables(config, models, bases, problems)
+    tables |= adapter_tables(models, opened)
+    tables |= map_tables(config, models, runs, bases, opened)
     infos = [{k: v for k, v in info.items() if k != "way"} for info in read_run_json(_folder(models[0]))["measures"]]
     about = {
         "kind": "shifts",
@@ -217,7 +220,7 @@ def _check(config: ShiftsConfig, models: Sequence[Named], baseline: str | None) 
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
-def measure(config: ShiftsConfig, model: Named, problems: Sequence[Problem] | None, out: Path) -> Path:
+def measure(config: ShiftsConfig, model: Named, problems: Sequence[Problem] | None, out: Path, opened: OpenModels) -> Path:
     """A model's head run, made by `analyses.heads` where it is not there yet."""
     from analyses.heads import HeadsConfig, run
     from distill.problems import load_problems, problems_digest
@@ -251,7 +254,7 @@ def measure(config: ShiftsConfig, model: Named, problems: Sequence[Problem] | No
             return folder
         wanted = replace(wanted, resume=False, force=True)
     say(f"measuring the heads of {model.name}")
-    run(wanted, f"measured by {PROG}")
+    run(wanted, f"measured by {PROG}", lambda: opened.open(model))
     return folder
 
 
@@ -284,18 +287,21 @@ def _is_of(folder: Path, digest: str, wanted: Any, identity: dict[str, Any]) -> 
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
+def _base_of(run: Run, bases: Sequence[Run]) -> Run:
+    """The baseline's student of the same seed, or its first."""
+    return next((base for base in bases if base.seed == run.seed), bases[0])
+
+
 def head_tables(runs: Sequence[Run], bases: Sequence[Run], models: Sequence[Named], seed: int) -> dict[str, pd.DataFrame]:
     """Every table that the head runs give."""
     import pandas as pd
 
     from interp.compare import accuracy_table, agreement_table, by_condition, conditions_table, layers_table, ranks_table, shifts_table
 
-    by_seed = {base.seed: base for base in bases}
-
     def base_of(run: Run) -> Run:
-        return by_seed.get(run.seed, bases[0])
+        return _base_of(run, bases)
 
-    others = [r for r in runs if r not in bases]
+    others = [r for r in runs if r.name not in {base.name for base in bases}]
     tables = {
         "shifts": pd.concat([shifts_table(base_of(r), r, seed=seed) for r in others], ignore_index=True),
         "conditions": pd.concat([conditions_table(bases, group, seed=seed) for group in by_condition(others).values()], ignore_index=True),
@@ -317,22 +323,18 @@ def head_tables(runs: Sequence[Run], bases: Sequence[Run], models: Sequence[Name
     return tables
 
 
-def adapter_tables(config: ShiftsConfig, models: Sequence[Named]) -> dict[str, pd.DataFrame]:
+def adapter_tables(models: Sequence[Named], opened: OpenModels) -> dict[str, pd.DataFrame]:
     """Size and ranks of what each LoRA student changes in every head's QK and OV circuits."""
     import pandas as pd
 
-    from interp.checkpoints import open_checkpoint
     from interp.lora_geometry import LoraGeometryError, lora_geometry
 
     frames = []
     for model in models:
         if model.source is None or not (Path(model.source).expanduser() / "adapter_config.json").is_file():
             continue
-        checkpoint = open_checkpoint(
-            model.source, base=model.base, device=config.device, dtype=config.dtype, trust_remote_code=config.trust_remote_code
-        )
         try:
-            table = lora_geometry(checkpoint.model)
+            table = lora_geometry(opened.open(model).model)
         except LoraGeometryError as error:
             say(f"note: no circuit geometry of {model.name}: {error}")
             continue
@@ -343,10 +345,84 @@ def adapter_tables(config: ShiftsConfig, models: Sequence[Named]) -> dict[str, p
 
 
 def map_tables(
-    config: ShiftsConfig, models: Sequence[Named], bases: Sequence[Run], problems: Sequence[Problem] | None
+    config: ShiftsConfig, models: Sequence[Named], runs: Sequence[Run], bases: Sequence[Run], opened: OpenModels
 ) -> dict[str, pd.DataFrame]:
-    """Divergence of the maps themselves, where the models are at hand."""
-    return {}
+    """Divergence of the maps themselves, where the models are at hand; why not is said.
+
+    Students on one shared base run together. Other models run in pairs with their baseline, so that two are loaded at a time, and there is
+    no variance over all of them.
+
+    Raises:
+        InputError: --maps yes, and a model or the texts are not at hand.
+    """
+    import pandas as pd
+
+    from analyses.head_runs import InputError
+    from interp.compare import divergences_table
+
+    if config.maps == "no":
+        return {}
+    of_base: dict[str, list[Named]] = {base.name: [] for base in bases}
+    known = {m.name: m for m in models}
+    for run in runs:
+        if run.name not in of_base:
+            of_base[_base_of(run, bases).name].append(known[run.name])
+    try:
+        missing = [m.name for m in models if m.source is None]
+        if missing:
+            raise InputError(f"it is not known where the model of {missing[0]} lies")
+        frames = []
+        for name, others in of_base.items():
+            together = opened.shares([known[name], *others])
+            for group in [others] if together else [[other] for other in others]:
+                frame = _divergences(config, known[name], group, runs, opened) if group else pd.DataFrame()
+                frames.append(frame if together or len(others) == 1 or frame.empty else frame[frame["measure"] != "variance"])
+        frames = [frame for frame in frames if not frame.empty]
+        table = divergences_table(pd.concat(frames, ignore_index=True), seed=config.seed)
+    except ValueError as error:
+        if config.maps == "yes":
+            raise
+        say(f"note: the maps themselves are not compared: {str(error).splitlines()[0]}")
+        return {}
+    return {"divergences": table}
+
+
+def _divergences(config: ShiftsConfig, base: Named, others: Sequence[Named], runs: Sequence[Run], opened: OpenModels) -> pd.DataFrame:
+    """`interp.map_divergence` over the texts that the head runs read, batch by batch."""
+    import numpy as np
+    import pandas as pd
+    from interp.map_divergence import map_divergence
+    from tqdm import tqdm
+
+    from analyses.head_runs import InputError, read_run_json
+    from analyses.heads import HeadsConfig, plan
+    from distill.problems import load_problems, problems_digest
+
+    run = read_run_json(_folder(base))
+    source = run["config"]
+    problems = load_problems(str(source["problems"]), str(source["split"]), source["limit"])
+    if problems_digest(problems) != run["problems"]["sha256"]:
+        raise InputError(f"{source['problems']} no longer holds the problems that {base.name} read")
+    wanted = set(runs[0].values.examples)
+    students = opened.students([base, *others])
+    checkpoint = opened.any_of([base, *others])
+    texts, batches = plan(
+        HeadsConfig(batch_tokens=config.batch_tokens), checkpoint, [p for p in problems if p.index in wanted], run["chat"]
+    )
+    inputs = runs[0].inputs
+    for text in texts.texts:
+        if not np.array_equal(text.ids, inputs.loc[inputs["example"] == text.example, "token_id"].to_numpy()):
+            raise InputError(
+                f"the tokenizer of {checkpoint.name} no longer gives the tokens that {base.name} read (example {text.example})"
+            )
+    frames = []
+    label = f"maps of {base.name} and {others[0].name if len(others) == 1 else f'{len(others)} others'}"
+    with tqdm(total=sum(len(t) for t in texts.texts), unit="tok", unit_scale=True, desc=label, dynamic_ncols=True) as bar:
+        for batch in batches:
+            tokens = texts.select(batch)
+            frames.append(map_divergence(students, tokens, baseline=base.name))
+            bar.update(sum(len(t) for t in tokens.texts))
+    return pd.concat(frames, ignore_index=True)
 
 
 def warnings(runs: Sequence[Run], bases: Sequence[Run], models: Sequence[Named]) -> list[str]:
@@ -357,7 +433,7 @@ def warnings(runs: Sequence[Run], bases: Sequence[Run], models: Sequence[Named])
     n = len(runs[0].values.examples)
     if n < 20:
         told.append(f"only {n} examples: intervals and tests over examples are rough")
-    single = [name for name, group in by_condition([r for r in runs if r not in bases]).items() if len(group) == 1]
+    single = [name for name, group in by_condition([r for r in runs if r.name not in {base.name for base in bases}]).items() if len(group) == 1]
     if single:
         told.append(f"one seed of {', '.join(single)}: tests over examples speak of that student alone, another seed may differ")
     graded = sum(bool(m.accuracy) for m in models)
