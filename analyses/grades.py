@@ -6,6 +6,7 @@ stand in the tables as one more grader, `logged`.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
@@ -13,7 +14,7 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -217,7 +218,7 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
             continue
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".csv", ".jsonl") and file.is_file())
         folders = sorted(folder.parent for folder in path.glob("*/evaluation.json"))
-        held = [file for file in files if file.suffix.lower() == ".jsonl" or "model_answer" in _read_csv_table(file, rows=0)]
+        held = [file for file in files if file.suffix.lower() == ".jsonl" or "model_answer" in _columns(file)]
         if not held and not folders:
             seen = f"; {', '.join(file.name for file in files)} lack the column model_answer" if files else ""
             raise GradesError(
@@ -242,35 +243,49 @@ def _read_file(path: Path) -> Source:
     return Source(path, kind, hashlib.sha256(path.read_bytes()).hexdigest(), tuple(responses))
 
 
-def _read_csv_table(path: Path, rows: int | None = None) -> pd.DataFrame:
-    import pandas as pd
-
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", nrows=rows)
-    except (ValueError, pd.errors.ParserError) as error:  # also an empty file, and bytes that are no UTF-8
-        raise GradesError(f"{path} cannot be read as CSV ({str(error).splitlines()[0]:.160}); write it again") from error
-
-
 def _read_csv(path: Path) -> list[Response]:
-    """Rows count from 1 below the header: a response may hold line breaks, so that lines would name no row."""
-    table = _read_csv_table(path)
-    missing = [name for name in COLUMNS if name not in table]
-    if missing:
-        raise GradesError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(map(str, table.columns)):.200}")
-    if not len(table):
-        raise GradesError(f"{path} has a header and no rows")
     responses = []
-    for number, row in enumerate(table.to_dict("records"), 1):
-        place = f"{path}, row {number}"
-        fields = {str(name): value for name, value in row.items()}
-        torn = [name for name, value in fields.items() if not isinstance(value, str)]
-        if torn:
-            raise GradesError(f"{place}: the row ends before its column {torn[0]!r}")
+    for place, fields in _csv_rows(path):
+        missing = [name for name in COLUMNS if name not in fields]
+        if missing:
+            raise GradesError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(fields):.200}")
         question, answer = _text(fields, "question", place), _text(fields, "answer", place)
         cut = _reached(fields.get("model_output_tokens", ""), fields.get("model_max_tokens", ""), place)
         logged = _verdict(fields.get("correct", ""), place)
         responses.append(Response(path.stem, question, answer, fields["model_answer"], cut, logged, place))
+    if not responses:
+        raise GradesError(f"{path} has a header and no rows")
     return responses
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, fields) of each row. Not pandas': it takes the end of a torn row for empty fields, and knows no lines."""
+    csv.field_size_limit(2**31 - 1)  # its own limit is 131,072 characters
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        begins = 1
+        try:
+            header = next(reader, None)
+            if not header:
+                raise GradesError(f"{path} is empty; needed are the columns {', '.join(COLUMNS)}")
+            begins = reader.line_num + 1
+            for row in reader:
+                place = f"{path}, line {begins}"
+                if row and len(row) != len(header):
+                    raise GradesError(f"{place}: a row of {len(row)} fields under {len(header)} columns; write the file again")
+                if row:
+                    yield place, dict(zip(header, row, strict=True))
+                begins = reader.line_num + 1
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise GradesError(f"{path}, line {begins}: cannot be read as CSV ({error!s:.160}); write the file again") from None
+
+
+def _columns(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return next(csv.reader(file), [])
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise GradesError(f"{path}, line 1: cannot be read as CSV ({error!s:.160}); write the file again") from None
 
 
 def _verdict(text: str, place: str) -> bool | None:
@@ -605,8 +620,9 @@ def notes_on(
         logged = code["logged"].astype(bool)
         by_hand, same = code["extracted"].isna(), code["correct"] == logged
         note = (
-            f"{model}: {PUBLISHED_CODE} reads a number in {(~by_hand).sum()} of {len(code)} logged responses, and gives the logged verdict on "
-            f"{(same & ~by_hand).sum()} of them; the other {by_hand.sum()} had to be graded by hand, {(logged & by_hand).sum()} of them as right"
+            f"{model}: {PUBLISHED_CODE} reads a number in {(~by_hand).sum()} of {len(code)} logged responses, and gives the logged verdict "
+            f"on {(same & ~by_hand).sum()} of them; the other {by_hand.sum()} had to be graded by hand, {(logged & by_hand).sum()} of "
+            "them as right"
         )
         if len(rules):
             apart = rules["correct"] != logged
@@ -713,7 +729,8 @@ def show(config: GradesConfig, accuracy: pd.DataFrame, pairs: pd.DataFrame, base
         print(
             f"Paired with {baseline} by question. problems: n answered by both; difference: share right less {baseline}'s, with its "
             f"{level} percentile bootstrap interval over problems ({config.resamples} resamples, seed {config.seed}); p_mcnemar: McNemar's "
-            f"exact test, two-sided; p_holm: Holm's correction over the models within a grader.\n\n{shown(pairs.drop(columns='baseline'))}\n"
+            f"exact test, two-sided; p_holm: Holm's correction over the models within a grader.\n\n"
+            f"{shown(pairs.drop(columns='baseline'))}\n"
         )
     for note in notes:
         print(f"note: {note}")
