@@ -238,7 +238,10 @@ def test_results_are_replaced_and_other_folders_are_left_alone(tmp_path: Path, r
     path, out = verdicts(tmp_path / "x.jsonl", "10"), tmp_path / "out"
     out.mkdir()
     assert run(path, "--graders", "stated").code == 0
+    (tmp_path / "older").hardlink_to(out / "grades.parquet")  # as one who has the file open
+    before = (tmp_path / "older").read_bytes()
     assert run(path, "--graders", "strict").code == 0
+    assert (tmp_path / "older").read_bytes() == before
     assert tables(out)[1]["grader"].tolist() == ["strict"]
     assert sorted(file.name for file in out.iterdir()) == sorted(grades.FILES)
     other = tmp_path / "other"
