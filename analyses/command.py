@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-OURS = ("interp", "distill", "analyses", "figures")
+OURS = ("interp", "distill", "analyses", "figures", "__main__")
 
 
-def guarded(work: Callable[[], int], *, debug: bool, interrupted: Callable[[], str], out: Path, kept: str) -> int:
+def guarded(work: Callable[[], int], *, debug: bool, interrupted: Callable[[], str], out: Path, kept: str, smaller: str = "") -> int:
     """Runs a command's work: 0 done, 2 after an error in the input, 130 when interrupted.
 
     An error that is neither ours nor the machine's is a fault of ours, and shows its traceback.
@@ -20,6 +20,7 @@ def guarded(work: Callable[[], int], *, debug: bool, interrupted: Callable[[], s
         interrupted: says what an interruption left.
         out: where results go.
         kept: what an error of the machine leaves, and how to go on.
+        smaller: what needs less memory.
     """
     try:
         return work()
@@ -33,7 +34,7 @@ def guarded(work: Callable[[], int], *, debug: bool, interrupted: Callable[[], s
             raise
         if memory:
             first = str(error).splitlines()[0] if str(error) else "no details"
-            print(f"error: out of memory ({first}); try a smaller --batch-tokens", file=sys.stderr)
+            print(f"error: out of memory ({first}){smaller and f'; try {smaller}'}", file=sys.stderr)
         elif isinstance(error, OSError):
             print(f"error: {error.strerror or error} ({error.filename or f'results go to {out}'}); {kept}", file=sys.stderr)
         else:

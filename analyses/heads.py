@@ -130,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         interrupted=lambda: _after_interruption(config),
         out=config.folder(),
         kept="batches that were finished are kept for --resume",
+        smaller="a smaller --batch-tokens",
     )
 
 

@@ -133,7 +133,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "analyses.shifts", *(sys.argv[1:] if arguments is None else arguments)])
     work = compare_published if config.published else compare_trajectories if config.trajectory else compare
     kept = f"head runs that were finished are kept in {config.folder() / 'heads'}: the same command goes on"
-    return guarded(lambda: work(config, command), debug=config.debug, interrupted=lambda: kept, out=config.folder(), kept=kept)
+    return guarded(
+        lambda: work(config, command),
+        debug=config.debug,
+        interrupted=lambda: kept,
+        out=config.folder(),
+        kept=kept,
+        smaller="a smaller --batch-tokens",
+    )
 
 
 def say(text: str) -> None:
@@ -433,7 +440,9 @@ def warnings(runs: Sequence[Run], bases: Sequence[Run], models: Sequence[Named])
     n = len(runs[0].values.examples)
     if n < 20:
         told.append(f"only {n} examples: intervals and tests over examples are rough")
-    single = [name for name, group in by_condition([r for r in runs if r.name not in {base.name for base in bases}]).items() if len(group) == 1]
+    single = [
+        name for name, group in by_condition([r for r in runs if r.name not in {base.name for base in bases}]).items() if len(group) == 1
+    ]
     if single:
         told.append(f"one seed of {', '.join(single)}: tests over examples speak of that student alone, another seed may differ")
     graded = sum(bool(m.accuracy) for m in models)

@@ -13,7 +13,7 @@ import pandas as pd
 from distill.config import StudyError, differences
 from distill.evaluate import evaluation_settings, read_answers
 from distill.heldout import read_heldout
-from distill.statistics import conditions_table, students_table
+from distill.statistics import conditions_table, shown, students_table
 from distill.study import student_name, write_whole
 
 if TYPE_CHECKING:
@@ -118,10 +118,3 @@ def report_model(run: StudyRun, folder: Path) -> None:
     table = students_table(answers, answers["condition"][0], level=own.level)
     table = table.drop(columns=["only_this", "only_baseline", "p_mcnemar", "p_holm", "seed"])
     print(f"{conditions_of_measurement(run)}\n{shown(table)}")
-
-
-def shown(table: pd.DataFrame) -> str:
-    """A table for terminals: four digits, empty where there is nothing."""
-    return table.to_string(
-        index=False, na_rep="", float_format=lambda value: f"{value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.1e}"
-    )

@@ -250,3 +250,10 @@ def _check(grid: dict[tuple[str, int | None], pd.DataFrame], baseline: str) -> N
             raise StatisticsError(f"{student} answered {len(these)} problems, {first} {len(wanted)}, or others: they cannot be paired")
         if len(set(these)) != len(these):
             raise StatisticsError(f"{student} has several answers under one problem and sample")
+
+
+def shown(table: pd.DataFrame) -> str:
+    """A table for terminals: four digits, empty where there is nothing."""
+    return table.to_string(
+        index=False, na_rep="", float_format=lambda value: f"{value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.1e}"
+    )

@@ -541,8 +541,8 @@ class StudyRun:
         """Trains students of many settings, and measures them on the held-out problems."""
         from distill.evaluate import read_answers
         from distill.heldout import heldout_scores
-        from distill.results import shown
         from distill.search import search
+        from distill.statistics import shown
         from distill.train import DivergedError
 
         own = self.study.search

@@ -430,11 +430,12 @@ def divergences_table(examples: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         seed: of the bootstrap.
     """
     keys = ["model", "baseline", "layer", "head", "measure", "region"]
-    wide = examples.pivot_table(index="example", columns=keys, values="value", sort=False, observed=True, dropna=False)
-    mean, low, high = bootstrap_interval(wide.to_numpy(float), seed)
-    frame = wide.columns.to_frame(index=False)
+    wide = examples.set_index([*keys, "example"])["value"].unstack("example", sort=False)
+    values = wide.to_numpy(float).T
+    mean, low, high = bootstrap_interval(values, seed)
+    frame = wide.index.to_frame(index=False)
     frame["mean"], frame["ci_low"], frame["ci_high"] = mean, low, high
-    frame["n_examples"] = np.isfinite(wide.to_numpy(float)).sum(0)
+    frame["n_examples"] = np.isfinite(values).sum(0)
     return frame
 
 

@@ -19,7 +19,8 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 from analyses import grades
-from analyses.grades import accuracy_table, by_model, facts_table, main, number_problems, pairs_table, read_sources
+from analyses.grades import accuracy_table, main, pairs_table
+from analyses.responses import by_model, facts_table, number_problems, read_sources
 from distill.grading import GRADERS
 
 DATA = os.environ.get("PRIMED_HEADS_DATA")
