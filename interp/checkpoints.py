@@ -12,7 +12,7 @@ import json
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +42,14 @@ class Checkpoint:
         tokenizer: fast, with offsets.
         name: short, for tables and titles.
         identity: what exactly was opened: kind, source, revision, hashes, base, sizes, dtype, device.
+        adapter: where the model holds several adapters (`open_adapters`), the name by which PEFT switches this one on.
     """
 
     model: Any
     tokenizer: Any
     name: str
     identity: dict[str, Any]
+    adapter: str | None = None
 
     @property
     def position_limit(self) -> int | None:
@@ -103,6 +105,88 @@ def open_checkpoint(
             raise CheckpointError(f"--base {base} was given, but {source} is no adapter (no adapter_config.json)")
         model, tokenizer, unused = _load(found, place, dtype, trust_remote_code)
     return Checkpoint(model, tokenizer, found.name, _identity(found, model, unused))
+
+
+def open_adapters(
+    sources: Sequence[str | Path],
+    *,
+    base: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> tuple[Checkpoint, ...]:
+    """Open several LoRA adapters of one base on one loaded model, to be switched.
+
+    The checkpoints share their `model`, on which the first adapter is active; `adapter` names each one's own.
+
+    Args:
+        sources: adapters, as folders or hub ids.
+        base: base model of all of them; None takes what their configs name, which must be the same model.
+        device: as `open_checkpoint`.
+        dtype: likewise.
+        trust_remote_code: likewise.
+
+    Raises:
+        CheckpointError: as `open_checkpoint`; also adapters of different bases, and what cannot be switched (`check_switchable`).
+    """
+    if dtype not in DTYPES:
+        raise CheckpointError(f"dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
+    if not sources:
+        raise CheckpointError("no adapter is named; give at least one")
+    place = _device(device)
+    found = [_find(str(source), None, trust_remote_code) for source in sources]
+    with _quiet():
+        for each in found:
+            if each.kind != "adapter":
+                raise CheckpointError(f"{each.source} is no adapter (no adapter_config.json); open_checkpoint opens whole models")
+        configs, bases = zip(*(_base_of(each, base, trust_remote_code) for each in found), strict=True)
+        for each, config, its_base in zip(found, configs, bases, strict=True):
+            check_switchable(config, each.source)
+            _check_adapter_file(each)
+            if its_base.folder.resolve() != bases[0].folder.resolve() and _weights_of(its_base) != _weights_of(bases[0]):
+                raise CheckpointError(
+                    f"{each.source} is an adapter of {its_base.source}, {found[0].source} one of {bases[0].source}; "
+                    "adapters that are switched on one model need one base (--base says which)"
+                )
+        model, tokenizer, unused = _load(bases[0], place, dtype, trust_remote_code)
+        identity = _identity(bases[0], model, unused)
+        opened = []
+        for at, (each, config) in enumerate(zip(found, configs, strict=True)):
+            name = f"adapter{at}"
+            model = _add_adapter(model, each, bases[0], name)
+            own = (
+                _tokenizer(each.folder, each.source, trust_remote_code) if (each.folder / "tokenizer_config.json").is_file() else tokenizer
+            )
+            opened.append((own, each.name, {**identity, "name": each.name, "adapter": _about_adapter(each, config)}, name))
+        model.set_adapter(opened[0][-1])
+        model.requires_grad_(False)
+    return tuple(Checkpoint(model, *parts) for parts in opened)
+
+
+def check_switchable(config: Any, source: str) -> None:
+    """Refuse an adapter that is more than matrices beside the base's own: it would not leave the base when it is switched off.
+
+    Args:
+        config: PEFT's config of the adapter.
+        source: what to call it.
+
+    Raises:
+        CheckpointError: no LoRA, or one that replaces modules, trains biases or tokens.
+    """
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    reasons = [f"it is {kind}, not LORA"] if kind != "LORA" else []
+    reasons += [
+        f"it has {name}={getattr(config, name)}"
+        for name, plain in (
+            ("modules_to_save", None),
+            ("bias", "none"),
+            ("trainable_token_indices", None),
+            ("alora_invocation_tokens", None),
+        )
+        if getattr(config, name, plain) not in (plain, [], ())
+    ]
+    if reasons:
+        raise CheckpointError(f"{source}: the adapter cannot be switched on a shared model: {', '.join(reasons)}; open it by itself")
 
 
 def open_tokenizer(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -416,28 +500,44 @@ def _base_of(found: _Found, base: str | None, trust_remote_code: bool, *, weight
 
 
 def _open_adapter(found: _Found, base: str | None, place: str, dtype: str, trust_remote_code: bool) -> Checkpoint:
-    from peft import PeftModel
-
     config, base_found = _base_of(found, base, trust_remote_code)
     _check_adapter_file(found)
     model, tokenizer, unused = _load(base_found, place, dtype, trust_remote_code)
     identity = _identity(base_found, model, unused)
+    adapted = _add_adapter(model, found, base_found, "default")
+    if (found.folder / "tokenizer_config.json").is_file():
+        tokenizer = _tokenizer(found.folder, found.source, trust_remote_code)
+    return Checkpoint(adapted, tokenizer, found.name, {**identity, "name": found.name, "adapter": _about_adapter(found, config)})
+
+
+def _add_adapter(model: Any, found: _Found, base_found: _Found, name: str) -> Any:
+    """Load an adapter on its base, or beside others of the same base, and make it the active one."""
+    from peft import PeftModel
+
     try:
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always")
-            adapted = PeftModel.from_pretrained(model, str(found.folder), is_trainable=False)
+            if isinstance(model, PeftModel):
+                adapted = model
+                missing = adapted.load_adapter(str(found.folder), name, is_trainable=False).missing_keys
+                adapted.set_adapter(name)
+            else:
+                adapted, missing = PeftModel.from_pretrained(model, str(found.folder), adapter_name=name, is_trainable=False), []
     except Exception as error:
         detail = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), _first_line(error))
         raise CheckpointError(f"{found.source}: the adapter does not fit the base {base_found.source} ({detail[:200]})") from error
     absent = [str(w.message) for w in raised if "missing adapter keys" in str(w.message)]
+    absent += [f"Found missing adapter keys: {keys}." for keys in ([key for key in missing if f".{name}." in key],) if keys]
     if absent:
         raise CheckpointError(f"{found.source}: the adapter's weights are incomplete for {base_found.source}: {absent[0][:160]}")
     adapted.eval()
-    _check_adapter_changes(adapted, found.source)
+    _check_adapter_changes(adapted, found.source, name)
     adapted.requires_grad_(False)  # after the check: PEFT switches the adapter's gradients on again where it was off
-    if (found.folder / "tokenizer_config.json").is_file():
-        tokenizer = _tokenizer(found.folder, found.source, trust_remote_code)
-    about = {
+    return adapted
+
+
+def _about_adapter(found: _Found, config: Any) -> dict[str, Any]:
+    return {
         "kind": "adapter",
         "source": found.source,
         "revision": found.revision,
@@ -445,7 +545,11 @@ def _open_adapter(found: _Found, base: str | None, place: str, dtype: str, trust
         "peft_type": str(getattr(config.peft_type, "value", config.peft_type)),
         "rank": getattr(config, "r", None),
     }
-    return Checkpoint(adapted, tokenizer, found.name, {**identity, "name": found.name, "adapter": about})
+
+
+def _weights_of(found: _Found) -> object:
+    """What tells two base models apart wherever they lie."""
+    return {key: value for key, value in _content(found).items() if key != "name"} if found.kind != "hub" else found.folder.resolve()
 
 
 def _check_adapter_file(found: _Found) -> None:
@@ -460,9 +564,9 @@ def _check_adapter_file(found: _Found) -> None:
         raise CheckpointError(f"{found.weights[0]}: the adapter file holds no weights")
 
 
-def _check_adapter_changes(model: Any, source: str) -> None:
+def _check_adapter_changes(model: Any, source: str, adapter: str) -> None:
     """An adapter that is the identity would give base-versus-base with plausible numbers."""
-    matrices = [p for name, p in model.named_parameters() if "lora_B" in name]
+    matrices = [p for name, p in model.named_parameters() if f"lora_B.{adapter}." in name]
     if matrices and not any(bool(p.any()) for p in matrices):
         raise CheckpointError(f"{source}: the adapter changes nothing (all lora_B are zero): it is untrained, or its weights did not land")
     vocabulary = model.config.get_text_config(decoder=True).vocab_size

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -48,6 +48,41 @@ _SWITCHED: dict[int, _Switch] = {}
 
 class RecordingError(RuntimeError):
     """A model or a pass that cannot be recorded exactly; the message says why and what can be."""
+
+
+@dataclass(frozen=True)
+class MapBlock:
+    """A block of one layer's attention maps, as it is computed.
+
+    Attributes:
+        layer: its number.
+        examples: which rows of the batch.
+        heads: which heads.
+        queries: which tokens attend, counted in the padded batch.
+        keys: which tokens they attend to; all others get nothing from these queries.
+        probabilities: [example, head, query, key] float32; overwritten once the reader returns. Rows of padding mean nothing.
+        has_sink: the heads have an attention sink, which takes what a row lacks to 1.
+    """
+
+    layer: int
+    examples: slice
+    heads: slice
+    queries: slice
+    keys: slice
+    probabilities: Tensor
+    has_sink: bool
+
+
+class MapReader(Protocol):
+    """Who wants every map of a pass but need not hold one: it is given block after block, and each layer's end."""
+
+    def read(self, block: MapBlock) -> None:
+        """Look at one block."""
+        ...
+
+    def end_layer(self, layer: int, n_keys: Tensor) -> None:
+        """All blocks of a layer were read; `n_keys` says how many keys each query may see, [batch, query]."""
+        ...
 
 
 @dataclass
@@ -157,6 +192,7 @@ class Recording:
         way: str | None,
         maps: Sequence[tuple[int, int]],
         seed: int,
+        reader: MapReader | None = None,
     ) -> None:
         self._root = _text_model(model)
         self._modules = {id(module) for module in model.modules()}
@@ -166,8 +202,10 @@ class Recording:
         self._seed = seed
         self.tokens = tokens
         self.measures = dict(measures)
-        self.way = way or choose_way(model, self.measures.values(), maps=bool(maps))
-        check_way(self.way, model, self.measures.values(), maps=bool(maps))
+        whole = bool(maps) or reader is not None
+        self.way = way or choose_way(model, self.measures.values(), maps=whole)
+        check_way(self.way, model, self.measures.values(), maps=whole)
+        self._reader = reader
         self._heads = int(self._text_config.num_attention_heads)
         unknown = [(la, h) for la, h in maps if la not in self._layers or not 0 <= h < self._heads]
         if unknown:
@@ -293,6 +331,8 @@ class Recording:
         if layer in self._recorded:
             raise RecordingError(f"layer {layer} was recorded twice: one recording takes one pass over its tokens")
         self._check_padding(mask)
+        if self._reader is not None and self._writing:
+            raise RecordingError("maps are read from a whole text, not while a model writes it; call the model with use_cache=False")
         with torch.no_grad():
             sets = self._on(query.device).sets
             values = None if differentiable else value
@@ -303,6 +343,8 @@ class Recording:
             else:
                 self._add(layer, rows, blocks)
         self._recorded.append(layer)
+        if self._reader is not None:
+            self._reader.end_layer(layer, rows.n_allowed - int(scores.sinks is not None))
         if output is None:
             output = _attention_output(query, key, value, mask, scores)
         return output, None
@@ -370,7 +412,7 @@ class Recording:
                 else:
                     self.maps[layer, head] = kept_map
             first_row = self.maps[layer, heads[0]].shape[1] - shape[2] if heads else 0
-            positions = self._on(query.device).positions
+            positions, reader = self._on(query.device).positions, self._reader
 
             def on_block(inside: tuple[slice, slice, slice], first: int, probabilities: Tensor) -> None:
                 examples, head_slice, queries = inside
@@ -379,12 +421,14 @@ class Recording:
                 block = Block(probabilities, positions[examples, rows], positions[examples, keys])
                 for name, measure in by_block.items():
                     blocks[name][inside] = measure.compute(block).float()
+                if reader is not None:
+                    reader.read(MapBlock(layer, examples, head_slice, rows, keys, probabilities, scores.sinks is not None))
                 for head in heads:
                     if head_slice.start <= head < head_slice.stop:
                         target = self.maps[layer, head][examples, first_row + queries.start : first_row + queries.stop, keys]
                         target.copy_(probabilities[:, head - head_slice.start])
 
-            wanted = Wanted(max_prob, thresholds, on_block if by_block or heads else None)
+            wanted = Wanted(max_prob, thresholds, on_block if by_block or heads or reader else None)
             return *blocked_pass(query, key, value, mask, scores, sets, wanted), blocks
         except NonFiniteAttentionError as error:
             raise NonFiniteAttentionError(f"layer {layer}: {error}; is the checkpoint damaged, or float16 too narrow?") from error
@@ -399,6 +443,8 @@ class Recording:
             value = blocks[name] if name in blocks else measure.compute(rows)
             value = value if measure.parts > 1 else value[None]
             parts.append(value.expand(measure.parts, *statistics.entropy.shape))
+        if not parts:  # a reader may want the maps alone
+            return
         self._partial.update(layer, torch.cat(parts), here.regions[..., first : first + length])
 
     # --- generation -------------------------------------------------------------------------------------------------
@@ -478,6 +524,7 @@ def record(
     way: str | None = None,
     maps: Sequence[tuple[int, int]] = (),
     seed: int = 0,
+    reader: MapReader | None = None,
 ) -> Recording:
     """Record every attention head of a model during one pass over some tokens.
 
@@ -495,6 +542,7 @@ def record(
         way: "blocked", "flash", or "triton" (one GPU kernel, not yet run on a GPU); None chooses by `choose_way`.
         maps: (layer, head) of which the whole attention map is kept.
         seed: of the shuffled token sets.
+        reader: is given every map block by block while the model computes it; `measures` may then be empty ({}).
 
     Raises:
         RecordingError: on entering: a model without the attention seam, an unknown way or head. On leaving: a layer that was not
@@ -508,7 +556,7 @@ def record(
         raise TypeError(f"tokens is a {type(tokens).__name__}; annotate(tokenizer, question, response) makes them")
     measures = [measures] if isinstance(measures, str) else measures
     chosen = measures if isinstance(measures, Mapping) else load_measures(measures)
-    return Recording(model, tokens, chosen, way, maps, seed)
+    return Recording(model, tokens, chosen, way, maps, seed, reader)
 
 
 def _stop_ids(model: PreTrainedModel) -> list[int]:
