@@ -20,7 +20,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from analyses import grades
 from analyses.grades import accuracy_table, main, pairs_table
-from analyses.responses import by_model, facts_table, number_problems, read_sources
+from analyses.responses import ResponsesError, by_model, facts_table, number_problems, read_sources
 from distill.grading import GRADERS
 
 DATA = os.environ.get("PRIMED_HEADS_DATA")
@@ -269,7 +269,8 @@ def test_a_failing_disk_leaves_the_older_result_whole(tmp_path: Path, run: Calla
 
     monkeypatch.setattr(pd.DataFrame, "to_csv", full)
     done = run(path, "--graders", "strict")
-    assert (done.code, done.err.splitlines()[-1]) == (2, "error: No space left on device (accuracy.csv)")
+    said = "error: No space left on device (accuracy.csv); nothing was written, the same command begins again"
+    assert (done.code, done.err.splitlines()[-1]) == (2, said)
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
@@ -520,7 +521,7 @@ def test_a_folder_of_tables_without_responses_names_them(tmp_path: Path, run: Ca
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    with pytest.raises(grades.GradesError, match="does not exist"):
+    with pytest.raises(ResponsesError, match="does not exist"):
         main([str(tmp_path / "none"), "--debug"])
 
 

@@ -88,7 +88,7 @@ def test_a_planted_head_is_found_first_and_nothing_before_it(three_layers: Path,
     before = found[(found["layer"] < 1) | ((found["layer"] == 1) & (found["head"] != 2))]
     assert (before["difference"].fillna(0) == 0).all()
     entropy = found[(found["measure"] == "entropy_nats") & (found["region"] == "all")]
-    first = entropy.loc[entropy["difference"].abs().idxmax()]
+    first = entropy.iloc[int(entropy["difference"].abs().to_numpy().argmax())]
     assert (first["layer"], first["head"]) == (1, 2)
     maps = table(tmp_path / "out", "divergences")
     js = maps[(maps["measure"] == "js") & (maps["region"] == "all")].sort_values("mean", ascending=False)
@@ -182,7 +182,8 @@ def test_a_published_layout_that_is_damaged(shifts: Callable[..., Ran], tmp_path
     ran = shifts("--published", tmp_path / "maps", "--out", tmp_path / "out", problems=None)
     assert ran.code == 0, ran.err
     assert "one model: there is no variance" in ran.out
-    (place / "layer_1_head_1.npy").write_bytes(b"\x93NUMPY torn")
+    last = tmp_path / "maps" / "raw-one" / "layer1" / "layer_1_raw_attention" / "layer_1_head_1.npy"
+    last.write_bytes(b"\x93NUMPY torn")
     ran = shifts("--published", tmp_path / "maps", "--out", tmp_path / "o2", problems=None)
     assert ran.code == 2
     assert "layer_1_head_1.npy" in ran.err
