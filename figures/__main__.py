@@ -18,11 +18,15 @@ class DrawConfig:
         folder: a run folder, as analyses.heads writes it.
         out: where to write figures/ and report.html; the run folder if not given.
         region: where the queries of maps, rankings and distributions stand.
+        style: for a paper's columns, for slides (16:9, larger letters), or on a dark ground.
+        width: one or two columns for figures of one panel; each figure's own if not given.
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
     out: Path | None = None
     region: Literal["question", "response", "all"] = "response"
+    style: Literal["paper", "slides", "dark"] = "paper"
+    width: Literal["one", "two"] | None = None
 
 
 def main() -> int:
@@ -30,9 +34,11 @@ def main() -> int:
     try:
         config = tyro.cli(DrawConfig, prog="python -m figures")
         # Imported here so that --help needs no matplotlib.
+        from figures import style
         from figures.run_folder import draw_run
 
-        written = draw_run(config.folder, config.out, config.region)
+        with style.use(config.style, config.width):
+            written = draw_run(config.folder, config.out, config.region)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

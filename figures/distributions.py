@@ -24,10 +24,10 @@ def draw_distribution(axes: Axes, values: np.ndarray) -> None:
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)  # the result is NaN: no box
         low, median, high = np.nanpercentile(values, (25, 50, 75), axis=1)
     positions = np.arange(layers)
-    axes.bar(positions, high - low, bottom=low, width=0.8, color=style.BLUE, alpha=0.28, linewidth=0, zorder=1)
+    axes.bar(positions, high - low, bottom=low, width=0.8, color=style.look().blue, alpha=0.28, linewidth=0, zorder=1)
     size = 2.5 if layers * heads <= 1000 else 1.0
-    axes.scatter(every_layer, values.ravel(), s=size, color=style.INK, alpha=0.55, linewidths=0, zorder=2)
-    axes.hlines(median, positions - 0.4, positions + 0.4, color=style.VERMILLION, linewidth=1.2, zorder=3)
+    axes.scatter(every_layer, values.ravel(), s=size, color=style.look().ink, alpha=0.55, linewidths=0, zorder=2)
+    axes.hlines(median, positions - 0.4, positions + 0.4, color=style.look().vermillion, linewidth=1.2, zorder=3)
     axes.set_xlim(-0.7, layers - 0.3)
     axes.set_xticks(style.count_ticks(style.axes_inches(axes)[0], layers))
     style.open_axes(axes)
@@ -52,9 +52,12 @@ def distribution(heads: pd.DataFrame, info: MeasureInfo, subtitle: str = "", reg
     values = grid(heads, info.name, region)
     undefined = int(np.isnan(values).sum())
     note = f"{undefined} undefined heads left out" if undefined else ""
-    title = style.heading(info, style.ONE_COLUMN - 0.1, 2, size=style.TITLE)
+    at = style.look()
+    width = at.column("one")
+    title = style.heading(info, width - 0.1, 2, size=at.title)
     subtitle = style.joined(subtitle, f"{region} queries", note, KEY)
-    figure = style.new_figure(style.ONE_COLUMN, 2.0 + style.titles_inches(style.ONE_COLUMN, title, subtitle))
+    room = style.titles_inches(width, title, subtitle)
+    figure = style.new_figure(width, at.height(2.0, room) + room)
     axes = figure.add_subplot()
     style.set_titles(figure, title, subtitle)
     draw_distribution(axes, values)

@@ -73,7 +73,7 @@ def colour_scale(info: MeasureInfo, values: np.ndarray) -> Scale:
     signed = (info.low if info.low is not None else least) < 0
     centre = CENTRES.get(info.name, 0.0 if signed else None)
     from_data = info.low is None or info.high is None
-    curve, colours = "linear", style.DIVERGING_COLOURS
+    curve, colours = "linear", style.look().diverging_colours
     if centre == 1.0:
         exponent = max(1, int(np.ceil(np.log2(info.high or max(most, 2.0)) - 1e-9)))
         low, high = 2.0**-exponent, 2.0**exponent
@@ -86,7 +86,7 @@ def colour_scale(info: MeasureInfo, values: np.ndarray) -> Scale:
         low, from_data = -high, not ends
         ticks = (low, low / 2, 0.0, high / 2, high)
     else:
-        colours = style.MAP_COLOURS
+        colours = style.look().map_colours
         low = info.low if info.low is not None else least
         high = info.high if info.high is not None else most
         if high <= low:  # every value is the same
@@ -112,9 +112,9 @@ def colour_scale(info: MeasureInfo, values: np.ndarray) -> Scale:
 def draw_map(axes: Axes, values: np.ndarray, scale: Scale) -> AxesImage:
     """Draw values [layer, head] on axes with layers along x; a hatched cell is undefined (NaN)."""
     low, high = scale.norm.vmin, scale.norm.vmax
-    axes.set_facecolor(style.UNDEFINED_FACE)
+    axes.set_facecolor(style.look().undefined_face)
     axes.patch.set_hatch("//////")
-    axes.patch.set_edgecolor(style.UNDEFINED_HATCH)
+    axes.patch.set_edgecolor(style.look().undefined_hatch)
     axes.patch.set_linewidth(0)
     layers, heads = values.shape
     image = axes.imshow(
@@ -154,12 +154,14 @@ def head_map(heads: pd.DataFrame, info: MeasureInfo, subtitle: str = "", region:
         return None
     values = grid(heads, info.name, region)
     scale = colour_scale(info, values)
-    title = style.heading(info, style.ONE_COLUMN - 0.1, 2, size=style.TITLE)
+    at = style.look()
+    width = at.column("one")
+    title = style.heading(info, width - 0.1, 2, size=at.title)
     subtitle = style.joined(subtitle, f"{region} queries", scale.note())
     undefined = bool(np.isnan(values).any())
-    height = float(np.clip(2.6 * values.shape[1] / values.shape[0], 1.15, 2.4))
-    room = style.titles_inches(style.ONE_COLUMN, title, subtitle) + 0.35 + 0.2 * undefined
-    figure = style.new_figure(style.ONE_COLUMN, height + room)
+    room = style.titles_inches(width, title, subtitle) + (0.35 + 0.2 * undefined) * at.zoom
+    height = at.height(float(np.clip((width - 0.75 * at.zoom) * values.shape[1] / values.shape[0], 1.15, 2.4)), room)
+    figure = style.new_figure(width, height + room)
     axes = figure.add_subplot()
     style.set_titles(figure, title, subtitle)
     image = draw_map(axes, values, scale)
@@ -169,7 +171,7 @@ def head_map(heads: pd.DataFrame, info: MeasureInfo, subtitle: str = "", region:
     draw_colour_bar(bar, scale)
     bar.set_label(style.unit_label(info))
     if undefined:
-        mark = Patch(facecolor=style.UNDEFINED_FACE, edgecolor=style.UNDEFINED_HATCH, hatch="//////", linewidth=0)
+        mark = Patch(facecolor=at.undefined_face, edgecolor=at.undefined_hatch, hatch="//////", linewidth=0)
         figure.legend([mark], ["undefined: nothing to measure"], loc="outside lower left")
     return figure
 

@@ -54,7 +54,7 @@ def draw_curves(axes: Axes, heads: pd.DataFrame, measure: str, spread_of: str) -
     """Draw the mean and its interval of every region, and the spread over heads of one region, on axes."""
     for region in REGIONS:
         summary = layer_summary(heads, measure, region)
-        colour = style.REGION_COLOURS[region]
+        colour = style.look().region_colours[region]
         layers = summary.index.to_numpy()
         if region == spread_of:
             axes.fill_between(layers, summary["p05"], summary["p95"], color=colour, alpha=0.13, linewidth=0, zorder=1)
@@ -67,8 +67,9 @@ def draw_curves(axes: Axes, heads: pd.DataFrame, measure: str, spread_of: str) -
 
 
 def _legend(spread_of: str) -> tuple[list[Artist], list[str]]:
-    lines: list[Artist] = [Line2D([], [], color=style.REGION_COLOURS[region], linestyle=style.REGION_LINES[region]) for region in REGIONS]
-    bands: list[Artist] = [Patch(color=style.REGION_COLOURS[spread_of], alpha=alpha, linewidth=0) for alpha in (0.45, 0.13)]
+    colours = style.look().region_colours
+    lines: list[Artist] = [Line2D([], [], color=colours[region], linestyle=style.REGION_LINES[region]) for region in REGIONS]
+    bands: list[Artist] = [Patch(color=colours[spread_of], alpha=alpha, linewidth=0) for alpha in (0.45, 0.13)]
     texts = [f"mean of heads, {region} queries" for region in REGIONS]
     return lines + bands, [*texts, LEGEND[0], f"{LEGEND[1]}, {spread_of}"]
 
@@ -88,8 +89,11 @@ def layer_curve(heads: pd.DataFrame, info: MeasureInfo, subtitle: str = "", regi
     """
     if not is_measured(heads, info.name):
         return None
-    title = style.heading(info, style.ONE_COLUMN - 0.1, 2, size=style.TITLE)
-    figure = style.new_figure(style.ONE_COLUMN, 2.5 + style.titles_inches(style.ONE_COLUMN, title, subtitle))
+    at = style.look()
+    width = at.column("one")
+    title = style.heading(info, width - 0.1, 2, size=at.title)
+    room = style.titles_inches(width, title, subtitle)
+    figure = style.new_figure(width, at.height(2.5, room, least=2.0) + room)
     axes = figure.add_subplot()
     style.set_titles(figure, title, subtitle)
     draw_curves(axes, heads, info.name, region)
@@ -125,7 +129,7 @@ def layer_curves(heads: pd.DataFrame, measures: dict[str, MeasureInfo], subtitle
         margins=(0.4, 0.06, 0.3, 0.2),
         legend_room=0.38,
     )
-    top = 1 - style.titles_inches(style.TWO_COLUMNS, title, subtitle) / figure.get_figheight()
+    top = 1 - style.titles_inches(style.look().two, title, subtitle) / figure.get_figheight()
     figure.legend(*_legend(region), loc="upper left", bbox_to_anchor=(0, top), ncols=2, labelspacing=0.2, borderpad=0)
     for axes, info in zip(every, infos, strict=True):
         axes.set_title(style.heading(info, 2.05, 2), loc="left", x=-0.12, pad=5)

@@ -42,23 +42,24 @@ def number_heads(heads: pd.DataFrame, measures: dict[str, MeasureInfo], subtitle
     shown = [ranking]
     if "numeric_enrichment" in measures and is_measured(heads, "numeric_enrichment"):
         shown.append("numeric_enrichment")
-    figure = style.new_figure(style.TWO_COLUMNS, max(1.6, 0.85 + 0.15 * len(chosen)))
+    at = style.look()
+    figure = style.new_figure(at.two, max(1.6, 0.85 + 0.15 * len(chosen)) * at.zoom)
     every = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     labels = [f"{index // values.shape[1]}.{index % values.shape[1]}" for index in chosen]
     rows = np.arange(len(chosen))
-    for axes, name, colour in zip(every, shown, (style.BLUE, style.VERMILLION), strict=False):
+    for axes, name, colour in zip(every, shown, (at.blue, at.vermillion), strict=False):
         value, low, high = (grid(heads, name, region, column).ravel()[chosen] for column in ("value", "ci_low", "ci_high"))
         axes.hlines(rows, low, high, color=colour, linewidth=1.0)
         axes.plot(value, rows, "o", color=colour, markersize=3, clip_on=False)
         axes.set_title(style.heading(measures[name], 3.0, 2), loc="left")
         axes.set_xlabel(style.unit_label(measures[name]))
-        axes.grid(axis="x", color="#dddddd", linewidth=0.4)
+        axes.grid(axis="x", color=at.faint, linewidth=0.4)
         axes.set_axisbelow(True)
         axes.set_xlim(left=0)
         style.open_axes(axes)
     note = f"{region} queries · whiskers: 95 % interval of each head alone"
     if len(shown) > 1:
-        every[1].axvline(1.0, color=style.GREY, linewidth=0.8, linestyle="--")
+        every[1].axvline(1.0, color=at.grey, linewidth=0.8, linestyle="--")
         note += " · dashed: as much as uniform attention"
     every[0].set_yticks(rows, labels)
     every[0].set_ylim(len(chosen) - 0.4, -0.6)

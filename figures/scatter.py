@@ -35,14 +35,15 @@ def entropy_against_numeric_mass(
     if not both.any():
         return None
     layer = np.broadcast_to(np.arange(x.shape[0])[:, None], x.shape)
-    figure = style.new_figure(style.ONE_COLUMN, 2.9)
+    at = style.look()
+    figure = style.new_figure(at.column("one"), at.height(2.9, 0.0))
     axes = figure.add_subplot()
     subtitle = style.joined(subtitle, f"{region} queries")
     style.set_titles(figure, "Entropy against attention on numbers, by head", subtitle)
     size = 9 if both.sum() <= 1200 else 4
     points = axes.scatter(
-        x[both], y[both], c=layer[both], cmap=style.MAP_COLOURS, vmin=0, vmax=max(x.shape[0] - 1, 1),
-        s=size, linewidths=0.2, edgecolors="white",
+        x[both], y[both], c=layer[both], cmap=at.map_colours, vmin=0, vmax=max(x.shape[0] - 1, 1),
+        s=size, linewidths=0.2, edgecolors=at.background,
     )  # fmt: skip
     axes.set_xlabel(style.heading(measures[ACROSS], 2.6, 2))
     axes.set_ylabel(style.heading(measures[UP], 2.1, 2))
