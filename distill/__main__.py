@@ -129,6 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; what was finished is kept: the same command goes on", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain on leaving
+        return 0
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         if command.debug or not _expected(error):
             raise

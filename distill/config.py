@@ -8,16 +8,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
-from distill.problems import HUB_SETS
 from distill.strategies import NAME, RESERVED
 
 TIERS = ("text", "topk", "hidden", "dense")
@@ -83,10 +83,7 @@ class DataConfig:
         """Checks that nothing is trained on, or chosen by, what is tested on."""
         for name in ("train", "heldout"):
             own = getattr(self, name)
-            _need(
-                own.problems not in HUB_SETS or own.split != "test",
-                f'data.{name} is GSM8K\'s test split, on which only data.test may be; use split = "train"',
-            )
+            _need(own.split != "test", f'data.{name}.split is "test", on which only data.test may be; use split = "train"')
 
 
 @dataclass(frozen=True)
@@ -358,6 +355,7 @@ class EvaluationConfig:
             _need(getattr(self, name) >= 1, f"evaluation.{name} is {getattr(self, name)}; at least 1 is needed")
         _need(0 <= self.temperature < math.inf, f"evaluation.temperature is {self.temperature}; 0 (greedy) or more is needed")
         _need_seed(self.seed, "evaluation.seed")
+        _need(all(self.stop), 'evaluation.stop holds "", which ends every answer at once; leave it out')
         _need(self.samples == 1 or self.temperature > 0, "evaluation.samples above 1 needs evaluation.temperature above 0")
         _need(0 < self.top_p <= 1, f"evaluation.top_p is {self.top_p}; it must lie above 0 and at most at 1")
         _need(0 < self.level < 1, f"evaluation.level is {self.level}; it must lie between 0 and 1, such as 0.95")
@@ -513,7 +511,19 @@ def study_from(content: Mapping[str, Any], place: str = "study") -> Study:
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, StudyError):
             raise StudyError(f"{place}: {error.__cause__}") from None
-        raise StudyError(f"{place}: {str(error).replace('`$.', '`')}") from None
+        raise StudyError(f"{place}: {str(error).replace('`$.', '`')}{_allowed(str(error))}") from None
+
+
+def _allowed(message: str) -> str:
+    """The values that a key takes, where it takes a few names."""
+    found = re.fullmatch(r"Invalid enum value '?(?P<seen>.*?)'? - at `\$\.(?P<path>[\w.]+)`", message)
+    if not found:
+        return ""
+    kind: Any = Study
+    for key in found["path"].split("."):
+        kind = get_type_hints(kind).get(key)
+    known = [str(value) for value in get_args(kind)]
+    return f"{_near(found['seen'], known)}; known: {', '.join(known)}" if known else ""
 
 
 def as_tables(config: Any) -> dict[str, Any]:

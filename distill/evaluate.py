@@ -124,6 +124,13 @@ def evaluation_settings(problems: Sequence[Problem], config: EvaluationConfig, c
     }
 
 
+def began_with(place: Path) -> dict[str, Any] | None:
+    """Whose answers lie in an evaluation's folder, finished or not; None where nobody's do."""
+    found = _read_json(place / "evaluation.json") or {}
+    settings = found.get("settings") or _read_json(place / "settings.json")
+    return None if settings is None else dict(settings["about"])
+
+
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], place: Path) -> None:
     changed = differences(before, now)
     if changed:

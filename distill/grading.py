@@ -27,10 +27,16 @@ _FINAL = re.compile(
     r"|\banswer[\s*]{0,8}is\b|\bfinal\s{1,4}answer[\s*]{0,8}[:=]|\b(?P<label>answer[\s*]{0,8}[:=])",
     re.IGNORECASE,
 )
-_NO_STATEMENT = re.compile(r"\b(?:not|if)\b|\b(?:step|option|choice|part|question)\W*$", re.IGNORECASE)
+_NO_STATEMENT = re.compile(
+    r"\b(?:not|if|sum of|product of|difference (?:of|between)|quotient of|average of)\b|\b(?:step|option|choice|part|question)\W*$",
+    re.IGNORECASE,
+)
 """Words between a mark and a number that keep it from being the answer: "rounded if not a multiple of 5", "found in Step 4"."""
-_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*(?P<top>\d+)\s*\}|(?P<t>\d))\s*(?:\{\s*(?P<bottom>\d+)\s*\}|(?P<b>\d))")
-"""\\frac{1}{2}, and TeX's short \\frac12."""
+_FRACTION = re.compile(
+    r"(?P<whole>\d)?\s{0,4}\\[dt]?frac\s*(?:\{\s*(?P<sign>[-−–]?)\s*(?P<top>\d[\d,]*(?:\.\d+)?)\s*\}|(?P<t>\d))"
+    r"\s*(?:\{\s*(?P<bottom>\d+)\s*\}|(?P<b>\d))"
+)
+"""\\frac{1}{2}, \\frac{-1}{2}, TeX's short \\frac12, and mixed numbers: 1\\frac12."""
 _STEP = re.compile(r"^[ \t#*]*step[ \t]*\d+", re.IGNORECASE | re.MULTILINE)
 _LONGEST = 400
 """Characters of a text in which a number must end: people write no longer ones."""
@@ -201,11 +207,13 @@ def _readable(number: str | None) -> str | None:
 
 
 def _stated(text: str, cut: bool) -> str | None:
-    text = _FRACTION.sub(lambda f: f"{f['top'] or f['t']}/{f['bottom'] or f['b']}", text).replace("{,}", ",")
+    text = _FRACTION.sub(_plain_fraction, text).replace("{,}", ",")
+    opening: str | None = None
     for mark in _FINAL.finditer(text):
         after = text[mark.end() : mark.end() + 400]
         number = re.match(
-            rf"[\s*:=$\\({{\[]*(?:[^\d\n.!?]|\.(?=\d)){{0,{_GAP}}}?(?=[-−–]?\s*[$€£]?\s*(?:\d|\.\d|[\u00bc-\u00be\u2150-\u215e]))", after
+            rf"[\s*:=$\\({{\[]*(?:[^\d\n.!?]|\.(?=\d)){{0,{_GAP}}}?(?=[-−–]?[ \t]*[$€£]?[ \t]*(?:\d|\.\d|[\u00bc-\u00be\u2150-\u215e]))",
+            after,
         )
         if not number or _NO_STATEMENT.search(number[0]):
             continue
@@ -216,11 +224,22 @@ def _stated(text: str, cut: bool) -> str | None:
         if said is None or (cut and start + len(said) >= len(text.rstrip())):
             continue
         between = text[mark.end() : start]
-        opens = mark["label"] or (re.match(r"[\s*]*[:\n]", between) and re.search(r"\w", between))
+        wordy = re.search(r"\w", between) is not None
+        opens = mark["label"] or (re.match(r"[\s*]*[:\n]", between) and wordy)
         if opens and not _alone(text, mark.end(), start, said):  # "Answer:", or "The answer is: She has", may open a whole solution
             continue
+        if "=" in said and "=" in re.split(r"\n|[.!?](?!\d)", text[start + len(said) : start + len(said) + 200])[0]:
+            continue  # the first of several sums in a sentence
+        if opens and wordy:  # a later statement goes before a solution's first sentence
+            opening = opening or said.strip()
+            continue
         return said.strip()
-    return None
+    return opening
+
+
+def _plain_fraction(found: re.Match[str]) -> str:
+    whole = f"{found['whole']} " if found["whole"] else ""
+    return f"{whole}{found['sign'] or ''}{found['top'] or found['t']}/{found['bottom'] or found['b']}"
 
 
 def _alone(text: str, end: int, start: int, said: str) -> bool:

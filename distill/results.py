@@ -70,9 +70,10 @@ def report(run: StudyRun) -> None:
 
 def _check_settings(run: StudyRun, students: Sequence[tuple[str, int | None]]) -> None:
     """Answers to other problems, under another prompt or cut, never stand in one table."""
-    wanted = json.loads(json.dumps(evaluation_settings(run.test, run.study.evaluation, run.context, run.chat_of_student)))
+    common = evaluation_settings(run.test, run.study.evaluation, run.context, run.chat_of_student)
     for student in students:
         folder = run.evaluation_folder(*student)
+        wanted = json.loads(json.dumps({**common, "about": run.about(*student)}))  # raises where the student is of another training
         try:
             before = json.loads((folder / "evaluation.json").read_text("utf-8"))["settings"]
         except (OSError, ValueError, KeyError) as error:

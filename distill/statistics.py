@@ -89,8 +89,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> dict[str, float]:
     """How well a confidence tells right from wrong; answers without one are left out, and counted.
 
-    - ece: expected calibration error over bins of equal counts, sum_b n_b / n |mean confidence - accuracy| (Guo et al. 2017, arXiv
-      1706.04599, with equal masses), 0 to 1.
+    - ece: expected calibration error over bins of equal counts, ten answers or more each and equal confidences in one,
+      sum_b n_b / n |mean confidence - accuracy| (Guo et al. 2017, arXiv 1706.04599, with equal masses), 0 to 1.
     - brier: mean (confidence - correct)^2, 0 to 1.
     - auroc: probability that a right answer has the higher confidence than a wrong one, ties half (Mann-Whitney's U over the pairs,
       scipy); NaN where all are right or all wrong.
@@ -103,8 +103,10 @@ def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> 
     confidence, correct = confidence[known], correct[known]
     if not len(confidence):
         return {"ece": float("nan"), "brier": float("nan"), "auroc": float("nan"), "n_confident": 0}
-    parts = np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(confidence)))
-    ece = sum(len(part) * abs(confidence[part].mean() - correct[part].mean()) for part in parts) / len(confidence)
+    bins = max(1, min(bins, len(confidence) // 10))
+    of_bin = pd.qcut(confidence, bins, labels=False, duplicates="drop") if np.ptp(confidence) else np.zeros(len(confidence))
+    parts = [of_bin == number for number in np.unique(of_bin)]
+    ece = sum(part.sum() * abs(confidence[part].mean() - correct[part].mean()) for part in parts) / len(confidence)
     right, wrong = confidence[correct], confidence[~correct]
     auroc = float("nan")
     if len(right) and len(wrong):
@@ -173,7 +175,7 @@ def conditions_table(answers: pd.DataFrame, baseline: str, *, level: float = 0.9
     The difference from the baseline is paired by problem, and by seed where both have seeds. With two seeds or more, interval and p are
     those of `crossed_test`: they speak of a new seed and new problems. With one, they are a bootstrap over problems (NaN where none
     differs) and a sign-flip permutation test, and speak of these two students alone: another seed may turn the result. p is
-    Holm-corrected over the conditions.
+    Holm-corrected over the conditions. `seeds_paired` counts the seeds that the difference is over: those that both have.
 
     Raises:
         StatisticsError: as `students_table`.
@@ -197,15 +199,20 @@ def conditions_table(answers: pd.DataFrame, baseline: str, *, level: float = 0.9
         }
         if condition != baseline:
             paired = _by_seed(grid, condition, baseline)
-            if len(paired) > 1:
-                low, high, p = map(float, crossed_test(paired, level))
-            else:
-                low, high = mean_interval(paired[0], level, resamples, seed)
-                p = sign_flip_test(paired[0], resamples, seed)
-            row |= {"difference": paired.mean(), "difference_low": low, "difference_high": high, "p": p}
+            low, high, p = map(float, crossed_test(paired, level)) if min(paired.shape) > 1 else (float("nan"),) * 3
+            if np.isnan(p):  # one seed, or nothing varies
+                low, high = mean_interval(paired.mean(0), level, resamples, seed)
+                p = sign_flip_test(paired.mean(0), resamples, seed)
+            row |= {
+                "seeds_paired": len(paired),
+                "difference": paired.mean(),
+                "difference_low": low,
+                "difference_high": high,
+                "p": p,
+            }
         rows.append(row)
     table = pd.DataFrame(rows)
-    for name in ("difference", "difference_low", "difference_high", "p"):
+    for name in ("seeds_paired", "difference", "difference_low", "difference_high", "p"):
         table[name] = table[name] if name in table else float("nan")
     table["p_holm"] = holm(table["p"].tolist())
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers.pytorch_utils import Conv1D
 
 from distill.config import StudentConfig
@@ -19,6 +19,7 @@ from interp.checkpoints import Checkpoint, open_checkpoint
 
 CARD = "card.json"
 CARD_FORMAT = 1
+WEIGHTS = "adapter_model.safetensors"
 
 
 class StudentError(ValueError):
@@ -119,7 +120,7 @@ def save_student(
     try:
         model.save_pretrained(draft, safe_serialization=True, state_dict=state, save_embedding_layers=False)
         _sort_targets(draft / "adapter_config.json")
-        write_student_files(draft, card)
+        write_student_files(draft, {**card, "adapter_sha256": file_sha256(draft / WEIGHTS)})
         for name, text in (files or {}).items():
             (draft / name).write_text(text, "utf-8")
         for file in draft.iterdir():
@@ -143,7 +144,7 @@ def write_student_files(folder: Path, card: Mapping[str, Any]) -> None:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """A student's card: condition, strategy, seed, settings, parents (base, teacher, records, texts), counts, training, versions.
+    """A student's card: condition, strategy, seed, settings, parents (base, teacher, records, texts), counts, training, versions, hash.
 
     Raises:
         StudentError: no card, or one that cannot be read.
@@ -170,11 +171,18 @@ def read_student(folder: Path) -> dict[str, Any]:
     card = read_card(folder)
     try:
         json.loads((folder / "adapter_config.json").read_text("utf-8"))
-        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-            file.keys()
-    except (OSError, ValueError, SafetensorError) as error:
+        whole = file_sha256(folder / WEIGHTS) == card.get("adapter_sha256")
+    except (OSError, ValueError) as error:
         raise StudentError(f"{folder}: its adapter is missing or damaged ({error}); delete the folder and train again") from error
+    if not whole:
+        raise StudentError(f"{folder / WEIGHTS} is not what its card says (SHA-256): it is damaged; delete the folder and train again")
     return card
+
+
+def file_sha256(file: Path) -> str:
+    """Of a file's content."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _to_disk(path: Path) -> None:

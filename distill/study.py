@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from distill.config import ObjectiveConfig, ProblemSet, Study, StudyError, TeacherConfig, as_tables, differences
-from distill.grading import DEFAULT_GRADER
+from distill.grading import DEFAULT_GRADER, grade
 from distill.problems import Problem, load_problems, problems_digest
 from distill.strategies import Strategy, choose_strategies, load_strategies
-from distill.student import StudentError, read_student
+from distill.student import WEIGHTS, StudentError, file_sha256, read_student
 
 if TYPE_CHECKING:
     from distill.batches import Texts
@@ -76,6 +76,14 @@ class StudyRun:
         self.strategies = choose_strategies([*study.conditions, study.baseline], known)
         self.train, self.heldout, self.test = (load_set(s, name) for name, s in vars(study.data).items())
         _check_disjoint({"train": self.train, "heldout": self.heldout, "test": self.test})
+        if study.objective.name == "published":
+            for name, strategy in self.strategies.items():
+                if strategy.text and strategy.place != "before":
+                    raise StudyError(
+                        f'strategy {name} stands {strategy.place} the question, but objective published knows place = "before" only: strategy '
+                        "strategy and question are one plain text"
+                    )
+        grade("", "#### 1", [study.evaluation.grader])  # raises where it is not known
         if study.baseline not in study.conditions:
             raise StudyError(
                 f"baseline is {study.baseline!r}, which is no condition of the study; conditions: {', '.join(study.conditions)}"
@@ -122,11 +130,18 @@ class StudyRun:
         return self._teacher
 
     def begin(self) -> None:
-        """Makes the folder, before any work is done.
+        """Checks names that only the libraries know, and makes the folder, before any work is done.
 
         Raises:
+            distill.teachers.TeacherError: an unknown kind of teacher.
+            distill.train.TrainError: an optimizer, schedule or tracker that is not known, or takes other arguments.
             OSError: the folder cannot be written.
         """
+        from distill.teachers import check_kind
+        from distill.train import check_settings
+
+        check_kind(self.study.teacher.kind)
+        check_settings(self.study.train)
         if FIRST_RANK:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "study.json").exists():
@@ -263,7 +278,7 @@ class StudyRun:
             return
         number = next(n for n in count(1) if not folder.with_name(f"{folder.name}.damaged-{n}").exists())
         place = folder.rename(folder.with_name(f"{folder.name}.damaged-{number}"))
-        print(f"note: {why.splitlines()[0]}; moved to {place}, and done again", file=sys.stderr)
+        print(f"note: {why.splitlines()[0].partition(';')[0]}; moved to {place}, and done again", file=sys.stderr)
 
     def parents(self, condition: str) -> dict[str, Any]:
         """What a condition's student comes from: content hashes of base and teacher, and the key of the records."""
@@ -277,10 +292,20 @@ class StudyRun:
     @cached_property
     def base(self) -> dict[str, Any]:
         """What the students' base is, by its content."""
+        from distill.teachers import tokenizer_digest
         from interp.checkpoints import identify
 
         own = self.study.student
-        return identify(own.model, revision=own.revision, trust_remote_code=own.trust_remote_code)
+        about = identify(own.model, revision=own.revision, trust_remote_code=own.trust_remote_code)
+        return {**about, "tokenizer": tokenizer_digest(self.tokenizer)}
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The students', without the weights."""
+        from interp.checkpoints import open_tokenizer
+
+        own = self.study.student
+        return open_tokenizer(own.model, revision=own.revision, trust_remote_code=own.trust_remote_code)
 
     def _train(self, condition: str, seed: int) -> None:
         from accelerate import PartialState
@@ -340,7 +365,6 @@ class StudyRun:
             StudyError: a logits objective between two tokenizers.
         """
         from distill.batches import aligned_texts, published_texts
-        from distill.grading import grade
         from distill.teachers import same_tokenizer
 
         objective, records = self.objective(condition), self.group(condition, teacher).read(self.train)
@@ -416,23 +440,37 @@ class StudyRun:
             self._evaluate(condition, seed, folder)
         return folder
 
-    def _evaluate(self, condition: str, seed: int | None, folder: Path) -> None:
-        from distill.evaluate import answer_problems
-        from distill.heldout import score_heldout
+    def about(self, condition: str, seed: int | None) -> dict[str, Any]:
+        """Who a student is: what its evaluation is of.
 
-        about: dict[str, Any] = {
+        Raises:
+            StudyError: it is not trained, or of other settings or parents.
+        """
+        who = {
             "condition": condition,
             "seed": seed,
             "name": student_name(condition, seed),
             "base": self.base,
             "dtype": self.study.student.dtype,
         }
-        if condition != "untouched":
-            student = self.student_folder(condition, seed)
-            if not self._is_trained(condition, seed):
-                raise StudyError(f"{student} is not there: the student is not trained yet; run train")
-            about["adapter_sha256"] = _sha256(student / "adapter_model.safetensors")
+        if condition == "untouched":
+            return who
+        student = self.student_folder(condition, seed)
+        if not self._is_trained(condition, seed):
+            raise StudyError(f"{student} is not there: the student is not trained yet; run train")
+        return {**who, "adapter_sha256": file_sha256(student / WEIGHTS)}
+
+    def _evaluate(self, condition: str, seed: int | None, folder: Path) -> None:
+        from distill.evaluate import answer_problems, began_with
+        from distill.heldout import score_heldout
+
+        about = self.about(condition, seed)
         self._check_whole(folder)
+        partial = folder.with_name(folder.name + ".partial")
+        for place in (folder, partial):  # a student that was trained anew is another
+            before = began_with(place)
+            if before is not None and before.get("adapter_sha256") != about.get("adapter_sha256"):
+                self._set_aside(place, f"{place} is of an earlier adapter")
         checkpoint: list[Checkpoint] = []
 
         def opened() -> Checkpoint:
@@ -468,10 +506,7 @@ class StudyRun:
     @cached_property
     def chat_of_student(self) -> bool:
         """Whether the students read through their base's chat template."""
-        from interp.checkpoints import open_tokenizer
-
-        own = self.study.student
-        return self.chat(open_tokenizer(own.model, revision=own.revision, trust_remote_code=own.trust_remote_code))
+        return self.chat(self.tokenizer)
 
     def open_student(self, condition: str, seed: int | None) -> Checkpoint:
         """A student's model, as `analyses.heads` would open it."""
@@ -520,6 +555,9 @@ class StudyRun:
 
     def run(self) -> None:
         """Every step of every condition and seed, then the tables."""
+        for condition, seed in self.students:  # what cannot be gone on with is said before any work
+            if seed is not None:
+                self._is_trained(condition, seed)
         for condition in self.study.conditions:
             self.collect(condition)
         if self.study.objective.teacher == "records":
@@ -535,6 +573,22 @@ class StudyRun:
 
         report(self)
 
+    def _check_search(self) -> None:
+        """Every trial can be trained with the teacher's signals."""
+        own, signal = self.study.search, self.study.teacher.signal
+        if self.study.objective.teacher == "live" or own.alpha[0] == 1:
+            return
+        if signal == "text":
+            raise StudyError(
+                f'search.alpha is {list(own.alpha)}, but teacher.signal is "text": set search.alpha = [1.0], or another signal'
+            )
+        truncated = self.study.objective.topk_at_temperature == "truncate"
+        if signal == "topk" and set(own.temperature) != {1.0} and not truncated:
+            raise StudyError(
+                f"search.temperature is {list(own.temperature)}, but stored top-k signals are sound at temperature 1 only: set "
+                'search.temperature = [1.0], teacher.signal = "hidden", or objective.topk_at_temperature = "truncate"'
+            )
+
     # --- search -----------------------------------------------------------------------------------------------------
 
     def search(self) -> None:
@@ -548,6 +602,7 @@ class StudyRun:
         own = self.study.search
         if own.condition in ("untouched", *(() if own.condition in self.study.conditions else (own.condition,))):
             raise StudyError(f"search.condition is {own.condition!r}; it must be a condition of the study that is trained")
+        self._check_search()
         self.collect(own.condition)
         self.collect(self.study.baseline)
 
@@ -642,11 +697,6 @@ def write_whole(place: Path, text: str) -> None:
 def student_name(condition: str, seed: int | None) -> str:
     """Name of a student's folder, for people; the card says the same."""
     return condition if seed is None else f"{condition}-seed{seed}"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _without(table: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:

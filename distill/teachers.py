@@ -553,6 +553,12 @@ TEACHERS: dict[str, Callable[[TeacherConfig], Teacher]] = {
 """The kinds of teachers."""
 
 
+def check_kind(kind: str) -> None:
+    """Refuses a kind of teacher that is not known."""
+    if kind not in TEACHERS:
+        raise TeacherError(f"unknown teacher.kind {kind!r}; known: {', '.join(TEACHERS)}")
+
+
 def open_teacher(config: TeacherConfig) -> Teacher:
     """A teacher, its weights not loaded yet.
 
@@ -560,8 +566,7 @@ def open_teacher(config: TeacherConfig) -> Teacher:
         TeacherError: an unknown kind, or a signal that it cannot give.
         interp.checkpoints.CheckpointError: a model that cannot be found.
     """
-    if config.kind not in TEACHERS:
-        raise TeacherError(f"unknown teacher.kind {config.kind!r}; known: {', '.join(TEACHERS)}")
+    check_kind(config.kind)
     if config.signal not in TIERS[config.kind]:
         raise TeacherError(
             f"a teacher of kind {config.kind} cannot give teacher.signal = {config.signal!r}; it can give {', '.join(TIERS[config.kind])}"

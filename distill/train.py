@@ -12,6 +12,7 @@ import json
 import math
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +24,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from distill.batches import BLANK, Text, Texts, collate
@@ -178,6 +179,15 @@ class DistillTrainer(Trainer):
         super().log(logs, start_time)
 
 
+class Bar(ProgressCallback):
+    """A bar with the loss, and no lines."""
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
+        """Called by the Trainer with a line of its log."""
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.4g}")
+
+
 class WholeCheckpoints(TrainerCallback):
     """Marks a checkpoint once all of it is written: a killed run goes on from a whole one, never from a torn one."""
 
@@ -235,7 +245,7 @@ def train_student(
     student_head = output_head(model)
     if teacher_head is not None:
         teacher_head = _moved(teacher_head, next(model.parameters()).device)
-    arguments = _arguments(partial, config, seed, model, show_progress)
+    arguments = _arguments(partial, config, seed, cpu=next(model.parameters()).device.type == "cpu", show_progress=show_progress)
     with _quiet(show_progress):
         trainer = DistillTrainer(
             objective=objective,
@@ -249,8 +259,11 @@ def train_student(
             processing_class=None,
             callbacks=[WholeCheckpoints(), *callbacks],
         )
-        if not show_progress:
-            trainer.remove_callback(PrinterCallback)
+        # their lines of the log would stand among the results on stdout; training.jsonl has them
+        trainer.remove_callback(PrinterCallback)
+        if show_progress:
+            trainer.remove_callback(ProgressCallback)
+            trainer.add_callback(Bar())
         try:
             done = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except NonFiniteError as error:
@@ -327,7 +340,7 @@ def _moved(head: Head, device: torch.device) -> Head:
     return replace(head, weight=head.weight.to(device), bias=None if head.bias is None else head.bias.to(device))
 
 
-def _arguments(partial: Path, config: TrainConfig, seed: int, model: Any, show_progress: bool) -> TrainingArguments:
+def _arguments(partial: Path, config: TrainConfig, seed: int, *, cpu: bool, show_progress: bool) -> TrainingArguments:
     try:
         arguments = TrainingArguments(
             output_dir=str(partial),
@@ -358,7 +371,7 @@ def _arguments(partial: Path, config: TrainConfig, seed: int, model: Any, show_p
             label_names=["targets"],
             ddp_find_unused_parameters=False,
             disable_tqdm=not show_progress,
-            use_cpu=next(model.parameters()).device.type == "cpu",
+            use_cpu=cpu,
         )
         _check_optimizer(arguments, config)
         for tracker in get_reporting_integration_callbacks(list(config.report_to)):
@@ -367,6 +380,16 @@ def _arguments(partial: Path, config: TrainConfig, seed: int, model: Any, show_p
         raise TrainError(f"[train]: {str(error).splitlines()[0]}") from error
     arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs by accelerate or torchrun; never DataParallel
     return arguments
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Says before any work what transformers and its trackers refuse.
+
+    Raises:
+        TrainError: an optimizer, schedule or tracker that is not known or not installed, or that takes other arguments.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        _arguments(Path(folder), config, 0, cpu=True, show_progress=False)
 
 
 def _check_optimizer(arguments: TrainingArguments, config: TrainConfig) -> None:

@@ -84,8 +84,10 @@ def crossed_test(differences: np.ndarray, level: float = 0.95) -> tuple[np.ndarr
     """Interval and two-sided p of a mean over seeds and examples, both drawn at random: a t test with a crossed design's variance.
 
     With mean squares of seeds, examples and the rest, the mean's variance is (MS_seed + MS_example - MS_rest) / (seeds * examples), and
-    its degrees of freedom are Satterthwaite's (the quasi-F of Winer 1971; Clark 1973, "The language-as-fixed-effect fallacy"). It is
-    never taken below what seeds alone or examples alone give.
+    its degrees of freedom are Satterthwaite's (the quasi-F of Winer 1971; Clark 1973, "The language-as-fixed-effect fallacy"). With few
+    seeds MS_seed may be small by chance, and the quasi-F then rejects too often (by simulation up to 12 % at 5 %, two seeds). So the plain
+    t tests over the seeds' means and over the examples' means are made too, and the widest of the three intervals and its p are taken:
+    two seeds hardly ever show anything, three or more can.
 
     Args:
         differences: [seed, example, ...], at least two of each.
@@ -102,17 +104,18 @@ def crossed_test(differences: np.ndarray, level: float = 0.95) -> tuple[np.ndarr
         [examples * by_seed.var(0, ddof=1), seeds * by_example.var(0, ddof=1), (rest**2).sum((0, 1)) / ((seeds - 1) * (examples - 1))]
     )
     freedom = np.array([seeds - 1, examples - 1, (seeds - 1) * (examples - 1)]).reshape(3, *[1] * (d.ndim - 2))
-    crossed, larger = squares[0] + squares[1] - squares[2], np.maximum(squares[0], squares[1])
+    crossed = squares[0] + squares[1] - squares[2]
+    crossed = np.where(crossed >= squares[:2].max(0), crossed, 0.0)  # below that, one of the two plain tests is the wider
     with np.errstate(invalid="ignore", divide="ignore"):
-        satterthwaite = crossed**2 / (squares**2 / freedom).sum(0)
-        df = np.where(crossed >= larger, satterthwaite, np.where(squares[0] >= squares[1], freedom[0], freedom[1]))
-        variance = np.maximum(crossed, larger)
-        variance = np.where(variance <= 1e-24 * mean**2 * d.shape[0] * d.shape[1], 0.0, variance)  # rounding
+        satterthwaite = np.where(crossed > 0, crossed**2 / (squares**2 / freedom).sum(0), 1.0)
+        df = np.stack([satterthwaite, *(np.broadcast_to(freedom[at], mean.shape) for at in (0, 1))])
+        variance = np.stack([crossed, squares[0], squares[1]])
+        variance = np.where(variance <= 1e-24 * mean**2 * seeds * examples, 0.0, variance)  # rounding
         error = np.sqrt(variance / (seeds * examples))
-        reach = stats.t.ppf((1 + level) / 2, df) * error
-        p = 2 * stats.t.sf(np.abs(mean) / error, df)
-    still = variance == 0
-    p = np.where(still, np.where(mean == 0, 1.0, np.nan), p)
+        reach = (stats.t.ppf((1 + level) / 2, df) * error).max(0)
+        p = np.where(error > 0, 2 * stats.t.sf(np.abs(mean) / error, df), 0.0).max(0)
+    still = (variance == 0).all(0)
+    p = np.where(still, np.where(mean == 0, 1.0, np.nan), np.where(np.isnan(mean), np.nan, p))
     return np.where(still, np.nan, mean - reach), np.where(still, np.nan, mean + reach), p
 
 

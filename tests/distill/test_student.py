@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill.config import StudentConfig
-from distill.student import CARD, StudentError, new_student, read_card, save_student
+from distill.student import CARD, StudentError, new_student, read_card, read_student, save_student
 from interp.checkpoints import CheckpointError, open_checkpoint
 
 ABOUT: dict[str, Any] = {
@@ -46,7 +47,9 @@ def test_a_saved_student_opens_as_any_adapter(checkpoint: Path, tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     opened = open_checkpoint("s", device="cpu")
     assert opened.identity["adapter"]["rank"] == 3
-    assert read_card(tmp_path / "s") == {"format": 1, **ABOUT}
+    digest = hashlib.sha256((tmp_path / "s" / "adapter_model.safetensors").read_bytes()).hexdigest()
+    assert read_card(tmp_path / "s") == {"format": 1, **ABOUT, "adapter_sha256": digest}
+    assert read_student(tmp_path / "s") == read_card(tmp_path / "s")
     readme = (tmp_path / "s" / "README.md").read_text()
     assert "Be clear." in readme
     assert "4 of 5 records" in readme

@@ -164,14 +164,14 @@ def test_seeds_are_a_second_level() -> None:
 
 def test_seeds_pair_with_the_baseline_of_their_seed() -> None:
     random = np.random.default_rng(5)
-    bases = [run(f"b{k}", texts(8, k), "none", k) for k in (0, 1)]
-    others = [run(f"o{k}", bases[k].values.values + 0.3 + random.normal(0, 0.01, (8, *SHAPE)), "told", k) for k in (1, 0)]
+    bases = [run(f"b{k}", texts(8, k), "none", k) for k in range(3)]
+    others = [run(f"o{k}", bases[k].values.values + 0.3 + random.normal(0, 0.01, (8, *SHAPE)), "told", k) for k in (1, 0, 2)]
     table = conditions_table(bases, others)
     np.testing.assert_allclose(table["difference"], 0.3, atol=0.02)
     assert (table["q"] < 0.05).all()
-    with pytest.raises(CompareError, match=r"none has the seeds \[0, 1\], told \[4, 5\]: they share none"):
+    with pytest.raises(CompareError, match=r"none has the seeds \[0, 1, 2\], told \[4, 5, 6\]: they share none"):
         conditions_table(bases, [replace(o, seed=4 + k) for k, o in enumerate(others)])
-    assert [len(group) for group in by_condition([*bases, *others]).values()] == [2, 2]
+    assert [len(group) for group in by_condition([*bases, *others]).values()] == [3, 3]
 
 
 def test_one_seed_speaks_of_one_student() -> None:

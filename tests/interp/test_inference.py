@@ -77,29 +77,37 @@ def test_crossed_test_at_its_ends() -> None:
 
 
 def test_crossed_test_by_hand() -> None:
-    """Satterthwaite's degrees of freedom and the quasi-F, from mean squares of an independent two-way table (statsmodels)."""
+    """The least sure of three tests: quasi-F with Satterthwaite's degrees of freedom from statsmodels' table, and scipy's t tests."""
     import statsmodels.api as sm
     from statsmodels.formula.api import ols
 
-    random = np.random.default_rng(1)
-    d = 0.1 + random.normal(0, 0.3, (3, 1)) + random.normal(0, 0.4, (1, 20)) + random.normal(0, 0.5, (3, 20))
-    frame = pd.DataFrame({"d": d.ravel(), "seed": np.repeat(range(3), 20), "problem": np.tile(range(20), 3)})
-    table = sm.stats.anova_lm(ols("d ~ C(seed) + C(problem)", frame).fit())
-    square = (table["sum_sq"] / table["df"]).to_numpy()
-    f = 60 * d.mean() ** 2 / (square[0] + square[1] - square[2])
-    df = (square[0] + square[1] - square[2]) ** 2 / (square**2 / table["df"].to_numpy()).sum()
-    assert crossed_test(d)[2] == pytest.approx(stats.f.sf(f, 1, df))
+    random, widest = np.random.default_rng(1), []
+    for spread in (0.01, 0.3, 1.0, 2.0):
+        d = 0.5 + random.normal(0, spread, (3, 1)) + random.normal(0, 0.4, (1, 20)) + random.normal(0, 0.5, (3, 20))
+        frame = pd.DataFrame({"d": d.ravel(), "seed": np.repeat(range(3), 20), "problem": np.tile(range(20), 3)})
+        table = sm.stats.anova_lm(ols("d ~ C(seed) + C(problem)", frame).fit())
+        square = (table["sum_sq"] / table["df"]).to_numpy()
+        f = 60 * d.mean() ** 2 / (square[0] + square[1] - square[2])
+        df = (square[0] + square[1] - square[2]) ** 2 / (square**2 / table["df"].to_numpy()).sum()
+        alone: list[Any] = [stats.ttest_1samp(d.mean(axis), 0) for axis in (1, 0)]
+        every = [stats.f.sf(f, 1, df) if square[2] <= square[:2].min() else 0.0, *(one.pvalue for one in alone)]
+        low, high, p = crossed_test(d)
+        assert p == pytest.approx(max(every))
+        widest.append(int(np.argmax(every)))
+        ends = [one.confidence_interval(0.95) for one in alone]
+        assert low <= min(end.low for end in ends) + 1e-12
+        assert high >= max(end.high for end in ends) - 1e-12
+    assert len(set(widest)) > 1
 
 
-def test_seeds_that_differ_do_not_pass_for_an_effect() -> None:
-    """By simulation: students of two equal conditions, whose seeds spread by two points, three seeds, 200 problems."""
+@pytest.mark.parametrize("n_seeds", [2, 3, 5])
+@pytest.mark.parametrize("spread", [0.0, 0.05, 0.3])
+def test_seeds_that_differ_do_not_pass_for_an_effect(n_seeds: int, spread: float) -> None:
+    """By simulation: seeds, problems and the rest vary, and there is no effect. 5 % may be rejected."""
     random = np.random.default_rng(0)
-    rejected = []
-    for _ in range(600):
-        hard = random.normal(0, 1.5, 200)
-        one, other = (random.random((3, 200)) < 1 / (1 + np.exp(-hard - random.normal(0, 0.1, (3, 1)))) for _ in range(2))
-        rejected.append(crossed_test(one.astype(float) - other)[2] < 0.05)
-    assert np.mean(rejected) < 0.08
+    d = random.normal(0, 1, (n_seeds, 60, 3000)) + random.normal(0, spread, (n_seeds, 1, 3000)) + random.normal(0, 0.5, (1, 60, 3000))
+    rejected = (crossed_test(d)[2] < 0.05).mean()
+    assert rejected <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 3000)
 
 
 def test_crossed_test_of_many_is_that_of_each() -> None:
