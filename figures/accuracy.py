@@ -84,7 +84,7 @@ def accuracy_bars(models: pd.DataFrame, subtitle: str = "") -> Figure | None:
     )
     at = style.look()
     width = at.column("one")
-    names = {name: style.wrapped(name, 1.1 * at.zoom, 1) for name in conditions}
+    names = {name: style.wrapped(name, min(1.1 * at.zoom, width / 3), 1) for name in conditions}
     left, right, bottom = 0.15 + widest(list(names.values())), 0.8 * at.zoom, 0.36 * at.zoom
     rows = graded["place"].to_numpy(float) * 0.5 + np.arange(len(graded))  # half a row between conditions
     down = (rows.max() + 1) * line_inches() + 0.04
@@ -112,7 +112,8 @@ def accuracy_bars(models: pd.DataFrame, subtitle: str = "") -> Figure | None:
 
 
 def _few_x_ticks(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    fitting = int(style.axes_inches(axes)[0] / (0.4 * style.look().zoom))
+    axes.xaxis.set_major_locator(MaxNLocator(min(4, max(1, fitting)), steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(lambda value, _: style.tick_text(value))
 
 
@@ -179,10 +180,11 @@ def accuracy_against_shift(
     else:
         tested = f"p = {p:.2g} (permutations of students taken as independent, one test)" if np.isfinite(p) else ""
     title = "Accuracy against the heads' mean shift"
-    note = style.joined(
-        subtitle, f"n = {n} student{'s' * (n > 1)}", said, tested, _drawn(graded),
+    note = style.joined(  # what was tested comes first: a subtitle that is too long is cut at its end
+        f"n = {n} student{'s' * (n > 1)}", said, tested, _drawn(graded),
         "hollow: no shift, not counted" if len(graded) > n else "",
         f"below: q by Benjamini-Hochberg over all heads of a measure, {region} queries" if shares is not None else "",
+        subtitle,
     )  # fmt: skip
     at = style.look()
     width, line = at.two, line_inches()
@@ -293,10 +295,11 @@ def accuracy_heads(accuracy: pd.DataFrame, info: MeasureInfo, subtitle: str = ""
     width = at.column("one")
     title = f"{RHO.title} ({style.unit_label(RHO)})"
     n = counts(rows["n_students"])
-    subtitle = style.joined(subtitle, style.printable(info.title), f"{region} queries", f"n = {n} students")
+    about = style.joined(style.printable(info.title), f"{region} queries", f"n = {n} students")
     if not rows["p"].notna().any():
         few = int(rows["n_students"].max()) < FEWEST_STUDENTS
         reason = f"a p value needs at least {FEWEST_STUDENTS} students" if few else "no head's shift differs between students"
+        subtitle = style.joined(about, subtitle)
         room = 0.4 * at.zoom
         figure = style.new_figure(width, style.titles_inches(width, title, subtitle) + room, constrained=False)
         style.set_titles(figure, title, subtitle)
@@ -305,11 +308,9 @@ def accuracy_heads(accuracy: pd.DataFrame, info: MeasureInfo, subtitle: str = ""
         return figure
     rho, q = grid(accuracy, info.name, region, "spearman"), grid(accuracy, info.name, region, "q")
     clear = q <= LEVEL
-    subtitle = style.joined(
-        subtitle,
-        f"permutation test over students taken as independent, Benjamini-Hochberg over {int(np.isfinite(q).sum())} heads: "
-        f"{int(clear.sum())} with q ≤ {LEVEL}",
-    )
+    tested = "permutation test over students taken as independent"
+    found = f"Benjamini-Hochberg over {int(np.isfinite(q).sum())} heads: {int(clear.sum())} with q ≤ {LEVEL}"
+    subtitle = style.joined(about, f"{tested}, {found}", subtitle)  # a subtitle that is too long is cut at its end
     scale = colour_scale(RHO, rho)
     room = style.titles_inches(width, title, subtitle) + 0.55 * at.zoom
     height = at.height(float(np.clip((width - 0.75 * at.zoom) * rho.shape[1] / rho.shape[0], 1.15, 2.4)), room)

@@ -32,6 +32,8 @@ def _moved(trajectory: pd.DataFrame, info: MeasureInfo, region: str) -> tuple[pd
         index=["condition", "model", "step"], columns=["layer", "head"], values="mean", observed=True, dropna=False, aggfunc="first"
     )
     wide = wide[wide.notna().any(axis=1)]
+    if wide.empty:
+        return wide, []
     wide = wide.sort_index(level="condition", key=lambda names: names.map(order), sort_remaining=False, kind="stable")
     first = wide.groupby(level=["condition", "model"], sort=False).transform(lambda values: values.iloc[0])
     starts = wide.index.to_frame(index=False).groupby(["condition", "model"], sort=False)["step"].min()
@@ -230,7 +232,7 @@ def trajectory_heads(
         subtitle,
         f"{region} queries",
         f"the {len(chosen)} of {moved.shape[1]} heads with the largest difference at any step",
-        f"n = {students} student{'s' * (students > 1)}; mean of a condition's",
+        f"n = {students} student{'s' * (students > 1)}" + ("; mean over a condition's" if students > len(arrays) else ""),
         "a column a recorded step",
         scale.note(),
         "hatched: undefined" if undefined else "",
