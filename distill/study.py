@@ -80,7 +80,7 @@ class StudyRun:
             for name, strategy in self.strategies.items():
                 if strategy.text and strategy.place != "before":
                     raise StudyError(
-                        f'strategy {name} stands {strategy.place} the question, but objective published knows place = "before" only: strategy '
+                        f'strategy {name} stands {strategy.place} the question, but objective published knows "before" only: '
                         "strategy and question are one plain text"
                     )
         grade("", "#### 1", [study.evaluation.grader])  # raises where it is not known
