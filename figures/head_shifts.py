@@ -32,13 +32,14 @@ def significant(shifts: pd.DataFrame, measure: str, region: str) -> np.ndarray:
     return grid(shifts, measure, region, "q") <= RATE
 
 
-def about_test(shifts: pd.DataFrame, info: MeasureInfo, region: str) -> str:
+def about_test(shifts: pd.DataFrame, info: MeasureInfo, region: str, crossed: bool = False) -> str:
     """Models, number of examples, queries, test and correction, as a figure's subtitle names them.
 
     Args:
         shifts: rows of `interp.compare.SHIFTS` of one model.
         info: the measure.
         region: where the queries stand.
+        crossed: the rows are a condition's, whose test takes seeds and examples both as drawn; they have `n_seeds`.
 
     Raises:
         HeadShiftsError: the table holds several models or baselines.
@@ -53,7 +54,10 @@ def about_test(shifts: pd.DataFrame, info: MeasureInfo, region: str) -> str:
     least, most = (counts.min(), counts.max()) if counts.size else (0, 0)
     n = f"n = {most} examples" if least == most else f"n = {least} to {most} examples"
     layers, heads = grid_shape(shifts)
-    test = f"paired t test, Benjamini-Hochberg over {layers} × {heads} heads" if most > 1 else "no test: fewer than two examples"
+    seeds = int(rows["n_seeds"].to_numpy().max()) if crossed and len(rows) else 1
+    n += f", {seeds} seeds" if seeds > 1 else ""
+    test = "t test with seeds and examples crossed" if seeds > 1 else "paired t test"
+    test = f"{test}, Benjamini-Hochberg over {layers} × {heads} heads" if most > 1 else "no test: fewer than two examples"
     return style.joined(f"{shifts['model'].iloc[0]} less {shifts['baseline'].iloc[0]}", n, f"{region} queries", test)
 
 
@@ -76,17 +80,24 @@ def difference_scale(values: np.ndarray, limit: float | None = None) -> Scale:
 
 @style.paper_style()
 def difference_map(
-    shifts: pd.DataFrame, info: MeasureInfo, subtitle: str = "", region: str = "response", *, limit: float | None = None
+    shifts: pd.DataFrame,
+    info: MeasureInfo,
+    subtitle: str = "",
+    region: str = "response",
+    *,
+    crossed: bool = False,
+    limit: float | None = None,
 ) -> Figure | None:
     """The mean paired difference of every head, layers along x; heads that are not significant in grey, undefined ones hatched.
 
     The grey still tells the size of the difference, not its sign.
 
     Args:
-        shifts: rows of `interp.compare.SHIFTS` of one model.
+        shifts: rows of `interp.compare.SHIFTS` of one model; or of `CONDITIONS` of one condition, called `model` here.
         info: the measure.
         subtitle: what was run; models, n, region, test and correction are added.
         region: where the queries stand.
+        crossed: the rows are a condition's, whose test takes seeds and examples both as drawn; they have `n_seeds`.
         limit: the end of the colours, so that maps of several models compare; None: the largest difference here.
 
     Returns:
@@ -106,7 +117,7 @@ def difference_map(
     scale = difference_scale(values, limit)
     title = style.heading(replace(info, title=f"Difference: {info.title}"), width - 0.1, 2, size=at.title)
     counted = f"{int(clear.sum())} of {int(np.isfinite(values).sum())} heads have q ≤ {RATE:g}"
-    subtitle = style.joined(about_test(shifts, info, region), f"grey: q > {RATE:g}", counted, subtitle)
+    subtitle = style.joined(about_test(shifts, info, region, crossed), f"grey: q > {RATE:g}", counted, subtitle)
     room = style.titles_inches(width, title, subtitle) + (0.35 + 0.15 * (bool(quiet.any()) + undefined)) * at.zoom
     height = at.height(float(np.clip((width - 0.75 * at.zoom) * values.shape[1] / values.shape[0], 1.15, 2.4)), room)
     figure = style.new_figure(width, height + room)
@@ -228,14 +239,19 @@ def place_labels(points: np.ndarray, chosen: list[int], sizes: np.ndarray, room:
 
 
 @style.paper_style()
-def volcano(shifts: pd.DataFrame, info: MeasureInfo, subtitle: str = "", region: str = "response") -> Figure | None:
+def volcano(
+    shifts: pd.DataFrame, info: MeasureInfo, subtitle: str = "", region: str = "response", *, crossed: bool = False
+) -> Figure | None:
     """Effect size d_z (x) against −log10 p (y), a point a head; the five significant heads with the largest effect have their name.
 
+    A condition's rows need the column `effect` too: the mean of its seeds' effect sizes.
+
     Args:
-        shifts: rows of `interp.compare.SHIFTS` of one model.
+        shifts: rows of `interp.compare.SHIFTS` of one model; or of `CONDITIONS` of one condition, called `model` here.
         info: the measure.
         subtitle: what was run; models, n, region, test and correction are added.
         region: where the queries stand.
+        crossed: the rows are a condition's, whose test takes seeds and examples both as drawn; they have `n_seeds`.
 
     Returns:
         The figure, one column wide, or None where no head has a test. A head whose p is 0 or whose effect is infinite is a triangle
@@ -247,7 +263,7 @@ def volcano(shifts: pd.DataFrame, info: MeasureInfo, subtitle: str = "", region:
     if not is_measured(shifts, info.name):
         return None
     at, heads = style.look(), volcano_points(shifts, info.name, region)
-    about = about_test(shifts, info, region)
+    about = about_test(shifts, info, region, crossed)
     if not len(heads.x):
         return None
     width = at.column("one")
@@ -285,7 +301,9 @@ def volcano(shifts: pd.DataFrame, info: MeasureInfo, subtitle: str = "", region:
                     edgecolors=at.background, zorder=2, clip_on=False,
                 )  # fmt: skip
     _name_heads(axes, heads, (across, down))
-    axes.set_xlabel("effect size d_z (mean difference / standard deviation)" if across > 2.6 * at.zoom else "effect size d_z")
+    short = "mean of the seeds' effect sizes d_z" if crossed else "effect size d_z"
+    long = short if crossed else f"{short} (mean difference / standard deviation)"
+    axes.set_xlabel(long if across > 2.6 * at.zoom else short)
     axes.set_ylabel("−log10 p")
     style.few_y_ticks(axes)
     axes.xaxis.set_major_formatter(lambda value, _: style.tick_text(value))
@@ -310,7 +328,7 @@ def _volcano_key(heads: VolcanoPoints) -> tuple[list[Artist], list[str]]:
     texts: list[str] = []
     for name, (colour, chosen) in reversed(_volcano_groups(heads).items()):
         marks.append(Line2D([], [], color=colour, marker="o", markersize=3 * at.zoom, linestyle="none"))
-        texts.append(f"{name}: {int(chosen.sum())} heads")
+        texts.append(f"{name}: {int(chosen.sum())} head{'' if chosen.sum() == 1 else 's'}")
     if heads.line is not None:
         marks.append(Line2D([], [], color=at.grey, linestyle="--", linewidth=0.8 * at.zoom))
         texts.append(f"largest p with q ≤ {RATE:g}")

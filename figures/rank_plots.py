@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.grid import grid, grid_shape
 from figures.head_maps import Scale, draw_colour_bar, draw_map
+from figures.named_lines import spread
 from interp.table import MeasureInfo
 
 TOP = 12
@@ -21,33 +22,6 @@ LINEAR_UP_TO = 40
 
 class RankPlotError(ValueError):
     """A baseline that the table lacks; the message names the models that it has."""
-
-
-def spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
-    """Places near the wanted ones, in the same order, at least `gap` apart and within low … high, where they fit.
-
-    Args:
-        wanted: [label], any order.
-        gap: least distance of neighbours.
-        low: least place.
-        high: largest place.
-
-    Returns:
-        [label]: of all such places those with the least squared distance from the wanted ones.
-    """
-    order = np.argsort(wanted, kind="stable")
-    gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
-    shifted = wanted[order] - gap * np.arange(len(wanted))  # places a gap apart are, less their gaps, in rising order
-    blocks: list[list[float]] = []
-    for value in shifted:  # rising order at least distance: pool neighbours that fall (isotonic regression)
-        blocks.append([float(value), 1.0])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (last, many), (before, more) = blocks.pop(), blocks.pop()
-            blocks.append([(last * many + before * more) / (many + more), many + more])
-    rising = np.concatenate([np.full(int(many), value) for value, many in blocks]) if blocks else shifted
-    places = np.empty(len(wanted))
-    places[order] = np.clip(rising, low, high - gap * max(len(wanted) - 1, 0)) + gap * np.arange(len(wanted))
-    return places
 
 
 def top_of(ranks: pd.DataFrame, measure: str, region: str, baseline: str, top: int) -> list[tuple[int, int]]:
@@ -183,17 +157,18 @@ def _name_ends(
     inches = axes.transData.transform(np.stack([x, rank], 1)) - axes.transAxes.transform((0, 0))
     inches = inches[:, 1] / axes.figure.dpi
     known = np.flatnonzero(np.isfinite(inches))
-    places = spread(inches[known], at.small * 1.15 / 72, 0.0, room[1])
+    gap = min(at.small * 1.15 / 72, room[1] / max(len(known) - 1, 1))
+    places = spread(list(inches[known]), gap, 0.0, room[1]) if len(known) else []
     align = "left" if outward > 0 else "right"
     left, right = axes.get_xlim()
-    text_x = edge + outward * 0.14 * (right - left) / room[0]
+    line_x, text_x = (edge + outward * inch * (right - left) / room[0] for inch in (0.14, 0.16))
     for index, place in zip(known, places, strict=True):
         colour = at.series[index % len(at.series)]
         y = axes.transData.inverted().transform(axes.transAxes.transform((0, place / room[1])))[1]
         axes.plot(
-            [x[index], edge, text_x], [rank[index], rank[index], y], color=colour, linewidth=0.4 * at.zoom, clip_on=False, zorder=1.5
+            [x[index], edge, line_x], [rank[index], rank[index], y], color=colour, linewidth=0.4 * at.zoom, clip_on=False, zorder=1.5
         )  # fmt: skip
-        axes.text(text_x + outward * 0.02, y, "{}.{}".format(*heads[index]), ha=align, va="center_baseline")
+        axes.text(text_x, y, "{}.{}".format(*heads[index]), ha=align, va="center_baseline")
 
 
 @style.paper_style()
