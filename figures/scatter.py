@@ -46,7 +46,7 @@ def entropy_against_numeric_mass(
         s=size, linewidths=0.2, edgecolors=at.background,
     )  # fmt: skip
     axes.set_xlabel(style.heading(measures[ACROSS], 2.6, 2))
-    axes.set_ylabel(style.heading(measures[UP], 2.1, 2))
+    axes.set_ylabel(style.heading(measures[UP], at.height(2.1, 1.6), 2))
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     style.open_axes(axes)

@@ -81,7 +81,7 @@ class Look:
         quiet: greys of what is not significant, from no difference to the largest.
         map_colours: colour map of values from low to high.
         diverging_colours: colour map of values below and above 0; its middle is near the background.
-        series: eight colours of Okabe and Ito or greys, those with most contrast first.
+        series: eight colours, Okabe and Ito's or near them; those that stand out most from the background first.
         width: width of figures of one panel; None: each figure's own.
     """
 
@@ -104,7 +104,7 @@ class Look:
     quiet: tuple[str, str] = ("#dadada", "#8f8f8f")
     map_colours: str = MAP_COLOURS
     diverging_colours: str = DIVERGING_COLOURS
-    series: tuple[str, ...] = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "#7f7f7f", "#8a6d00")
+    series: tuple[str, ...] = (BLUE, VERMILLION, GREEN, PURPLE, "#8a6d00", "#7f7f7f", ORANGE, SKY)
     width: Column | None = None
 
     @property
@@ -140,7 +140,7 @@ STYLES = {
         vermillion=ORANGE,
         undefined_face="#2a2e35",
         undefined_hatch="#767c86",
-        quiet=("#3d4148", "#8b9098"),
+        quiet=("#33373e", "#80858d"),
         diverging_colours="berlin",
         series=(SKY, ORANGE, "#2fc299", "#e39bc3", YELLOW, "#ff8a4d", "#a9adb3", "#6fa0ff"),
     ),
@@ -249,7 +249,8 @@ def printable(text: str) -> str:
 def text_inches(text: str, size: float) -> float:
     """Printed width of one line of text at a font size in points, inches."""
     font = FontProperties(family="DejaVu Sans", size=size)
-    return RendererAgg(1, 1, PNG_DPI).get_text_width_height_descent(text, font, False)[0] / PNG_DPI
+    dpi = look().dpi  # letters are fitted to pixels, so a line's width in inches follows them
+    return RendererAgg(1, 1, dpi).get_text_width_height_descent(text, font, False)[0] / dpi
 
 
 def wrapped(text: str, inches: float, lines: int, size: float | None = None) -> str:
@@ -379,8 +380,8 @@ def panels(
 
 
 def tick_text(value: float) -> str:
-    """A number in three digits; thousands from 10,000 on as k."""
-    text = f"{value / 1000:.3g}k" if abs(value) >= 10_000 else f"{value:.3g}"
+    """A number in three digits; four-digit ones whole, thousands from 10,000 on as k."""
+    text = f"{value / 1000:.3g}k" if abs(value) >= 9_999.5 else f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
     return text.replace("-", "−")
 
 

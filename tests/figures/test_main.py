@@ -22,6 +22,15 @@ def test_draws_into_out(monkeypatch, capsys, run_folder, tmp_path):
     assert "52 figure files" in capsys.readouterr().out
 
 
+def test_draws_in_a_style_and_width(monkeypatch, capsys, run_folder, tmp_path):
+    from PIL import Image
+
+    assert _run(monkeypatch, str(run_folder), "--out", str(tmp_path), "--style", "dark", "--width", "two") == 0
+    with Image.open(tmp_path / "figures" / "head_map_max_prob.png") as image:
+        assert image.width == int(6.9 * 300)
+        assert max(image.convert("RGB").getpixel((5, image.height - 5))) < 40
+
+
 @pytest.mark.parametrize("broken", ["no folder", "no table", "torn table", "file as out"])
 def test_errors_are_one_line_and_code_2(monkeypatch, capsys, run_folder: Path, broken):
     arguments = [str(run_folder)]
