@@ -62,3 +62,6 @@ class ComparisonFolder:
 
     def draw(self, region: str) -> None:
         """Draw figures and page from the tables."""
+        from figures.comparison import draw_comparison
+
+        draw_comparison(self.out, region=region)

@@ -193,6 +193,7 @@ def compare(config: ShiftsConfig, command: str) -> int:
     }
     folder.write(tables, about)
     if config.figures:
+        say("drawing figures")
         folder.draw(config.region)
     summarise(tables, about, folder.out)
     return 0
@@ -398,12 +399,12 @@ def _divergences(config: ShiftsConfig, base: Named, others: Sequence[Named], run
     """`interp.map_divergence` over the texts that the head runs read, batch by batch."""
     import numpy as np
     import pandas as pd
-    from interp.map_divergence import map_divergence
     from tqdm import tqdm
 
     from analyses.head_runs import InputError, read_run_json
     from analyses.heads import HeadsConfig, plan
     from distill.problems import load_problems, problems_digest
+    from interp.map_divergence import map_divergence
 
     run = read_run_json(_folder(base))
     source = run["config"]

@@ -1,4 +1,4 @@
-"""`python -m figures RUN_FOLDER [--out DIR]`: draw the figures and the page of a run again, from its tables."""
+"""`python -m figures FOLDER [--out DIR]`: draw the figures and the page of a head run or of a comparison again, from its tables."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ import tyro
 
 @dataclass(frozen=True)
 class DrawConfig:
-    """Draw every figure and the page of a head run from its tables.
+    """Draw every figure and the page of a head run, or of a comparison, from its tables.
 
     Attributes:
-        folder: a run folder, as analyses.heads writes it.
-        out: where to write figures/ and report.html; the run folder if not given.
-        region: where the queries of maps, rankings and distributions stand.
+        folder: a run folder, as analyses.heads writes it, or a comparison's, as analyses.shifts does.
+        out: where to write figures/ and report.html; the folder itself if not given.
+        region: where the queries of maps, rankings and distributions stand; response, or as the comparison says, if not given.
+        measures: of a comparison: which to draw, by name; entropy and the places that most heads look at if none is given.
+        models: of a comparison: models or conditions with maps of their own; the first few if none is given.
         style: for a paper's columns, for slides (16:9, larger letters), or on a dark ground.
         width: one or two columns for figures of one panel; each figure's own if not given.
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
     out: Path | None = None
-    region: Literal["question", "response", "all"] = "response"
+    region: Literal["question", "response", "all"] | None = None
+    measures: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
     style: Literal["paper", "slides", "dark"] = "paper"
     width: Literal["one", "two"] | None = None
 
@@ -35,10 +39,16 @@ def main() -> int:
         config = tyro.cli(DrawConfig, prog="python -m figures")
         # Imported here so that --help needs no matplotlib.
         from figures import style
-        from figures.run_folder import draw_run
+        from figures.comparison import draw_comparison, is_comparison
+        from figures.run_folder import RunFolderError, draw_run
 
         with style.use(config.style, config.width):
-            written = draw_run(config.folder, config.out, config.region)
+            if is_comparison(config.folder):
+                written = draw_comparison(config.folder, config.out, config.region, config.measures, config.models)
+            elif config.measures or config.models:
+                raise RunFolderError(f"--measures and --models are for a comparison; {config.folder} is none")
+            else:
+                written = draw_run(config.folder, config.out, config.region or "response")
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

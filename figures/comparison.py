@@ -71,8 +71,13 @@ class Story:
 
     @property
     def subtitle(self) -> str:
-        """What was run, in a line."""
-        return style.joined(f"{self.run['text']} text" if "text" in self.run else "", f"n = {self.run['n_examples']} examples")
+        """What was read; figures add models, n and test."""
+        return f"{self.run['text']} text" if "text" in self.run else ""
+
+    @property
+    def counted(self) -> str:
+        """The same with the number of examples, for tables that do not hold it."""
+        return style.joined(self.subtitle, f"n = {self.run['n_examples']} examples")
 
 
 def draw_comparison(
@@ -136,6 +141,15 @@ def read_comparison(folder: Path) -> dict[str, Any]:
     if missing:
         raise RunFolderError(f"{path}: missing {', '.join(missing)}")
     return run
+
+
+def is_comparison(folder: Path) -> bool:
+    """The folder's run.json names a kind; a head run's names none."""
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(run, dict) and "kind" in run
 
 
 def _tables(folder: Path) -> Tables:
@@ -226,7 +240,8 @@ def _volcanoes(story: Story) -> Iterator[tuple[str, Figure | None, str]]:
 def _divergences(story: Story) -> Iterator[tuple[str, Figure | None, str]]:
     if "divergences" not in story.tables:
         return
-    rows = story.tables["divergences"]
+    models = story.tables["models"][["model", "condition"]]
+    rows = story.tables["divergences"].astype({"model": str}).merge(models, on="model", how="inner")  # seeds of one condition go together
     yield "divergence_layers", divergence_curves(rows, story.subtitle, story.region), "Divergence of the maps by layer."
     yield "divergence_map", divergence_map(rows, story.subtitle, story.region), "Divergence of every head's maps."
 
@@ -234,7 +249,8 @@ def _divergences(story: Story) -> Iterator[tuple[str, Figure | None, str]]:
 def _ranks(story: Story) -> Iterator[tuple[str, Figure | None, str]]:
     for info in story.measures.values():
         ranks, agreement = story.tables["ranks"], story.tables["agreement"]
-        yield f"ranks_{info.name}", rank_plot(ranks, info, story.subtitle, story.region), f"Ranks of the first heads by {info.title}."
+        figure = rank_plot(ranks, info, story.counted, story.region, baseline=str(story.run["models"][0]["name"]))
+        yield f"ranks_{info.name}", figure, f"Ranks of the first heads by {info.title}."
         yield (
             f"agreement_{info.name}",
             agreement_map(agreement, info, "", story.region),
