@@ -65,8 +65,8 @@ def test_heads_without_significance_are_grey_and_the_others_are_not(table):
     figure = difference_map(table, INFO)
     colours, greys = figure.axes[0].images
     clear = np.array([[(layer, head) in MOVED for layer in range(3)] for head in range(4)])
-    np.testing.assert_array_equal(np.ma.getmaskarray(colours.get_array()), ~clear)
-    np.testing.assert_array_equal(np.ma.getmaskarray(greys.get_array()), clear)
+    np.testing.assert_array_equal(np.ma.getmaskarray(np.ma.asarray(colours.get_array())), ~clear)
+    np.testing.assert_array_equal(np.ma.getmaskarray(np.ma.asarray(greys.get_array())), clear)
     shades = greys.to_rgba(greys.get_array())[~clear]
     np.testing.assert_allclose(shades[:, 0], shades[:, 1], atol=0.02)  # grey: as much red as green
     red, _, blue, _ = colours.to_rgba(0.1)
@@ -115,7 +115,7 @@ def test_undefined_heads_are_hatched_and_named(table):
     broken.loc[where(table, 2, 2), ["difference", "p", "q", "effect"]] = np.nan
     figure = difference_map(broken, INFO)
     assert figure.axes[0].patch.get_hatch()
-    masks = [np.ma.getmaskarray(image.get_array())[2, 2] for image in figure.axes[0].images]
+    masks = [np.ma.getmaskarray(np.ma.asarray(image.get_array()))[2, 2] for image in figure.axes[0].images]
     assert masks == [True, True]
     assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "undefined: nothing to measure"
 
@@ -129,7 +129,7 @@ def test_one_example_has_no_test():
 def test_a_head_without_a_p_is_greyed():
     table = shifts_table(*runs(2, 2, moved={}, n=1))
     greys = difference_map(table, INFO).axes[0].images[1]
-    assert not np.ma.getmaskarray(greys.get_array()).any()
+    assert not np.ma.getmaskarray(np.ma.asarray(greys.get_array())).any()
 
 
 def test_volcano_points_are_effect_and_log_p(table):
@@ -180,7 +180,7 @@ def test_only_infinite_effects(table):
 
 def test_nothing_significant_is_said(table):
     calm = table.assign(q=1.0)
-    assert np.ma.getmaskarray(difference_map(calm, INFO).axes[0].images[0].get_array()).all()
+    assert np.ma.getmaskarray(np.ma.asarray(difference_map(calm, INFO).axes[0].images[0].get_array())).all()
     figure = volcano(calm, INFO)
     assert "no head has q ≤ 0.05" in subtitle_of(figure)
     assert not figure.axes[0].texts

@@ -65,7 +65,7 @@ def test_lines_and_bands_are_drawn_of_what_the_table_says():
     assert len(difference.collections) == 2
     np.testing.assert_array_equal(value.lines[1].get_ydata(), curves["condition number 1"]["mean"])
     np.testing.assert_array_equal(difference.lines[1].get_ydata(), curves["condition number 2"]["difference"])
-    band = difference.collections[1].get_paths()[0].vertices[:, 1]
+    band = np.asarray(difference.collections[1].get_paths()[0].vertices)[:, 1]
     assert band.max() == curves["condition number 2"]["ci_high"].max()
     assert band.min() == curves["condition number 2"]["ci_low"].min()
     assert list(difference.lines[-1].get_ydata()) == [0.0, 0.0]
@@ -93,7 +93,6 @@ def test_more_than_eight_conditions_are_cut_and_the_figure_says_so():
     assert "8 of 10 conditions are drawn" in subtitle_of(figure)
     assert len(figure.axes[1].lines) == 8 + 1
     lines = figure.axes[0].lines
-    assert len({(line.get_color(), str(line.get_linestyle()), str(line._dash_pattern)) for line in lines}) == 9
     assert len({line.get_color() for line in lines}) == 9
 
 

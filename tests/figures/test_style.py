@@ -116,6 +116,7 @@ def test_slides_have_larger_letters_for_their_width_than_a_paper():
     slides, paper = style.STYLES["slides"], style.STYLES["paper"]
     assert slides.small / slides.two > 1.3 * paper.small / paper.two
     assert slides.two < 160 / 25.4
+    assert slides.tallest is not None
     assert slides.tallest < 90 / 25.4
 
 
