@@ -362,6 +362,33 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class HeadsConfig:
+    """What is recorded of a student's attention heads while it learns. It shapes no student: a finished one is kept when it changes.
+
+    Attributes:
+        records: recordings, evenly from before the first step to after the last and at least 10 steps apart; 0 records nothing.
+        texts: how many of the held-out problems are read, from the first, each with its reference solution.
+        measures: of `interp.measures.MEASURES`.
+    """
+
+    records: int = 6
+    texts: int = 8
+    measures: tuple[str, ...] = ("entropy_nats", "bos_mass", "mean_distance", "numeric_mass", "operator_mass")
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        _need(
+            self.records == 0 or self.records >= 2,
+            f"heads.records is {self.records}; 0 records nothing, 2 or more the first step, the last, and others between",
+        )
+        _need(self.texts >= 1, f"heads.texts is {self.texts}; at least 1 is needed; heads.records = 0 records nothing")
+        _need(
+            bool(self.measures) and len(set(self.measures)) == len(self.measures),
+            f"heads.measures is {list(self.measures)}; name at least one, each once; heads.records = 0 records nothing",
+        )
+
+
+@dataclass(frozen=True)
 class SearchConfig:
     """What `search` varies, and what it asks for.
 
@@ -423,6 +450,7 @@ class Study:
         objective: what is minimised.
         train: how.
         evaluation: how it is measured.
+        heads: what is recorded of its heads while it learns.
         search: what `search` varies.
     """
 
@@ -438,6 +466,7 @@ class Study:
     objective: ObjectiveConfig = ObjectiveConfig()
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
+    heads: HeadsConfig = HeadsConfig()
     search: SearchConfig = SearchConfig()
 
     def __post_init__(self) -> None:

@@ -99,9 +99,9 @@ def save_student(
     folder: Path,
     card: Mapping[str, Any],
     state: Mapping[str, Any] | None = None,
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, str | bytes] | None = None,
 ) -> None:
-    """Writes adapter, card, README and further texts into a folder that is not there yet, as a whole or not at all.
+    """Writes adapter, card, README and further files into a folder that is not there yet, as a whole or not at all.
 
     What a killed process left of an earlier call is removed: one process at a time writes a student.
 
@@ -110,7 +110,7 @@ def save_student(
         folder: the student's.
         card: see `read_card`.
         state: the whole model's weights, where the model itself holds a shard of them.
-        files: more texts, by name.
+        files: more files, by name; text is written as UTF-8.
 
     Raises:
         OSError: no room or no permission; nothing is left in `folder`.
@@ -121,8 +121,8 @@ def save_student(
         model.save_pretrained(draft, safe_serialization=True, state_dict=state, save_embedding_layers=False)
         _sort_targets(draft / "adapter_config.json")
         write_student_files(draft, {**card, "adapter_sha256": file_sha256(draft / WEIGHTS)})
-        for name, text in (files or {}).items():
-            (draft / name).write_text(text, "utf-8")
+        for name, content in (files or {}).items():
+            (draft / name).write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         for file in draft.iterdir():
             _to_disk(file)
         draft.rename(folder)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from distill.config import ObjectiveConfig, ProblemSet, Study, StudyError, TeacherConfig, as_tables, differences
+from distill.config import HeadsConfig, ObjectiveConfig, ProblemSet, Study, StudyError, TeacherConfig, as_tables, differences
 from distill.grading import DEFAULT_GRADER, grade
 from distill.problems import Problem, load_problems, problems_digest
 from distill.strategies import Strategy, choose_strategies, load_strategies
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from distill.batches import Texts
     from distill.records import Record, RecordGroup, RecordStore
     from distill.teachers import Teacher
+    from distill.trajectory import HeadTrajectory
     from interp.checkpoints import Checkpoint
 
 RUNTIME = {
@@ -47,7 +48,7 @@ RUNTIME = {
     "student": ("device",),
     "train": ("save_steps", "logging_steps", "report_to"),
 }
-"""Keys that say how the work is done, not what comes out; a finished result is kept when they change."""
+"""Keys that say how the work is done, not what comes out; a finished result is kept when they change. So is all of [heads]."""
 
 FIRST_RANK = int(os.environ.get("RANK", "0")) == 0
 """Under a launcher, one process says and writes what all share."""
@@ -133,6 +134,7 @@ class StudyRun:
         """Checks names that only the libraries know, and makes the folder, before any work is done.
 
         Raises:
+            StudyError: an unknown measure of heads.
             distill.teachers.TeacherError: an unknown kind of teacher.
             distill.train.TrainError: an optimizer, schedule or tracker that is not known, or takes other arguments.
             OSError: the folder cannot be written.
@@ -142,6 +144,13 @@ class StudyRun:
 
         check_kind(self.study.teacher.kind)
         check_settings(self.study.train)
+        if self.study.heads.records:
+            from interp.measures import MeasureError, load_measures
+
+            try:
+                load_measures(self.study.heads.measures)
+            except MeasureError as error:
+                raise StudyError(f"heads.measures: {error}") from error
         if FIRST_RANK:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "study.json").exists():
@@ -350,8 +359,25 @@ class StudyRun:
             card=card,
             teacher_head=head,
             teacher=live_model,
+            trajectory=self._trajectory(student_name(condition, seed), checkpoint),
             show_progress=self.show_progress,
         )
+
+    def _trajectory(self, name: str, checkpoint: Checkpoint) -> HeadTrajectory | None:
+        """Records a student's heads while it learns; texts that cannot be annotated are no reason not to train."""
+        from distill.trajectory import HeadTrajectory, TrajectoryError, fixed_texts, note
+        from interp.tokens import TokenError
+
+        own = self.study.heads
+        if own.records == 0:
+            return None
+        try:
+            tokens = fixed_texts(checkpoint, self.heldout[: own.texts], self.chat(checkpoint.tokenizer))
+        except (TokenError, TrajectoryError) as error:
+            if FIRST_RANK:
+                note(str(error))
+            return None
+        return HeadTrajectory(tokens, own.measures, name, own.records)
 
     def objective(self, condition: str) -> ObjectiveConfig:
         """What a condition's student minimises: reference solutions have no distribution, so `finetune` is cross-entropy alone."""
@@ -613,6 +639,7 @@ class StudyRun:
                 objective=replace(self.study.objective, temperature=settings["temperature"], alpha=settings["alpha"]),
                 train=replace(self.study.train, learning_rate=settings["learning_rate"]),
                 student=replace(self.study.student, rank=int(settings["rank"])),
+                heads=HeadsConfig(records=0),
             )
             trial = StudyRun(changed, show_progress=False)
             trial.store = self.store

@@ -32,6 +32,7 @@ from distill.config import ObjectiveConfig, TrainConfig, differences
 from distill.losses import Dense, Head, Hidden, NonFiniteError, Signal, TopK, distillation_loss
 from distill.output_head import hidden_states, instead_of_head, output_head
 from distill.student import save_student
+from distill.trajectory import HeadTrajectory
 
 WHOLE = "whole"
 """Name of the empty file that is written last into a checkpoint."""
@@ -210,6 +211,7 @@ def train_student(
     teacher_head: Head | None = None,
     teacher: Any | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    trajectory: HeadTrajectory | None = None,
     show_progress: bool = False,
 ) -> Path:
     """Trains a student and writes its folder; goes on where a killed run was.
@@ -226,6 +228,7 @@ def train_student(
         teacher_head: of stored hidden states, or of a live teacher.
         teacher: a live teacher's model.
         callbacks: of transformers' Trainer.
+        trajectory: records the heads while they learn; the adapter is the same without it.
         show_progress: a bar, and lines of the log.
 
     Returns:
@@ -264,6 +267,9 @@ def train_student(
         if show_progress:
             trainer.remove_callback(ProgressCallback)
             trainer.add_callback(Bar())
+        if trajectory is not None:
+            trajectory.log = trainer.log
+            trainer.add_callback(trajectory)
         try:
             done = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except NonFiniteError as error:
@@ -289,7 +295,8 @@ def train_student(
     if trainer.is_world_process_zero():
         lines = [{**line, "epoch": line["epoch"] * config.epochs} for line in trainer.state.log_history]
         log = "".join(json.dumps(line) + "\n" for line in lines)
-        save_student(trainer.accelerator.unwrap_model(trainer.model), folder, {**card, "training": training}, state, {LOG: log})
+        files = {LOG: log, **(trajectory.files(partial) if trajectory is not None else {})}
+        save_student(trainer.accelerator.unwrap_model(trainer.model), folder, {**card, "training": training}, state, files)
         shutil.rmtree(partial)
     trainer.accelerator.wait_for_everyone()
     return folder

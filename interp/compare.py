@@ -142,7 +142,15 @@ DIVERGENCES = TableSchema(
 )
 """How far two models' maps of one head are from each other on the same text (js, cosine), or all models' maps (variance)."""
 
-TABLES = {schema.name: schema for schema in (SHIFTS, CONDITIONS, LAYERS, RANKS, AGREEMENT, ACCURACY, DIVERGENCES)}
+TRAJECTORY = TableSchema(
+    name="trajectory",
+    arrow=pa.schema([("model", _TEXT), ("step", pa.int32()), *_HEAD, ("mean", pa.float64()), ("n_examples", pa.int32())]),
+    key=("model", "step", *_KEY),
+    choices={"region": REGIONS},
+)
+"""A student's heads while it learns: at each recorded step (0 is the base) the mean over a few fixed texts."""
+
+TABLES = {schema.name: schema for schema in (SHIFTS, CONDITIONS, LAYERS, RANKS, AGREEMENT, ACCURACY, DIVERGENCES, TRAJECTORY)}
 
 
 class CompareError(ValueError):
