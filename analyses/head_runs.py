@@ -48,6 +48,12 @@ class Named:
     accuracy: dict[str, float] = field(default_factory=dict)
 
 
+def folder_of(model: Named) -> Path:
+    """Of a model whose heads are measured."""
+    assert model.folder is not None
+    return model.folder
+
+
 def named(argument: str, base: str | None = None) -> Named:
     """What an argument of the command names: a head run, or a model.
 
@@ -131,7 +137,7 @@ def of_study(folder: Path) -> tuple[list[Named], list[Problem], str]:
     except (OSError, ValueError, StudyError) as error:
         raise InputError(f"{path} cannot be read ({error})") from error
     base = study.student.model
-    accuracy = _accuracies(folder)
+    accuracy = study_accuracies(folder)
     models = []
     for condition in study.conditions:
         for seed in (None,) if condition == "untouched" else study.seeds:
@@ -149,7 +155,8 @@ def of_study(folder: Path) -> tuple[list[Named], list[Problem], str]:
     return models, load_set(study.data.test, "test"), "untouched" if "untouched" in names else study.baseline
 
 
-def _accuracies(folder: Path) -> dict[tuple[str, int | None], dict[str, float]]:
+def study_accuracies(folder: Path) -> dict[tuple[str, int | None], dict[str, float]]:
+    """Accuracy with its interval and number of problems of every evaluated student of a study, by condition and seed."""
     file = folder / "students.csv"
     if not file.is_file():
         return {}

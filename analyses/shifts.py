@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analyses.head_runs import Named
-    from analyses.open_models import OpenModels
-    from distill.problems import Problem
     from interp.compare import Run
 
 PROG = "python -m analyses.shifts"
@@ -131,7 +128,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     command = shlex.join(["python", "-m", "analyses.shifts", *(sys.argv[1:] if arguments is None else arguments)])
-    work = compare_published if config.published else compare_trajectories if config.trajectory else compare
+    work = compare
+    if config.published:
+        from analyses.published_maps import compare_published as work
+    elif config.trajectory:
+        from analyses.trajectories import compare_trajectories as work
     kept = f"head runs that were finished are kept in {config.folder() / 'heads'}: the same command goes on"
     return guarded(
         lambda: work(config, command),
@@ -151,8 +152,11 @@ def say(text: str) -> None:
 def compare(config: ShiftsConfig, command: str) -> int:
     """Heads of models on the same texts: tables, figures, and a summary."""
     from analyses.comparison_folder import ComparisonFolder
-    from analyses.head_runs import named, of_study, read_head_run, read_run_json, same_texts, with_accuracy
+    from analyses.head_runs import folder_of, named, of_study, read_head_run, read_run_json, same_texts, with_accuracy
+    from analyses.matched import match
+    from analyses.measuring import measure
     from analyses.open_models import Opening, OpenModels
+    from analyses.shift_tables import adapter_tables, head_tables, map_tables
     from interp.compare import align
 
     models = [named(argument, config.base) for argument in config.runs]
@@ -171,19 +175,19 @@ def compare(config: ShiftsConfig, command: str) -> int:
         return match(config, command, models, folder)
     say("comparing heads")
     runs = align([read_head_run(m) for m in models])
-    order = [name for name in (baseline,) if name] or [runs[0].condition]
-    bases = [r for r in runs if order[0] in (r.condition, r.name)]
+    bases = [r for r in runs if (baseline or runs[0].condition) in (r.condition, r.name)]
+    bases = bases if len(bases) < len(runs) else runs[:1]  # seeds of one condition: the first is the baseline
     tables = head_tables(runs, bases, models, config.seed)
     tables |= adapter_tables(models, opened)
     tables |= map_tables(config, models, runs, bases, opened)
-    infos = [{k: v for k, v in info.items() if k != "way"} for info in read_run_json(_folder(models[0]))["measures"]]
+    infos = [{k: v for k, v in info.items() if k != "way"} for info in read_run_json(folder_of(models[0]))["measures"]]
     about = {
         "kind": "shifts",
         "command": command,
         "baseline": bases[0].condition,
         "region": config.region,
         "seed": config.seed,
-        "text": read_run_json(_folder(models[0]))["text"],
+        "text": read_run_json(folder_of(models[0]))["text"],
         "n_examples": len(runs[0].values.examples),
         "n_layers": len(runs[0].values.layers),
         "n_heads": runs[0].values.n_heads,
@@ -197,11 +201,6 @@ def compare(config: ShiftsConfig, command: str) -> int:
         folder.draw(config.region)
     summarise(tables, about, folder.out)
     return 0
-
-
-def _folder(model: Named) -> Path:
-    assert model.folder is not None
-    return model.folder
 
 
 def _check(config: ShiftsConfig, models: Sequence[Named], baseline: str | None) -> None:
@@ -228,209 +227,7 @@ def _check(config: ShiftsConfig, models: Sequence[Named], baseline: str | None) 
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
-def measure(config: ShiftsConfig, model: Named, problems: Sequence[Problem] | None, out: Path, opened: OpenModels) -> Path:
-    """A model's head run, made by `analyses.heads` where it is not there yet."""
-    from analyses.heads import HeadsConfig, run
-    from distill.problems import load_problems, problems_digest
-    from interp.checkpoints import identify
-
-    assert model.source is not None
-    folder = out / "heads" / model.name
-    source, limit = config.problems or "shipped", config.limit
-    if problems is not None and config.problems is None:
-        source, limit = str(_written(problems[: limit or 100], out / "problems.jsonl")), None
-    digest = problems_digest(load_problems(source, config.split, limit))
-    wanted = HeadsConfig(
-        model=model.source,
-        problems=source,
-        split=config.split,
-        limit=limit,
-        out=folder,
-        base=model.base,
-        device=config.device,
-        dtype=config.dtype,
-        batch_tokens=config.batch_tokens,
-        measures=config.measures,
-        seed=config.seed,
-        name=model.name,
-        resume=folder.with_name(folder.name + ".partial").exists(),
-        figures=False,
-        trust_remote_code=config.trust_remote_code,
-    )
-    if (folder / "run.json").is_file():
-        if _is_of(folder, digest, wanted, identify(model.source, trust_remote_code=config.trust_remote_code)):
-            return folder
-        wanted = replace(wanted, resume=False, force=True)
-    say(f"measuring the heads of {model.name}")
-    run(wanted, f"measured by {PROG}", lambda: opened.open(model))
-    return folder
-
-
-def _written(problems: Sequence[Problem], file: Path) -> Path:
-    """Problems as the JSONL file that a head run names."""
-    from distill.study import write_whole
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, "".join(json.dumps({"question": p.question, "answer": p.answer}, ensure_ascii=False) + "\n" for p in problems))
-    return file
-
-
-def _is_of(folder: Path, digest: str, wanted: Any, identity: dict[str, Any]) -> bool:
-    """A head run is of these problems, settings and weights."""
-    from analyses.head_runs import InputError, read_run_json
-
-    try:
-        run = read_run_json(folder)
-    except InputError:
-        return False
-    settings = ("measures", "dtype", "seed")
-    same = all(run["config"].get(key) == json.loads(json.dumps(getattr(wanted, key))) for key in settings)
-    own = run["model"].get("adapter") or run["model"]
-    weights = all(own.get(key) == identity[key] for key in ("weights_sha256", "revision") if key in identity)
-    based = identity.get("base", {})
-    weights = weights and all(run["model"].get(key) == based[key] for key in ("weights_sha256", "revision") if key in based)
-    return same and weights and run["problems"]["sha256"] == digest
-
-
 # --- tables ---------------------------------------------------------------------------------------------------------
-
-
-def _base_of(run: Run, bases: Sequence[Run]) -> Run:
-    """The baseline's student of the same seed, or its first."""
-    return next((base for base in bases if base.seed == run.seed), bases[0])
-
-
-def head_tables(runs: Sequence[Run], bases: Sequence[Run], models: Sequence[Named], seed: int) -> dict[str, pd.DataFrame]:
-    """Every table that the head runs give."""
-    import pandas as pd
-
-    from interp.compare import accuracy_table, agreement_table, by_condition, conditions_table, layers_table, ranks_table, shifts_table
-
-    def base_of(run: Run) -> Run:
-        return _base_of(run, bases)
-
-    others = [r for r in runs if r.name not in {base.name for base in bases}]
-    tables = {
-        "shifts": pd.concat([shifts_table(base_of(r), r, seed=seed) for r in others], ignore_index=True),
-        "conditions": pd.concat([conditions_table(bases, group, seed=seed) for group in by_condition(others).values()], ignore_index=True),
-        "layers": pd.concat([layers_table(base_of(r), r, seed=seed) for r in runs], ignore_index=True),
-        "ranks": pd.concat([ranks_table(r, seed=seed) for r in runs], ignore_index=True),
-        "agreement": agreement_table(runs, seed=seed),
-    }
-    known = {m.name: m for m in models}
-    graded = [r for r in others if known[r.name].accuracy]
-    if len(graded) > 1 and len(bases) == 1:
-        scores = [known[r.name].accuracy["accuracy"] for r in graded]
-        tables["accuracy"] = accuracy_table(bases[0].values, [r.values for r in graded], scores, seed=seed)
-    moved = tables["shifts"].groupby("model", observed=True)["effect"].apply(lambda e: e[e.abs() < float("inf")].abs().mean())
-    rows = [
-        {"model": r.name, "condition": r.condition, "seed": r.seed, "shift": moved.get(r.name, 0.0), **known[r.name].accuracy} for r in runs
-    ]
-    table = pd.DataFrame(rows, columns=["model", "condition", "seed", "accuracy", "accuracy_low", "accuracy_high", "n_problems", "shift"])
-    tables["models"] = table.assign(seed=table["seed"].astype("Int64"))
-    return tables
-
-
-def adapter_tables(models: Sequence[Named], opened: OpenModels) -> dict[str, pd.DataFrame]:
-    """Size and ranks of what each LoRA student changes in every head's QK and OV circuits."""
-    import pandas as pd
-
-    from interp.lora_geometry import LoraGeometryError, lora_geometry
-
-    frames = []
-    for model in models:
-        if model.source is None or not (Path(model.source).expanduser() / "adapter_config.json").is_file():
-            continue
-        try:
-            table = lora_geometry(opened.open(model).model)
-        except LoraGeometryError as error:
-            say(f"note: no circuit geometry of {model.name}: {error}")
-            continue
-        table.insert(0, "condition", model.condition)
-        table.insert(0, "model", model.name)
-        frames.append(table)
-    return {"lora": pd.concat(frames, ignore_index=True)} if frames else {}
-
-
-def map_tables(
-    config: ShiftsConfig, models: Sequence[Named], runs: Sequence[Run], bases: Sequence[Run], opened: OpenModels
-) -> dict[str, pd.DataFrame]:
-    """Divergence of the maps themselves, where the models are at hand; why not is said.
-
-    Students on one shared base run together. Other models run in pairs with their baseline, so that two are loaded at a time, and there is
-    no variance over all of them.
-
-    Raises:
-        InputError: --maps yes, and a model or the texts are not at hand.
-    """
-    import pandas as pd
-
-    from analyses.head_runs import InputError
-    from interp.compare import divergences_table
-
-    if config.maps == "no":
-        return {}
-    of_base: dict[str, list[Named]] = {base.name: [] for base in bases}
-    known = {m.name: m for m in models}
-    for run in runs:
-        if run.name not in of_base:
-            of_base[_base_of(run, bases).name].append(known[run.name])
-    try:
-        missing = [m.name for m in models if m.source is None]
-        if missing:
-            raise InputError(f"it is not known where the model of {missing[0]} lies")
-        frames = []
-        for name, others in of_base.items():
-            together = opened.shares([known[name], *others])
-            for group in [others] if together else [[other] for other in others]:
-                frame = _divergences(config, known[name], group, runs, opened) if group else pd.DataFrame()
-                frames.append(frame if together or len(others) == 1 or frame.empty else frame[frame["measure"] != "variance"])
-        frames = [frame for frame in frames if not frame.empty]
-        table = divergences_table(pd.concat(frames, ignore_index=True), seed=config.seed)
-    except ValueError as error:
-        if config.maps == "yes":
-            raise
-        say(f"note: the maps themselves are not compared: {str(error).splitlines()[0]}")
-        return {}
-    return {"divergences": table}
-
-
-def _divergences(config: ShiftsConfig, base: Named, others: Sequence[Named], runs: Sequence[Run], opened: OpenModels) -> pd.DataFrame:
-    """`interp.map_divergence` over the texts that the head runs read, batch by batch."""
-    import numpy as np
-    import pandas as pd
-    from tqdm import tqdm
-
-    from analyses.head_runs import InputError, read_run_json
-    from analyses.heads import HeadsConfig, plan
-    from distill.problems import load_problems, problems_digest
-    from interp.map_divergence import map_divergence
-
-    run = read_run_json(_folder(base))
-    source = run["config"]
-    problems = load_problems(str(source["problems"]), str(source["split"]), source["limit"])
-    if problems_digest(problems) != run["problems"]["sha256"]:
-        raise InputError(f"{source['problems']} no longer holds the problems that {base.name} read")
-    wanted = set(runs[0].values.examples)
-    students = opened.students([base, *others])
-    checkpoint = opened.any_of([base, *others])
-    texts, batches = plan(
-        HeadsConfig(batch_tokens=config.batch_tokens), checkpoint, [p for p in problems if p.index in wanted], run["chat"]
-    )
-    inputs = runs[0].inputs
-    for text in texts.texts:
-        if not np.array_equal(text.ids, inputs.loc[inputs["example"] == text.example, "token_id"].to_numpy()):
-            raise InputError(
-                f"the tokenizer of {checkpoint.name} no longer gives the tokens that {base.name} read (example {text.example})"
-            )
-    frames = []
-    label = f"maps of {base.name} and {others[0].name if len(others) == 1 else f'{len(others)} others'}"
-    with tqdm(total=sum(len(t) for t in texts.texts), unit="tok", unit_scale=True, desc=label, dynamic_ncols=True) as bar:
-        for batch in batches:
-            tokens = texts.select(batch)
-            frames.append(map_divergence(students, tokens, baseline=base.name))
-            bar.update(sum(len(t) for t in tokens.texts))
-    return pd.concat(frames, ignore_index=True)
 
 
 def warnings(runs: Sequence[Run], bases: Sequence[Run], models: Sequence[Named]) -> list[str]:
@@ -495,113 +292,6 @@ def summarise(tables: dict[str, pd.DataFrame], about: dict[str, Any], out: Path)
     print(f"\ntables:  {', '.join(sorted(tables))} in {out}")
     if (out / "report.html").is_file():
         print(f"report:  {out / 'report.html'}")
-
-
-# --- other comparisons ----------------------------------------------------------------------------------------------
-
-
-def match(config: ShiftsConfig, command: str, models: Sequence[Named], folder: Any) -> int:
-    """Two models of other architectures: heads matched by profile."""
-    import pandas as pd
-
-    from interp.matching import match_heads, match_layers, profiles, same_words
-    from interp.table import EXAMPLES, INPUTS, read
-
-    one, other = models
-    say(f"matching the heads of {one.name} and {other.name}")
-    words = same_words(read(_folder(one) / "inputs.parquet", INPUTS), read(_folder(other) / "inputs.parquet", INPUTS))
-    common = [int(example) for example in words["example"]]
-    both = [profiles(read(_folder(m) / "examples.parquet", EXAMPLES), examples_in_common=common) for m in models]
-    matches = match_heads(*both, seed=config.seed)
-    about = {
-        "kind": "match",
-        "command": command,
-        "baseline": one.name,
-        "seed": config.seed,
-        "n_examples": len(common),
-        "measures": sorted({str(name) for name in both[0].features.get_level_values("measure")}),
-        "models": [{**asdict(m), "folder": str(m.folder)} for m in models],
-        "warnings": [f"only {len(common)} examples: profiles are rough"] if len(common) < 20 else [],
-    }
-    folder.write({"matches": matches, "layer_matches": match_layers(*both), "words": words}, about)
-    for warning in about["warnings"]:
-        print(f"warning: {warning}")
-    print(
-        f"\nHeads of {one.name} and {other.name} matched by profile over {len(common)} examples ({words['n_words'].sum():,} words, "
-        f"{words['n_tokens_one'].sum():,} and {words['n_tokens_other'].sum():,} tokens); similarity: Pearson's r of standardised profiles; "
-        "margin above 0: each is the other's most similar; stability: share of bootstrap resamples with the same partner.\n"
-    )
-    print(
-        pd.DataFrame(
-            {
-                "matched": [len(matches)],
-                "similarity, mean": [matches["similarity"].mean()],
-                "margin > 0": [f"{(matches['margin'] > 0).mean():.0%}"],
-                "stability, mean": [matches["stability"].mean()],
-                "depth difference, mean": [matches["depth_difference"].abs().mean()],
-            }
-        ).to_string(index=False, float_format=lambda value: f"{value:.3g}")
-    )
-    shown = matches.sort_values(["similarity"], ascending=False, kind="stable").head(15)
-    print("\nThe most similar:\n\n" + shown.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
-    print(f"\ntables:  matches, layer_matches, words in {folder.out}")
-    return 0
-
-
-def compare_published(config: ShiftsConfig, command: str) -> int:
-    """The published study's curves and its ranking of heads, from stored maps."""
-    import pandas as pd
-
-    from analyses.comparison_folder import ComparisonFolder
-    from interp.stored_maps import CURVES, open_published, published_curves, published_heads, variance_ranking
-
-    assert config.published is not None
-    models = open_published(config.published)
-    folder = ComparisonFolder(config.folder(), force=config.force)
-    tables = {
-        "curves": pd.concat([published_curves(m) for m in models], ignore_index=True),
-        "heads": pd.concat([published_heads(m) for m in models], ignore_index=True),
-    }
-    if len(models) > 1:
-        tables["variance"] = variance_ranking(models)
-    about = {
-        "kind": "published",
-        "command": command,
-        "source": str(config.published),
-        "n_examples": 1,
-        "n_tokens": models[0].n_tokens,
-        "n_layers": len(models[0].layers),
-        "n_heads": models[0].n_heads,
-        "measures": [asdict(info) for info in CURVES.values()],
-        "models": [{"name": m.name, "source": str(m.source)} for m in models],
-        "warnings": [
-            "one text: the curves say nothing of other problems, and no interval can be given",
-            *([] if len(models) > 1 else ["one model: there is no variance between models to rank heads by"]),
-        ],
-    }
-    folder.write(tables, about)
-    if config.figures:
-        folder.draw(config.region)
-    for warning in about["warnings"]:
-        print(f"warning: {warning}")
-    curves = tables["curves"]
-    print(
-        f"\nPublished curves of {len(models)} models ({len(models[0].layers)} layers x {models[0].n_heads} heads, one text of "
-        f"{models[0].n_tokens} tokens), mean over heads:\n"
-    )
-    print(
-        curves.pivot_table(index="layer", columns=["curve", "model"], values="value", observed=True).to_string(float_format="{:.4f}".format)
-    )
-    if "variance" in tables:
-        print(f"\nHeads by variance over the {len(models)} models (mean over all entries of their maps):\n")
-        print(tables["variance"].head(10).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-    print(f"\ntables:  {', '.join(tables)} in {folder.out}")
-    return 0
-
-
-def compare_trajectories(config: ShiftsConfig, command: str) -> int:
-    """When each head moved while its student learnt."""
-    raise NotImplementedError
 
 
 if __name__ == "__main__":

@@ -286,6 +286,8 @@ def _published(story: Story) -> Iterator[tuple[str, Figure | None, str]]:
 def _trajectories(story: Story) -> Iterator[tuple[str, Figure | None, str]]:
     rows, training, models = (story.tables.get(name) for name in ("trajectory", "training", "models"))
     assert rows is not None
+    assert models is not None
+    rows = rows.astype({"model": str}).merge(models[["model", "condition", "seed"]], on="model")
     for info in story.measures.values():
         figure = trajectory_curves(rows, training, models, info, story.subtitle, story.region)
         yield (

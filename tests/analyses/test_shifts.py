@@ -160,6 +160,94 @@ def test_other_architectures_are_matched(
     assert not found.duplicated(["layer_other", "head_other"]).any()
 
 
+# --- a study ---------------------------------------------------------------------------------------------------------
+
+STUDY = """
+conditions = ["untouched", "none", "told"]
+seeds = [0, 1]
+strategies = ["{tmp}/mine.toml"]
+out = "{tmp}/study"
+data.train = {{ problems = "{problems}", first = 0, limit = 4 }}
+data.heldout = {{ problems = "{problems}", first = 4, limit = 1 }}
+data.test = {{ problems = "{problems}", first = 5, limit = 2 }}
+teacher = {{ model = "{model}", device = "cpu", max_new_tokens = 8 }}
+student = {{ model = "{model}", device = "cpu", rank = 2 }}
+train = {{ epochs = 6, batch_size = 2, learning_rate = 1e-2, logging_steps = 1, save_steps = 5 }}
+evaluation = {{ max_new_tokens = 8, resamples = 50 }}
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, problems: Path) -> Path:
+    from distill.__main__ import main as distill
+
+    tmp = tmp_path_factory.mktemp("study")
+    (tmp / "mine.toml").write_text('[[strategy]]\nname = "told"\ntext = "Be clear."\n')
+    (tmp / "s.toml").write_text(STUDY.format(tmp=tmp, problems=problems, model=checkpoint))
+    assert distill(["run", str(tmp / "s.toml"), "--quiet"]) == 0
+    return tmp / "study"
+
+
+def test_a_study_has_seeds_accuracy_and_circuits(study: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
+    ran = shifts("--study", study, "--out", tmp_path / "out", *MEASURES, problems=None, figures=True)
+    assert ran.code == 0, ran.err
+    assert "seeds and examples crossed" in ran.out
+    conditions = table(tmp_path / "out", "conditions")
+    assert set(conditions["condition"]) == {"none", "told"}
+    assert set(conditions["baseline"]) == {"untouched"}
+    assert (conditions["n_seeds"] == 2).all()
+    models = pd.read_csv(tmp_path / "out" / "models.csv")
+    assert models["model"].tolist() == ["untouched", "none-seed0", "none-seed1", "told-seed0", "told-seed1"]
+    assert models["accuracy"].notna().all()
+    assert (models["n_problems"] == 2).all()
+    assert (table(tmp_path / "out", "accuracy")["n_students"] == 4).all()
+    assert "no p value goes with their correlation" in ran.out
+    divergences = table(tmp_path / "out", "divergences")
+    assert {"(all)", "told-seed1"} <= set(divergences["model"])
+    assert len(json.loads((tmp_path / "out" / "run.json").read_text())["models"]) == 5
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "What the adapters changed" in page
+    ran = shifts("--study", study, "--baseline", "none", "--out", tmp_path / "prompted", *MEASURES, problems=None)
+    assert ran.code == 0, ran.err
+    told = table(tmp_path / "prompted", "shifts")
+    assert set(told["model"]) == {"told-seed0", "told-seed1", "untouched"}
+    assert set(told.loc[told["model"] == "told-seed1", "baseline"]) == {"none-seed1"}  # seed by seed
+
+
+def test_heads_while_they_learn(study: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
+    students = [study / "students" / name for name in ("none-seed0", "none-seed1", "told-seed0")]
+    ran = shifts("--trajectory", *students, "--out", tmp_path / "out", problems=None, figures=True)
+    assert ran.code == 0, ran.err
+    assert "0 to 12" in ran.out
+    found = table(tmp_path / "out", "trajectory")
+    assert set(found["model"]) == {s.name for s in students}
+    assert set(found["step"]) == {0, 12}
+    training = pd.read_csv(tmp_path / "out" / "training.csv")
+    assert training.groupby("model")["step"].max().tolist() == [12, 12, 12]
+    assert (tmp_path / "out" / "figures" / "trajectory_entropy_nats.png").is_file()
+
+
+def test_checkpoints_on_disk_are_followed_alike(
+    study: Path, shifts: Callable[..., Ran], tmp_path: Path, checkpoint: Path, problems: Path
+) -> None:
+    last = study / "students" / "none-seed0"
+    for step in (5, 12):
+        shutil.copytree(last, tmp_path / "old" / f"checkpoint-{step}")
+    ran = shifts(
+        "--trajectory", tmp_path / "old", "--measures", "entropy_nats", "--out", tmp_path / "out", "--limit", "3", "--base", checkpoint
+    )
+    assert ran.code == 0, ran.err
+    found = table(tmp_path / "out", "trajectory")
+    assert sorted(set(found["step"])) == [0, 5, 12]
+    assert set(found["n_examples"]) == {3}
+    wide = found.pivot(index=["layer", "head", "region"], columns="step", values="mean")
+    np.testing.assert_array_equal(wide[5], wide[12])
+    assert (wide[0] != wide[5]).any()
+    ran = shifts("--trajectory", tmp_path, "--out", tmp_path / "o2")
+    assert ran.code == 2
+    assert "neither a trajectory.parquet nor checkpoint-N folders" in ran.err
+
+
 # --- the published layout -----------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,79 @@
+"""Head runs that a comparison needs and that are not there yet."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analyses.head_runs import InputError, Named, read_run_json
+
+if TYPE_CHECKING:
+    from analyses.open_models import OpenModels
+    from analyses.shifts import ShiftsConfig
+    from distill.problems import Problem
+
+
+def measure(config: ShiftsConfig, model: Named, problems: Sequence[Problem] | None, out: Path, opened: OpenModels) -> Path:
+    """A model's head run, made by `analyses.heads` where it is not there yet."""
+    from analyses.heads import HeadsConfig, run
+    from distill.problems import load_problems, problems_digest
+    from interp.checkpoints import identify
+
+    assert model.source is not None
+    folder = out / "heads" / model.name
+    source, limit = config.problems or "shipped", config.limit
+    if problems is not None and config.problems is None:
+        source, limit = str(_written(problems[: limit or 100], out / "problems.jsonl")), None
+    digest = problems_digest(load_problems(source, config.split, limit))
+    wanted = HeadsConfig(
+        model=model.source,
+        problems=source,
+        split=config.split,
+        limit=limit,
+        out=folder,
+        base=model.base,
+        device=config.device,
+        dtype=config.dtype,
+        batch_tokens=config.batch_tokens,
+        measures=config.measures,
+        seed=config.seed,
+        name=model.name,
+        resume=folder.with_name(folder.name + ".partial").exists(),
+        figures=False,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if (folder / "run.json").is_file():
+        if _is_of(folder, digest, wanted, identify(model.source, trust_remote_code=config.trust_remote_code)):
+            return folder
+        wanted = replace(wanted, resume=False, force=True)
+    print(f"measuring the heads of {model.name}", file=sys.stderr, flush=True)
+    run(wanted, "measured by python -m analyses.shifts", lambda: opened.open(model))
+    return folder
+
+
+def _written(problems: Sequence[Problem], file: Path) -> Path:
+    """Problems as the JSONL file that a head run names."""
+    from distill.study import write_whole
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, "".join(json.dumps({"question": p.question, "answer": p.answer}, ensure_ascii=False) + "\n" for p in problems))
+    return file
+
+
+def _is_of(folder: Path, digest: str, wanted: Any, identity: dict[str, Any]) -> bool:
+    """A head run is of these problems, settings and weights."""
+    try:
+        run = read_run_json(folder)
+    except InputError:
+        return False
+    settings = ("measures", "dtype", "seed")
+    same = all(run["config"].get(key) == json.loads(json.dumps(getattr(wanted, key))) for key in settings)
+    own = run["model"].get("adapter") or run["model"]
+    weights = all(own.get(key) == identity[key] for key in ("weights_sha256", "revision") if key in identity)
+    based = identity.get("base", {})
+    weights = weights and all(run["model"].get(key) == based[key] for key in ("weights_sha256", "revision") if key in based)
+    return same and weights and run["problems"]["sha256"] == digest
