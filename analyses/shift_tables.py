@@ -79,8 +79,8 @@ def map_tables(
 ) -> dict[str, pd.DataFrame]:
     """Divergence of the maps themselves, where the models are at hand; why not is said.
 
-    Students on one shared base run together. Other models run in pairs with their baseline, so that two are loaded at a time, and there is
-    no variance over all of them.
+    Students on one shared base run together. Other models run in pairs with their baseline, so that two are loaded at a time. The variance
+    is over all models, and left out where they do not all run together.
 
     Raises:
         InputError: --maps yes, and a model or the texts are not at hand.
@@ -105,7 +105,8 @@ def map_tables(
             together = opened.shares([known[name], *others])
             for group in [others] if together else [[other] for other in others]:
                 frame = _divergences(config, known[name], group, runs, opened) if group else pd.DataFrame()
-                frames.append(frame if together or len(others) == 1 or frame.empty else frame[frame["measure"] != "variance"])
+                every = len(group) == len(runs) - 1  # the variance is over all models, or it is left out
+                frames.append(frame if every or frame.empty else frame[frame["measure"] != "variance"])
         frames = [frame for frame in frames if not frame.empty]
         table = divergences_table(pd.concat(frames, ignore_index=True), seed=config.seed)
     except ValueError as error:

@@ -215,6 +215,7 @@ def conditions_table(answers: pd.DataFrame, baseline: str, *, level: float = 0.9
     for name in ("seeds_paired", "difference", "difference_low", "difference_high", "p"):
         table[name] = table[name] if name in table else float("nan")
     table["p_holm"] = holm(table["p"].tolist())
+    table["seeds_paired"] = table["seeds_paired"].astype("Int64")
     return table
 
 
