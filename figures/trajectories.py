@@ -130,7 +130,7 @@ def trajectory_curves(
             if kind == "moved":
                 _draw_students(axes, size.loc[name].unstack("model"), one, "o" if len(size) < 200 else "")
             elif losses is not None and name in losses.index.get_level_values("condition"):
-                _draw_students(axes, losses.loc[name].unstack("model"), one)
+                _draw_students(axes, losses.loc[name].unstack("model"), one, "o" if len(losses) < 200 else "")
         wanted = (
             f"mean |difference from {_origin(starts)}| ({style.unit_label(info)})" if kind == "moved" else "training loss (nats a token)"
         )
