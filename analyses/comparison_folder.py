@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from distill.study import write_whole
+from distill.atomic import write_whole
 from interp.compare import TABLES
 from interp.table import write
 

@@ -57,7 +57,7 @@ def measure(config: ShiftsConfig, model: Named, problems: Sequence[Problem] | No
 
 def _written(problems: Sequence[Problem], file: Path) -> Path:
     """Problems as the JSONL file that a head run names."""
-    from distill.study import write_whole
+    from distill.atomic import write_whole
 
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, "".join(json.dumps({"question": p.question, "answer": p.answer}, ensure_ascii=False) + "\n" for p in problems))

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from distill.atomic import write_whole
 from distill.batches import Text, collate
 from distill.config import EvaluationConfig, as_tables, differences
 from distill.generate import Generated, Sampling, generate
@@ -92,7 +93,7 @@ def answer_problems(
     else:
         for part in partial.glob("part-*.parquet"):  # of a settings file that is damaged: nobody knows of which settings
             part.unlink()
-        _write_text(partial / "settings.json", json.dumps(settings, indent=1, ensure_ascii=False))
+        write_whole(partial / "settings.json", json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
     asked = [(p, sample) for p in problems for sample in range(config.samples)]
     # longest first, so that batches are even; which rows share a batch changes nothing but rounding
     prompts = {p.index: context.encode(tokenizer, p.question, chat) for p in problems}
@@ -222,15 +223,9 @@ def _finish(
         "without_confidence": int(answers["confidence"].isna().sum()),
         "versions": versions(),
     }
-    _write_text(draft / "evaluation.json", json.dumps(summary, indent=1, ensure_ascii=False))
+    write_whole(draft / "evaluation.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     draft.rename(folder)
     shutil.rmtree(partial)
-
-
-def _write_text(place: Path, text: str) -> None:
-    draft = place.with_suffix(".draft")
-    draft.write_text(text + "\n", "utf-8")
-    draft.replace(place)
 
 
 def read_answers(folder: Path, grader: str) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from distill.atomic import write_whole
 from distill.batches import aligned_texts
 from distill.evaluate import score_texts
 from distill.problems import problems_digest
@@ -48,9 +49,7 @@ def score_heldout(run: StudyRun, condition: str, folder: Path, about: Mapping[st
     if (_read(file) or {}).get("settings") == settings:
         return
     rows = heldout_scores(run, opened(), condition).to_dict("records")
-    draft = file.with_suffix(".draft")
-    draft.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n", "utf-8")
-    draft.replace(file)
+    write_whole(file, json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 
 
 def read_heldout(folder: Path) -> pd.DataFrame:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from distill.atomic import write_whole
 from distill.config import StudyError, differences
 from distill.evaluate import evaluation_settings, read_answers
 from distill.heldout import read_heldout
 from distill.statistics import conditions_table, shown, students_table
-from distill.study import student_name, write_whole
+from distill.study import student_name
 
 if TYPE_CHECKING:
     from distill.study import StudyRun

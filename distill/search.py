@@ -16,6 +16,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from optuna.storages.journal import JournalFileBackend
 
+from distill.atomic import write_whole
 from distill.config import SearchConfig, as_tables, differences
 
 MAXIMISED = ("heldout_accuracy",)
@@ -65,7 +66,7 @@ def _search(config: SearchConfig, folder: Path, objective: Callable[[dict[str, A
         if changed:
             raise SearchError(f"{folder} was begun with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, or delete it")
     else:
-        _replace(file, json.dumps(settings, indent=1) + "\n")
+        write_whole(file, json.dumps(settings, indent=1) + "\n")
     study = _open(folder, "maximize" if config.metric in MAXIMISED else "minimize")
     for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
@@ -117,7 +118,7 @@ def _table(study: optuna.Study) -> pd.DataFrame:
 
 def _write(study: optuna.Study, config: SearchConfig, folder: Path) -> None:
     table = _table(study)
-    _replace(folder / "trials.csv", table.rename(columns={"value": config.metric}).to_csv(index=False))
+    write_whole(folder / "trials.csv", table.rename(columns={"value": config.metric}).to_csv(index=False))
     best = table.iloc[0]
     lines = [
         f"# best of {len(table)} trials: {config.metric} = {best['value']:.6g}, condition {config.condition}, seed {config.seed}",
@@ -125,10 +126,4 @@ def _write(study: optuna.Study, config: SearchConfig, folder: Path) -> None:
         f"[train]\nlearning_rate = {best['learning_rate']}",
         f"[student]\nrank = {int(best['rank'])}",
     ]
-    _replace(folder / "best.toml", "\n\n".join(lines) + "\n")
-
-
-def _replace(place: Path, text: str) -> None:
-    draft = place.with_suffix(".draft")
-    draft.write_text(text, "utf-8")
-    draft.replace(place)
+    write_whole(folder / "best.toml", "\n\n".join(lines) + "\n")

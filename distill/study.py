@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from distill.atomic import write_whole
 from distill.config import HeadsConfig, ObjectiveConfig, ProblemSet, Study, StudyError, TeacherConfig, as_tables, differences
 from distill.grading import DEFAULT_GRADER, grade
 from distill.problems import Problem, load_problems, problems_digest
@@ -712,13 +713,6 @@ def missing_share(texts: Texts, objective: ObjectiveConfig, vocabulary: int) -> 
         return None
     lower, upper = missing_mass(torch.cat(rows), vocabulary, objective.temperature)
     return float(lower.mean()), float(upper.mean())
-
-
-def write_whole(place: Path, text: str) -> None:
-    """A file that is there whole or not at all."""
-    draft = place.with_name(f".{place.name}.draft-{os.getpid()}")
-    draft.write_text(text, "utf-8")
-    draft.replace(place)
 
 
 def student_name(condition: str, seed: int | None) -> str:

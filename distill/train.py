@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
+from distill.atomic import write_whole
 from distill.batches import BLANK, Text, Texts, collate
 from distill.config import ObjectiveConfig, TrainConfig, differences
 from distill.losses import Dense, Head, Hidden, NonFiniteError, Signal, TopK, distillation_loss
@@ -320,9 +321,7 @@ def _prepare(partial: Path, card: Mapping[str, Any]) -> Path | None:
                     f"{partial} was begun with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, or delete it to begin anew"
                 )
         else:
-            draft = file.with_suffix(".draft")
-            draft.write_text(json.dumps(now, indent=1) + "\n", "utf-8")
-            draft.replace(file)
+            write_whole(file, json.dumps(now, indent=1) + "\n")
         for torn in partial.glob("checkpoint-*"):
             if not (torn / WHOLE).exists():
                 shutil.rmtree(torn)
