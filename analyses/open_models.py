@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interp.map_divergence import BASE, Student
-
 from analyses.head_runs import Named
 from interp.checkpoints import Checkpoint, CheckpointError, identify, open_adapters, open_checkpoint
+from interp.map_divergence import BASE, Student
 
 
 @dataclass(frozen=True)
