@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pandas as pd
 from distill.atomic import write_whole
 from interp.compare import TABLES
 from interp.table import write
+
+OTHERS = ("lora", "models", "training", "matches", "layer_matches", "words", "curves", "heads", "variance")
+"""Tables beside those of `interp.compare.TABLES`."""
 
 
 class ComparisonError(ValueError):
@@ -38,7 +42,8 @@ class ComparisonFolder:
             if not force:
                 raise ComparisonError(f"--out {out} holds a finished comparison; --force replaces it, or name another folder")
         elif out.is_dir():
-            strange = sorted(p.name for p in out.iterdir() if p.name not in ("heads", "problems.jsonl"))
+            ours = {"heads", "problems.jsonl", "figures", "report.html", *(path.name for path in self._tables())}
+            strange = sorted(p.name for p in out.iterdir() if p.name not in ours and ".draft" not in p.name)
             if strange:
                 raise ComparisonError(f"--out {out} holds {strange[0]!r}, which no comparison wrote; name another folder")
         out.mkdir(parents=True, exist_ok=True)
@@ -48,7 +53,11 @@ class ComparisonFolder:
         from interp.versions import versions
 
         (self.out / "run.json").unlink(missing_ok=True)
+        for old in (*self._tables(), self.out / "report.html"):
+            old.unlink(missing_ok=True)  # of the comparison that is replaced: none of it may stand among the new
+        shutil.rmtree(self.out / "figures", ignore_errors=True)
         for name, table in tables.items():
+            assert name in (*TABLES, *OTHERS)
             draft = self.out / f".{name}.draft"
             if name in TABLES:
                 write(table, TABLES[name], draft)
@@ -59,6 +68,10 @@ class ComparisonFolder:
             else:
                 write_whole(self.out / f"{name}.csv", table.to_csv(index=False))
         write_whole(self.out / "run.json", json.dumps({**about, "versions": versions()}, indent=1, ensure_ascii=False, default=str) + "\n")
+
+    def _tables(self) -> list[Path]:
+        """Every file that a comparison's table may have."""
+        return [self.out / f"{name}{ending}" for name in (*TABLES, *OTHERS) for ending in (".parquet", ".csv")]
 
     def draw(self, region: str) -> None:
         """Draw figures and page from the tables."""

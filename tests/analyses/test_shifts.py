@@ -122,6 +122,11 @@ def test_a_finished_comparison_is_replaced_on_demand(three_layers: Path, shifts:
     assert ran.code == 0, ran.err
     assert "measuring" not in ran.err  # the head runs are those of the same models and problems
     assert {p.name: p.read_bytes() for p in out.glob("*.parquet")} == before
+    assert shifts(three_layers, copy, "--out", out, *MEASURES, "--force", "--maps", "no").code == 0
+    assert not (out / "divergences.parquet").exists()  # nothing of the replaced comparison stays
+    (out / "run.json").unlink()  # as a run leaves it that was killed while it wrote
+    (out / ".ranks.draft").touch()
+    assert shifts(three_layers, copy, "--out", out, *MEASURES).code == 0
     shutil.rmtree(copy)
     changed(three_layers, "copy", lambda weights: weights["model.layers.0.self_attn.k_proj.weight"].mul_(2))
     ran = shifts(three_layers, copy, "--out", out, *MEASURES, "--force")
