@@ -267,11 +267,14 @@ def read_values(path: Path) -> HeadValues:
                 ):
                     raise TableError(f"{path}: rows are out of order by {name}, near row {at}; write it by `interp.table.write`")
             values[at : at + batch.num_rows] = batch.column("value").to_numpy(zero_copy_only=False)
+            measured = batch.column("n_queries").to_numpy(zero_copy_only=False) > 0
+            wrong = measured != np.isfinite(values[at : at + batch.num_rows])
+            if wrong.any():
+                row = {name: batch.column(name)[int(wrong.argmax())].as_py() for name in (*EXAMPLES.key, "value", "n_queries")}
+                raise TableError(f"{path}: {int(wrong.sum())} rows are measured but not finite, or finite but not measured: {row}")
             at += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise TableError(f"{path}: not a readable Parquet file ({error})") from error
-    if not np.isfinite(values[~np.isnan(values)]).all():
-        raise TableError(f"{path}: it holds infinite values")
     examples, layers, heads, measures = (tuple(axes[name]) for name in ("example", "layer", "head", "measure"))
     if list(examples) != sorted(examples) or list(layers) != sorted(layers) or heads != tuple(range(len(heads))):
         raise TableError(f"{path}: examples, layers or heads are not in ascending order")

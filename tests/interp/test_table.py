@@ -198,7 +198,12 @@ def test_values_as_an_array(tmp_path: Path) -> None:
         (lambda f: f.iloc[:-1], "71 rows, 2 x 2 x 3 x 2 x 3 were expected"),
         (lambda f: f.assign(model=["m", "n"] * 36), "expected one model, found 2: m, n"),
         (lambda f: f.assign(example=8 - f["example"]), "not in ascending order"),
-        (lambda f: f.assign(value=np.inf), "infinite"),
+        (lambda f: f.assign(value=np.inf), "measured but not finite"),
+        (
+            lambda f: f.assign(value=f["value"].where(f.index != 9)),
+            "1 rows are measured but not finite.*'example': 3, 'layer': 0, 'head': 1",
+        ),
+        (lambda f: f.assign(n_queries=0), "finite but not measured"),
         (lambda f: f.iloc[:0], "expected one model, found 0"),
     ],
 )
