@@ -13,7 +13,7 @@ from distill.atomic import write_whole
 from interp.compare import TABLES
 from interp.table import write
 
-OTHERS = ("lora", "models", "training", "matches", "layer_matches", "words", "curves", "heads", "variance")
+OTHERS = ("lora", "lora_spectrum", "models", "training", "matches", "layer_matches", "words", "curves", "heads", "variance")
 """Tables beside those of `interp.compare.TABLES`."""
 
 

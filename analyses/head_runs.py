@@ -99,8 +99,11 @@ def read_run_json(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read ({error}); measure the model again with python -m analyses.heads") from error
     needed = ("model", "config", "measures", "problems", "text", "chat")
     missing = [key for key in needed if not isinstance(run, dict) or key not in run]
-    if missing or "name" not in run["model"]:
-        raise InputError(f"{path} has no {', '.join(missing or ['model.name'])}: it is of another version; measure the model again")
+    shaped = not missing and isinstance(run["model"], dict) and isinstance(run["config"], dict) and isinstance(run["measures"], list)
+    if not shaped or "name" not in run["model"]:
+        raise InputError(
+            f"{path} has no {', '.join(missing) or 'usable model, config or measures'}: it is of another version; measure the model again"
+        )
     return run
 
 
@@ -183,6 +186,15 @@ def with_accuracy(models: Iterable[Named], file: Path) -> list[Named]:
         raise InputError(f"--accuracy {file} cannot be read ({error})") from error
     if not {"model", "accuracy"} <= set(table.columns):
         raise InputError(f"--accuracy {file} has the columns {', '.join(table.columns)}; model and accuracy are needed")
+    repeated = table["model"][table["model"].duplicated()]
+    if len(repeated):
+        raise InputError(f"--accuracy {file} has the model {repeated.iloc[0]!r} twice")
+    for column in [name for name in ACCURACY[:3] if name in table.columns]:
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        wrong = table[~numbers.between(0, 1)]
+        if len(wrong):
+            row = wrong.iloc[0]
+            raise InputError(f"--accuracy {file}: {column} of {row['model']} is {row[column]!r}; a share from 0 to 1 is needed")
     rows = table.set_index("model").to_dict("index")
     models = list(models)
     if not any(m.name in rows for m in models):

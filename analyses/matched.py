@@ -38,6 +38,8 @@ def match(config: ShiftsConfig, command: str, models: Sequence[Named], folder: C
         "warnings": [f"only {len(common)} examples: profiles are rough"] if len(common) < 20 else [],
     }
     folder.write({"matches": matches, "layer_matches": match_layers(*both), "words": words}, about)
+    if config.figures:
+        folder.draw(config.region)
     for warning in about["warnings"]:
         print(f"warning: {warning}")
     print(

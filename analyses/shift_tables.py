@@ -54,24 +54,25 @@ def head_tables(runs: Sequence[Run], bases: Sequence[Run], models: Sequence[Name
 
 
 def adapter_tables(models: Sequence[Named], opened: OpenModels) -> dict[str, pd.DataFrame]:
-    """Size and ranks of what each LoRA student changes in every head's QK and OV circuits."""
+    """Size, ranks and singular values of what each LoRA student changes in every head's QK and OV circuits."""
     import pandas as pd
 
-    from interp.lora_geometry import LoraGeometryError, lora_geometry
+    from interp.lora_geometry import LoraGeometryError, lora_geometry, lora_spectrum
 
-    frames = []
+    frames: dict[str, list[pd.DataFrame]] = {"lora": [], "lora_spectrum": []}
     for model in models:
         if model.source is None or not (Path(model.source).expanduser() / "adapter_config.json").is_file():
             continue
         try:
-            table = lora_geometry(opened.open(model).model)
+            made = {"lora": lora_geometry(opened.open(model).model), "lora_spectrum": lora_spectrum(opened.open(model).model)}
         except LoraGeometryError as error:
             print(f"note: no circuit geometry of {model.name}: {error}", file=sys.stderr)
             continue
-        table.insert(0, "condition", model.condition)
-        table.insert(0, "model", model.name)
-        frames.append(table)
-    return {"lora": pd.concat(frames, ignore_index=True)} if frames else {}
+        for name, table in made.items():
+            table.insert(0, "condition", model.condition)
+            table.insert(0, "model", model.name)
+            frames[name].append(table)
+    return {name: pd.concat(tables, ignore_index=True) for name, tables in frames.items() if tables}
 
 
 def map_tables(

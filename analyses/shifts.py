@@ -185,6 +185,7 @@ def compare(config: ShiftsConfig, command: str) -> int:
         "kind": "shifts",
         "command": command,
         "baseline": bases[0].condition,
+        "baseline_models": [base.name for base in bases],
         "region": config.region,
         "seed": config.seed,
         "text": read_run_json(folder_of(models[0]))["text"],
@@ -224,12 +225,6 @@ def _check(config: ShiftsConfig, models: Sequence[Named], baseline: str | None) 
             identify(model.source, trust_remote_code=config.trust_remote_code)
 
 
-# --- measuring ------------------------------------------------------------------------------------------------------
-
-
-# --- tables ---------------------------------------------------------------------------------------------------------
-
-
 def warnings(runs: Sequence[Run], bases: Sequence[Run], models: Sequence[Named]) -> list[str]:
     """What a reader must know."""
     from interp.compare import FEWEST_STUDENTS, by_condition
@@ -238,16 +233,13 @@ def warnings(runs: Sequence[Run], bases: Sequence[Run], models: Sequence[Named])
     n = len(runs[0].values.examples)
     if n < 20:
         told.append(f"only {n} examples: intervals and tests over examples are rough")
-    single = [
-        name for name, group in by_condition([r for r in runs if r.name not in {base.name for base in bases}]).items() if len(group) == 1
-    ]
+    based = {base.name for base in bases}
+    single = [name for name, group in by_condition([r for r in runs if r.name not in based]).items() if len(group) == 1]
     if single:
         told.append(f"one seed of {', '.join(single)}: tests over examples speak of that student alone, another seed may differ")
-    graded = sum(bool(m.accuracy) for m in models)
-    if 0 < graded - len(bases) < FEWEST_STUDENTS:
-        told.append(
-            f"{graded - len(bases)} students with a known accuracy: no p value goes with their correlation (from {FEWEST_STUDENTS} on)"
-        )
+    graded = sum(bool(m.accuracy) for m in models if m.name not in based)
+    if 0 < graded < FEWEST_STUDENTS:
+        told.append(f"{graded} students with a known accuracy: no p value goes with their correlation (from {FEWEST_STUDENTS} on)")
     return told
 
 

@@ -79,7 +79,7 @@ def adapter_layers(lora: pd.DataFrame, subtitle: str = "") -> Figure | None:
     lines = "thin line: a student, thick: mean of a condition's students" if several else "a line a student"
     n = f"n = {students} student{'s' * (students > 1)}, {heads} heads a layer"
     subtitle = style.joined(subtitle, f"mean over a layer's heads; {lines}", n, NORMS, "no interval, no test")
-    figure, every, beside = named_lines.line_panels(title, subtitle, look, 2, 2, down=1.7, margins=(0.42, 0.08, 0.24, 0.36))
+    figure, every, beside = named_lines.line_panels(title, subtitle, look, 2, 2, down=1.7, margins=(0.5, 0.08, 0.24, 0.36))
     layers = int(rows["layer"].max()) + 1
     means = rows.groupby(["circuit", "condition", "model", "layer"], as_index=False)["relative"].mean()
     high = float(means["relative"].max())

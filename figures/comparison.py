@@ -17,6 +17,7 @@ from figures.accuracy import accuracy_against_shift, accuracy_bars, accuracy_hea
 from figures.adapter_maps import adapter_layers, adapter_map
 from figures.divergence_maps import divergence_curves, divergence_map
 from figures.head_shifts import difference_map, volcano
+from figures.matches import match_depths
 from figures.published_curves import published_curves, variance_heads, variance_map
 from figures.rank_plots import agreement_map, rank_plot
 from figures.report import Picture, picture
@@ -163,6 +164,8 @@ def _tables(folder: Path) -> Tables:
 
 
 def _measures(run: dict[str, Any], wanted: Sequence[str]) -> dict[str, MeasureInfo]:
+    if run["kind"] == "match":  # profiles are over many measures at once
+        return {}
     infos = measure_infos(run)
     unknown = [name for name in wanted if name not in infos]
     if unknown:
@@ -249,7 +252,7 @@ def _divergences(story: Story) -> Iterator[tuple[str, Figure | None, str]]:
 def _ranks(story: Story) -> Iterator[tuple[str, Figure | None, str]]:
     for info in story.measures.values():
         ranks, agreement = story.tables["ranks"], story.tables["agreement"]
-        figure = rank_plot(ranks, info, story.counted, story.region, baseline=str(story.run["models"][0]["name"]))
+        figure = rank_plot(ranks, info, story.counted, story.region, baseline=str(story.run["baseline_models"][0]))
         yield f"ranks_{info.name}", figure, f"Ranks of the first heads by {info.title}."
         yield (
             f"agreement_{info.name}",
@@ -289,7 +292,7 @@ def _trajectories(story: Story) -> Iterator[tuple[str, Figure | None, str]]:
     assert models is not None
     rows = rows.astype({"model": str}).merge(models[["model", "condition", "seed"]], on="model")
     for info in story.measures.values():
-        figure = trajectory_curves(rows, training, models, info, story.subtitle, story.region)
+        figure = trajectory_curves(rows, training, models, info, f"{story.counted} each", story.region)
         yield (
             f"trajectory_{info.name}",
             figure,
@@ -297,6 +300,12 @@ def _trajectories(story: Story) -> Iterator[tuple[str, Figure | None, str]]:
         )
         figure = trajectory_heads(rows, info, story.subtitle, story.region)
         yield f"trajectory_heads_{info.name}", figure, f"{info.title}: the heads that moved most."
+
+
+def _matches(story: Story) -> Iterator[tuple[str, Figure | None, str]]:
+    names = [str(model["name"]) for model in story.run["models"]]
+    figure = match_depths(story.tables["matches"], names[0], names[1], f"n = {story.run['n_examples']} examples")
+    yield "matches", figure, "Where in the two models matched heads stand, and how alike they are."
 
 
 STORIES: dict[str, tuple[Section, ...]] = {
@@ -315,6 +324,7 @@ STORIES: dict[str, tuple[Section, ...]] = {
         Section("What the adapters changed", "Size of the change in each head's circuits, from the LoRA factors.", _circuits),
         Section("Does it go with accuracy?", "Over students; their number stands in each figure.", _together),
     ),
+    "match": (Section("Which heads do alike?", "Heads matched one to one by their profile over the same texts.", _matches),),
     "published": (Section("The published curves", "As the published code defines them.", _published),),
     "trajectory": (Section("When did each head move?", "From the heads that were recorded while students learnt.", _trajectories),),
 }
@@ -345,6 +355,8 @@ def _page(story: Story, told: Sequence[tuple[Section, list[Picture]]]) -> str:
 
 def _title(run: dict[str, Any]) -> str:
     names = [m["name"] for m in run["models"]]
+    if run["kind"] == "match":
+        return f"Heads of {' and '.join(names)}, matched"
     if run["kind"] == "published":
         return f"Published maps of {', '.join(names)}"
     if run["kind"] == "trajectory":

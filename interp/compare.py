@@ -180,11 +180,11 @@ class Run:
 
 
 def align(runs: Sequence[Run]) -> list[Run]:
-    """The runs on the examples and measures that all of them have.
+    """The runs on the measures that all of them have.
 
     Raises:
-        CompareError: fewer than two runs, names that repeat, no common example or measure, another grid of heads, or an example whose
-            tokens differ; the message says where.
+        CompareError: fewer than two runs, names that repeat, no common measure, another grid of heads, other examples, or an example
+            whose tokens differ; the message says where.
     """
     if len(runs) < 2:
         raise CompareError(f"{len(runs)} model to compare ({', '.join(r.name for r in runs) or 'none'}); name at least two")
@@ -201,6 +201,14 @@ def align(runs: Sequence[Run]) -> list[Run]:
                 "not the same; --match finds heads that do alike"
             )
     examples = [e for e in first.values.examples if all(e in set(r.values.examples) for r in runs)]
+    for run in runs[1:]:
+        alone = sorted(set(run.values.examples) ^ set(first.values.examples))
+        if examples and alone:
+            has, lacks = (run, first) if alone[0] in run.values.examples else (first, run)
+            raise CompareError(
+                f"{first.name} has {len(first.values.examples)} examples, {run.name} {len(run.values.examples)}: example {alone[0]} is in "
+                f"{has.name} and not in {lacks.name}; measure both on the same problems (--problems, --limit)"
+            )
     measures = [m for m in first.values.measures if all(m in r.values.measures for r in runs)]
     if not examples:
         raise CompareError(f"no example is common to {', '.join(names)}: they were measured on other problems")

@@ -149,6 +149,15 @@ def test_accuracy_of_a_file(three_layers: Path, shifts: Callable[..., Ran], tmp_
     ran = shifts(three_layers, *models, "--accuracy", scores, "--out", tmp_path / "o2")
     assert ran.code == 2
     assert "has the models other; none of base, m1" in ran.err
+    for content, words in (
+        ("m1,0.1\nm1,0.2", "has the model 'm1' twice"),
+        ("m1,abc", "accuracy of m1 is 'abc'"),
+        ("m1,50", "a share from 0 to 1"),
+    ):
+        scores.write_text(f"model,accuracy\n{content}\n")
+        ran = shifts(three_layers, *models, "--accuracy", scores, "--out", tmp_path / "o2")
+        assert ran.code == 2
+        assert words in ran.err
 
 
 def test_other_architectures_are_matched(
@@ -158,8 +167,10 @@ def test_other_architectures_are_matched(
     ran = shifts(three_layers, other, "--out", tmp_path / "out")
     assert ran.code == 2
     assert "small has 2 layers of 4 heads, base 3 of 4" in ran.err
-    ran = shifts(three_layers, other, "--out", tmp_path / "out", "--match")
+    ran = shifts(three_layers, other, "--out", tmp_path / "out", "--match", figures=True)
     assert ran.code == 0, ran.err
+    assert (tmp_path / "out" / "figures" / "matches.png").is_file()
+    assert "matched" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     found = pd.read_csv(tmp_path / "out" / "matches.csv")
     assert len(found) == 8
     assert not found.duplicated(["layer_other", "head_other"]).any()
@@ -338,6 +349,11 @@ def test_runs_that_do_not_fit(heads: Callable[..., Any], shifts: Callable[..., R
     (old / "run.json").write_text(json.dumps({key: value for key, value in run.items() if key != "chat"}))
     assert "has no chat: it is of another version" in compare("one", "old")
     (old / "run.json").write_text(json.dumps({**run, "model": {**run["model"], "name": "old"}}))
+    for key in ("model", "config", "measures"):
+        good = (old / "run.json").read_text()
+        (old / "run.json").write_text(json.dumps({**run, key: None}))
+        assert "it is of another version" in compare("one", "old")
+        (old / "run.json").write_text(good)
     frame = pd.read_parquet(old / "examples.parquet")
     frame.drop(columns="n_queries").to_parquet(old / "examples.parquet")
     assert "missing columns ['n_queries']" in compare("one", "old")

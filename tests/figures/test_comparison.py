@@ -81,6 +81,7 @@ def folder(tmp_path: Path) -> Path:
     about = {
         "kind": "shifts",
         "command": "python -m analyses.shifts",
+        "baseline_models": ["untouched"],
         "baseline": "untouched",
         "region": "response",
         "seed": 0,

@@ -272,12 +272,14 @@ def test_divergences_are_means_over_examples() -> None:
 
 
 def test_runs_are_put_on_common_ground() -> None:
-    one, other = run("a", texts(5)), run("b", texts(4))
+    one, other = run("a", texts(4)), run("b", texts(4))
     fewer = replace(other, values=replace(other.values, measures=MEASURES[1:], values=other.values.values[:, :, :, 1:]))
     first, second = align([one, fewer])
     assert first.values.examples == second.values.examples == (0, 1, 2, 3)
     assert first.values.measures == ("numeric_mass",)
-    np.testing.assert_array_equal(first.values.values, one.values.values[:4, :, :, 1:])
+    np.testing.assert_array_equal(first.values.values, one.values.values[:, :, :, 1:])
+    with pytest.raises(CompareError, match="a has 4 examples, c 6: example 4 is in c and not in a"):
+        align([one, run("c", texts(6))])
 
 
 def test_what_cannot_be_compared_is_said() -> None:
