@@ -56,6 +56,7 @@ def of_student(place: Path, config: ShiftsConfig) -> Followed:
     if (place / FILE).is_file():
         heads = read_trajectory(place)
     elif any(place.glob("checkpoint-*")):
+        print(f"measuring the checkpoints of {name}", file=sys.stderr, flush=True)
         heads = record_checkpoints(
             checkpoint_folders(place),
             _problems(config),
