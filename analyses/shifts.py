@@ -237,6 +237,12 @@ def warnings(runs: Sequence[Run], bases: Sequence[Run], models: Sequence[Named])
     single = [name for name, group in by_condition([r for r in runs if r.name not in based]).items() if len(group) == 1]
     if single:
         told.append(f"one seed of {', '.join(single)}: tests over examples speak of that student alone, another seed may differ")
+    seeds = {base.seed for base in bases}
+    unpaired = [r.name for r in runs if r.name not in based and r.seed not in seeds] if len(bases) > 1 else []
+    if unpaired:
+        told.append(
+            f"{', '.join(unpaired)}: {bases[0].condition} has no student of that seed, so shifts and layers are against {bases[0].name}"
+        )
     graded = sum(bool(m.accuracy) for m in models if m.name not in based)
     if 0 < graded < FEWEST_STUDENTS:
         told.append(f"{graded} students with a known accuracy: no p value goes with their correlation (from {FEWEST_STUDENTS} on)")

@@ -85,7 +85,7 @@ def crossed_test(differences: np.ndarray, level: float = 0.95) -> tuple[np.ndarr
 
     With mean squares of seeds, examples and the rest, the mean's variance is (MS_seed + MS_example - MS_rest) / (seeds * examples), and
     its degrees of freedom are Satterthwaite's (the quasi-F of Winer 1971; Clark 1973, "The language-as-fixed-effect fallacy"). With few
-    seeds MS_seed may be small by chance, and the quasi-F then rejects too often (by simulation up to 12 % at 5 %, two seeds). So the plain
+    seeds MS_seed may be small by chance, and the quasi-F then rejects too often (LOG.md has the simulation). So the plain
     t tests over the seeds' means and over the examples' means are made too, and the widest of the three intervals and its p are taken:
     two seeds hardly ever show anything, three or more can.
 

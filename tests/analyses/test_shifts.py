@@ -225,6 +225,7 @@ def test_a_study_has_seeds_accuracy_and_circuits(study: Path, shifts: Callable[.
     assert "What the adapters changed" in page
     ran = shifts("--study", study, "--baseline", "none", "--out", tmp_path / "prompted", *MEASURES, problems=None)
     assert ran.code == 0, ran.err
+    assert "untouched: none has no student of that seed, so shifts and layers are against none-seed0" in ran.out
     told = table(tmp_path / "prompted", "shifts")
     assert set(told["model"]) == {"told-seed0", "told-seed1", "untouched"}
     assert set(told.loc[told["model"] == "told-seed1", "baseline"]) == {"none-seed1"}  # seed by seed
