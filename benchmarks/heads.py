@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -37,17 +38,18 @@ class BenchConfig:
     Attributes:
         shapes: batch x tokens.
         memory_shapes: batch x tokens at which peak memory is taken as well.
-        rounds: how often each way is timed.
+        rounds: how often each way is timed; texts above 4,096 tokens are timed once.
         threads: of torch.
         smoke: one tiny round without time or memory worth reading, to see that everything runs.
         problems: instead of the table: a JSONL file in GSM8K's format (or "shipped"), read in length-sorted batches, each batch plainly and
             recorded in turn; prints the ratio of the sums.
         limit: first N problems of it.
         batch_tokens: padded tokens of such a batch.
+        save: also write the numbers to this JSON file, for `python -m benchmarks.plot`.
         child: for internal use: "WAY BATCH TOKENS", print the peak memory of this process.
     """
 
-    shapes: tuple[str, ...] = ("8x224", "1x2048")
+    shapes: tuple[str, ...] = ("8x224", "1x2048", "1x8192")
     memory_shapes: tuple[str, ...] = ("8x224", "1x2048", "1x8192")
     rounds: int = 3
     threads: int = 1
@@ -55,7 +57,17 @@ class BenchConfig:
     problems: str | None = None
     limit: int | None = None
     batch_tokens: int = 2048
+    save: Path | None = None
     child: str | None = None
+
+
+ONCE_ABOVE = 4096
+"""Tokens of a batch above which one round must do."""
+
+
+def fits(way: str, batch: int, length: int) -> bool:
+    """Whether a way that holds every map of the embedded model (30 layers of 9 heads, float32) stays below 8 GB with them."""
+    return way not in ("eager", "lens") or batch * length**2 * 9 * 30 * 4 <= 8e9
 
 
 @functools.cache
@@ -211,31 +223,38 @@ def main() -> int:
     for way, text in WAYS.items():
         print(f"  {way:6} {text}")
     print(f"\n{'batch x tokens':>15} {'plain, s':>9} " + " ".join(f"{way + ' /plain':>13}" for way in list(WAYS)[1:]))
+    saved: dict[str, Any] = {"torch": torch.__version__, "machine": platform.machine(), "threads": config.threads, "rows": []}
     for shape in shapes:
         batch, length = (int(n) for n in shape.split("x"))
-        runs = {way: runner(way, (batch, length)) for way in WAYS}
-        times: dict[str, list[float]] = {way: [] for way in WAYS}
-        for number in range(rounds + 1):
+        runs = {way: runner(way, (batch, length)) for way in WAYS if fits(way, batch, length)}
+        times: dict[str, list[float]] = {way: [] for way in runs}
+        n_rounds = rounds if batch * length <= ONCE_ABOVE else 1
+        for number in range(n_rounds + (batch * length <= ONCE_ABOVE)):  # the first round warms up; long texts come after shorter ones
             for way, run in runs.items():
                 begun = time.perf_counter()
                 run()
-                if number:  # the first round warms up
+                if number or batch * length > ONCE_ABOVE:
                     times[way].append(time.perf_counter() - begun)
         median = {way: statistics.median(taken) for way, taken in times.items()}
-        ratios = " ".join(f"{median[way] / median['plain']:13.3f}" for way in list(WAYS)[1:])
+        ratios = " ".join(f"{median[way] / median['plain']:13.3f}" if way in median else f"{'no room':>13}" for way in list(WAYS)[1:])
         print(f"{shape:>15} {median['plain']:9.3f} {ratios}", flush=True)
+        saved["rows"].append({"shape": shape, "rounds": n_rounds, "seconds": median})
     print(f"\n{'batch x tokens':>15} {'plain, MB':>9} " + " ".join(f"{way + ', +MB':>13}" for way in list(WAYS)[1:]) + "   (decoder alone)")
     for shape in memory_shapes:
         batch, length = shape.split("x")
         peaks = {}
         for way in WAYS:
-            if way in ("eager", "lens") and int(batch) * int(length) ** 2 * 9 * 30 * 4 > 8e9:
-                continue  # their maps alone would take more than 8 GB
+            if not fits(way, int(batch), int(length)):
+                continue
             command = [sys.executable, "-m", "benchmarks.heads", "--threads", str(config.threads), "--child", f"{way} {batch} {length}"]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             peaks[way] = json.loads(done.stdout.splitlines()[-1]) / 1e6
         rest = " ".join(f"{peaks[way] - peaks['plain']:13.0f}" if way in peaks else f"{'> 8000':>13}" for way in list(WAYS)[1:])
         print(f"{shape:>15} {peaks['plain']:9.0f} {rest}", flush=True)
+        saved["rows"].append({"shape": shape, "peak_mb": peaks})
+    if config.save:
+        config.save.parent.mkdir(parents=True, exist_ok=True)
+        config.save.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from interp.table import HEADS, INPUTS, REGIONS, MeasureInfo, write
+from interp.example import ALTERNATIVES, EXAMPLE_TABLES, FAINT, STRONG
+from interp.table import HEADS, INPUTS, REGIONS, ROLES, MeasureInfo, write
+from interp.tokens import NUMBER, number_roles
 
 INFOS = [
     MeasureInfo("entropy_nats", "Entropy of attention", "nats", 0.0, None, "−Σ p log p"),
@@ -211,3 +215,173 @@ def sample_run() -> dict:
 def run_folder(tmp_path: Path) -> Path:
     """A run folder of three layers with four heads, without figures."""
     return make_run_folder(tmp_path / "run", 3, 4)
+
+
+QUESTION = "Mina buys 3 boxes of 12 pencils and 1,250 pens. How many things is that?"
+ANSWERS = (
+    "Pencils: 3*12=<<3*12=36>>36.\nAll: 36+1250=<<36+1250=1286>>1286 things.\n#### 1,286",
+    "She has 3*12=<<3*12=35>>35 pencils.\nSo 35+1250=1285.\n#### 1285",
+)
+
+
+def make_example(
+    folder: Path,
+    *,
+    question: str = QUESTION,
+    answers: Sequence[str] = ANSWERS,
+    layers: int = 3,
+    heads: int = 4,
+    watched: Sequence[tuple[int, int]] | None = None,
+    compared: bool = True,
+    seed: int = 0,
+) -> Path:
+    """Write a folder of one problem under the lens with plausible numbers: a model an answer, causal attention that sums to 1.
+
+    Args:
+        folder: made where it is not there.
+        question: the problem.
+        answers: what each model reads after it; equal texts for gold.
+        layers: of the models.
+        heads: of a layer.
+        watched: heads with whole maps; None for all.
+        compared: with a run to compare with.
+        seed: of the numbers.
+    """
+    random = np.random.default_rng(seed)
+    names = [f"model-{number}" for number in range(len(answers))]
+    all_heads = [(layer, head) for layer in range(layers) for head in range(heads)]
+    watched = all_heads if watched is None else list(watched)
+    tokens, edges, standing, steps, nexts, models = [], [], [], [], [], []
+    for name, answer in zip(names, answers, strict=True):
+        frame = _example_tokens(question, answer).assign(model=name)
+        tokens.append(frame)
+        n, roles = len(frame), frame["role"].astype(str).to_numpy()
+        numeric = np.isin(roles, ["question_number", "operand", "intermediate_result", "final_answer"])
+        question_numbers, results = roles == "question_number", np.isin(roles, ["intermediate_result", "final_answer"])
+        for layer, head in all_heads:
+            scores = random.normal(0, 1.5, (n, n)) + 2.0 * numeric * random.random() + 3.0 * (np.arange(n) == 0)
+            scores = np.where(np.tri(n, dtype=bool), scores, -np.inf)
+            p = np.exp(scores - scores.max(1, keepdims=True))
+            p = (p / p.sum(1, keepdims=True)).astype(np.float32)
+            query, key = np.nonzero(p >= (FAINT if (layer, head) in watched else STRONG))
+            edges.append(
+                pd.DataFrame({"model": name, "layer": layer, "head": head, "query": query, "key": key, "probability": p[query, key]})
+            )
+            for step in range(int(frame["step"].max()) + 1):
+                rows = (frame["step"] == step).to_numpy()
+                earlier = results & (frame["step"] < step).to_numpy() & (frame["step"] >= 0).to_numpy()
+                for quantity, keys in (("question_numbers", question_numbers), ("earlier_results", earlier)):
+                    value = float(p[rows][:, keys].sum(1).mean()) if keys.any() else np.nan
+                    steps.append((name, step, layer, head, quantity, value, int(rows.sum()) if keys.any() else 0))
+            for info in INFOS[:10]:
+                for region in REGIONS:
+                    value, mean, sd = random.beta(1, 5), random.beta(1, 5), random.uniform(0.02, 0.1)
+                    t = (value - mean) / sd
+                    known = (
+                        (mean, sd, 20, t, float(np.exp(-abs(t))), float(np.exp(-abs(t) / 2)))
+                        if compared
+                        else (np.nan,) * 2 + (0,) + (np.nan,) * 3
+                    )
+                    standing.append((name, layer, head, info.name, region, value, int(n / 2), *known))
+        for position in np.flatnonzero(numeric):
+            read_rank = int(random.integers(1, 9))
+            probabilities = np.sort(random.dirichlet(np.ones(12)))[::-1]
+            for rank in sorted({*range(1, ALTERNATIVES + 1), read_rank}):
+                is_read = rank == read_rank
+                token = frame["token"].iloc[position] if is_read else f" {rank}"
+                nexts.append((name, position, rank, 500 + rank, token, probabilities[rank - 1], is_read))
+        models.append(
+            {
+                "name": name,
+                "condition": name,
+                "seed": None,
+                "response": answer,
+                "finish": "stop",
+                "n_tokens": n,
+                "grade": {"grader": "first_final", "extracted": answer.rpartition("#### ")[2], "correct": answer == answers[0]},
+                "steps": [
+                    {
+                        "text": line,
+                        "sums": [{"written": "3*12", "result": "36", "value": "36", "right": "36" in line}] if "*" in line else [],
+                    }
+                    for line in answer.split("\n")
+                ],
+                "compared_with": {"source": "runs/tiny", "text": "generated", "n_examples": 20} if compared else None,
+                "identity": {"kind": "folder", "name": name, "dtype": "float32", "device": "cpu"},
+            }
+        )
+    head_columns = ["model", "layer", "head"]
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = {
+        "tokens": pd.concat(tokens, ignore_index=True),
+        "edges": pd.concat(edges, ignore_index=True),
+        "standing": pd.DataFrame(standing, columns=[*head_columns, *EXAMPLE_TABLES["standing"].arrow.names[3:]]),
+        "steps": pd.DataFrame(steps, columns=EXAMPLE_TABLES["steps"].arrow.names),
+        "next": pd.DataFrame(nexts, columns=EXAMPLE_TABLES["next"].arrow.names),
+    }
+    for name, frame in frames.items():
+        write(frame, EXAMPLE_TABLES[name], folder / f"{name}.parquet")
+    run = {
+        "command": "python -m analyses.examples --model " + " ".join(names),
+        "kind": "example",
+        "versions": {"torch": "2.13.0", "primed-heads": "0.1.0"},
+        "seed": seed,
+        "text": "gold" if len(set(answers)) == 1 else "generated",
+        "chat": True,
+        "problem": {"source": "shipped", "index": 7, "n": 66, "question": question, "answer": answers[0]},
+        "models": models,
+        "measures": make_run(layers, heads, INFOS[:10])["measures"],
+        "layers": list(range(layers)),
+        "n_heads": heads,
+        "watched": [list(head) for head in watched],
+        "chosen": [list(head) for head in (list(watched) or all_heads)[:3]],
+        "by": "numeric_mass",
+        "region": "response",
+        "shared_tokens": _shared(tokens),
+        "warnings": [] if compared else ["no run to compare with"],
+    }
+    (folder / "run.json").write_text(json.dumps(run, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+def _example_tokens(question: str, answer: str) -> pd.DataFrame:
+    """Words, digits and signs as tokens, with the roles that the measures find, and half characters where there is an emoji."""
+    prompt = "<|im_start|>user\n" + question + "<|im_end|>\n<|im_start|>assistant\n"
+    text = prompt + answer + "<|im_end|>"
+    begin, start = len("<|im_start|>user\n"), len(prompt)
+    spans = [(m.start(), m.end()) for m in re.finditer(r"<\|im_\w+\|>|\d| ?\w+| ?[^\w]", text)]
+    roles = np.zeros(len(text), np.uint8)
+    roles[begin : begin + len(question)] = number_roles(question, "question")
+    roles[start : start + len(answer)] = number_roles(answer, "response")
+    numbers = np.full(len(text), -1)
+    for count, found in enumerate(NUMBER.finditer(text)):
+        numbers[found.start() : found.end()] = count
+    lines = np.cumsum([0, *(c == "\n" for c in answer)][:-1])
+    rows = []
+    for a, b in spans:
+        special = text[a:b].startswith("<|im_")
+        region = "question" if begin <= a < begin + len(question) else "response" if start <= a < start + len(answer) else "template"
+        role = "special" if special else ROLES[int(roles[a:b].max())]
+        number = int(numbers[a:b].max()) if role not in ("none", "special", "operator") else -1
+        step = int(lines[a - start]) if region == "response" and not special else -1
+        row = {"token_id": 100 + len(rows), "token": text[a:b], "shown": text[a:b], "region": region, "role": role, "number": number}
+        rows.append({**row, "step": step, "is_query": True})
+        if any(ord(c) > 0xFFFF for c in text[a:b]):
+            rows.append({**rows[-1], "token_id": 100 + len(rows), "shown": ""})
+    frame = pd.DataFrame(rows)
+    return frame.assign(position=np.arange(len(frame)))
+
+
+def _shared(tokens: list[pd.DataFrame]) -> int:
+    """Tokens from the beginning that are the same in all models."""
+    first, count = tokens[0], min(map(len, tokens))
+    for other in tokens[1:]:
+        same = (first["token"].to_numpy()[:count] == other["token"].to_numpy()[:count]).tolist()
+        count = same.index(False) if False in same else count
+    return count
+
+
+@pytest.fixture
+def example_folder(tmp_path: Path) -> Callable[..., Path]:
+    """`make_example` in a folder of the test's own."""
+    return functools.partial(make_example, tmp_path / "example")
