@@ -355,16 +355,20 @@ def decoder_of(model: Any) -> Any:
     return next(m for m in model.modules() if isinstance(m, PreTrainedModel)).base_model
 
 
+def stop_ids(checkpoint: Checkpoint) -> list[int]:
+    """Tokens that end the model's text."""
+    own = getattr(checkpoint.model, "generation_config", None)
+    stop = getattr(own, "eos_token_id", None)
+    stop = checkpoint.tokenizer.eos_token_id if stop is None else stop
+    return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
+
+
 def write_answers(checkpoint: Checkpoint, prompts: Tokens, max_new_tokens: int) -> tuple[Tokens, int]:
     """The model's greedy answers, annotated, and how many of them ran into the cut."""
     import torch
     from transformers import GenerationConfig
 
-    model = checkpoint.model
-    own = getattr(model, "generation_config", None)
-    stop = getattr(own, "eos_token_id", None)
-    stop = checkpoint.tokenizer.eos_token_id if stop is None else stop
-    stops = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
+    model, stops = checkpoint.model, stop_ids(checkpoint)
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops or None, pad_token_id=prompts.pad_id, use_cache=True
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 from analyses.head_runs import InputError, Named, read_run_json
 
 if TYPE_CHECKING:
+    from analyses.heads import HeadsConfig
     from analyses.open_models import OpenModels
     from analyses.shifts import ShiftsConfig
     from distill.problems import Problem
+    from interp.checkpoints import Checkpoint
 
 
 def measure(config: ShiftsConfig, model: Named, problems: Sequence[Problem] | None, out: Path, opened: OpenModels) -> Path:
     """A model's head run, made by `analyses.heads` where it is not there yet."""
-    from analyses.heads import HeadsConfig, run
+    from analyses.heads import HeadsConfig
     from distill.problems import load_problems, problems_digest
     from interp.checkpoints import identify
 
@@ -46,12 +48,30 @@ def measure(config: ShiftsConfig, model: Named, problems: Sequence[Problem] | No
         figures=False,
         trust_remote_code=config.trust_remote_code,
     )
+    identity = identify(model.source, trust_remote_code=config.trust_remote_code)
+    return measured(wanted, identity, lambda: opened.open(model), digest)
+
+
+def measured(wanted: HeadsConfig, identity: dict[str, Any], opened: Callable[[], Checkpoint], digest: str | None = None) -> Path:
+    """A head run: the one that is there, where it is of the same weights, problems and settings, or else a new one.
+
+    Args:
+        wanted: the run.
+        identity: of the model: `interp.checkpoints.identify`, or an open checkpoint's.
+        opened: gives the model, if it is needed.
+        digest: of the problems; None reads them.
+    """
+    from analyses.heads import run
+    from distill.problems import load_problems, problems_digest
+
+    folder = wanted.folder()
     if (folder / "run.json").is_file():
-        if _is_of(folder, digest, wanted, identify(model.source, trust_remote_code=config.trust_remote_code)):
+        digest = digest or problems_digest(load_problems(wanted.problems, wanted.split, wanted.limit))
+        if _is_of(folder, digest, wanted, identity):
             return folder
         wanted = replace(wanted, resume=False, force=True)
-    print(f"measuring the heads of {model.name}", file=sys.stderr, flush=True)
-    run(wanted, "measured by python -m analyses.shifts", lambda: opened.open(model))
+    print(f"measuring the heads of {wanted.name}", file=sys.stderr, flush=True)
+    run(wanted, "measured by another command", opened)
     return folder
 
 
@@ -70,7 +90,7 @@ def _is_of(folder: Path, digest: str, wanted: Any, identity: dict[str, Any]) -> 
         run = read_run_json(folder)
     except InputError:
         return False
-    settings = ("measures", "dtype", "seed")
+    settings = ("measures", "dtype", "seed", "text", "chat", *(["max_new_tokens"] if wanted.text == "generated" else []))
     same = all(run["config"].get(key) == json.loads(json.dumps(getattr(wanted, key))) for key in settings)
     own = run["model"].get("adapter") or run["model"]
     weights = all(own.get(key) == identity[key] for key in ("weights_sha256", "revision") if key in identity)

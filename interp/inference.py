@@ -80,6 +80,33 @@ def paired_t(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(few, np.nan, p), np.where(few, np.nan, effect)
 
 
+def new_observation(value: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
+    """Whether one more observation is like earlier ones: t = (value - mean) / (sd sqrt(1 + 1 / n)), n - 1 degrees of freedom.
+
+    The test behind a normal sample's prediction interval (Hahn and Meeker 1991); with few observations it leans on their being normal.
+
+    Args:
+        value: [quantity], NaN where there is none.
+        others: [example, quantity], NaN where an example has no value.
+
+    Returns:
+        mean, sd (ddof 1), n_examples, t and two-sided p, each [quantity]. With fewer than two observations sd, t and p are NaN. Where all
+        observations are equal, t is 0 and p 1 for one more like them, else t is infinite and p 0.
+    """
+    defined = np.isfinite(others)
+    n = defined.sum(0)
+    filled = np.where(defined, others, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(n > 0, filled.sum(0) / n, np.nan)
+        sd = np.sqrt(np.where(n > 1, (np.where(defined, others - mean, 0.0) ** 2).sum(0) / (n - 1), np.nan))
+        sd = np.where(sd <= 1e-12 * np.abs(mean), 0.0, sd)  # what is left of equal numbers after rounding
+        off = np.where(np.abs(value - mean) <= 1e-12 * np.abs(mean), 0.0, value - mean)
+        t = np.where(off == 0, 0.0, off / (sd * np.sqrt(1 + 1 / n)))
+        t = np.where(np.isnan(sd), np.nan, t)
+        p = 2 * stats.t.sf(np.abs(t), n - 1)
+    return {"mean": mean, "sd": sd, "n_examples": n, "t": t, "p": p}
+
+
 def crossed_test(differences: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Interval and two-sided p of a mean over seeds and examples, both drawn at random: a t test with a crossed design's variance.
 

@@ -83,7 +83,7 @@ def test_a_users_measures_work_as_shown(tmp_path: Path, monkeypatch: pytest.Monk
     assert "far_mass" in load_measures()  # without names, installed measures run with ours
 
 
-@pytest.mark.parametrize("command", ["analyses.heads", "analyses.shifts", "distill", "figures", "benchmarks.heads"])
+@pytest.mark.parametrize("command", ["analyses.heads", "analyses.shifts", "analyses.examples", "distill", "figures", "benchmarks.heads"])
 def test_help_of_every_command(command: str) -> None:
     done = subprocess.run([sys.executable, "-m", command, "--help"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
@@ -109,8 +109,23 @@ def test_options_that_the_page_of_shifts_shows_exist() -> None:
     assert not {option for option in shown if option not in done.stdout}
 
 
+@EMBEDDED
+def test_the_page_of_examples_runs(tmp_path: Path) -> None:
+    names: dict[str, object] = {}
+    exec(compile("\n".join(blocks("docs/examples.md")), "docs/examples.md", "exec"), names)
+    page = names["page"]
+    assert "Ana has" in page._repr_html_()  # type: ignore[attr-defined]
+
+
+def test_options_that_the_page_of_examples_shows_exist() -> None:
+    done = subprocess.run([sys.executable, "-m", "analyses.examples", "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
+    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "docs/examples.md").read_text(encoding="utf-8")))
+    assert {"--question", "--watch", "--contrast"} <= shown
+    assert not {option for option in shown - {"--style"} if option not in done.stdout}
+
+
 def test_nothing_heavy_is_imported_for_help_and_tables() -> None:
-    modules = "analyses.heads, analyses.shifts, interp.compare, interp.matching, interp.stored_maps, figures.run_folder"
+    modules = "analyses.heads, analyses.shifts, analyses.examples, interp.example, interp.compare, interp.matching, interp.stored_maps, figures.run_folder"
     code = f"import sys, {modules}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

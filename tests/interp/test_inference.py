@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from interp.inference import benjamini_hochberg, bootstrap_interval, crossed_test, paired_t
+from interp.inference import benjamini_hochberg, bootstrap_interval, crossed_test, new_observation, paired_t
 
 # --- bootstrap --------------------------------------------------------------------------------------------------------
 
@@ -146,3 +146,40 @@ def test_q_is_no_less_than_p_and_keeps_the_order(p: list[float]) -> None:
     assert (q >= np.array(p) - 1e-15).all()
     order = np.argsort(p)
     assert (np.diff(q[order]) >= -1e-15).all()
+
+
+# --- one more observation ---------------------------------------------------------------------------------------------
+
+
+def test_one_more_observation_is_a_pooled_t_test_of_one_against_the_others() -> None:
+    random = np.random.default_rng(3)
+    value, others = random.normal(size=40), random.normal(size=(9, 40))
+    found = new_observation(value, others)
+    for at in range(40):
+        wanted = stats.ttest_ind([value[at]], others[:, at], equal_var=True)
+        assert found["t"][at] == pytest.approx(wanted.statistic, rel=1e-12)
+        assert found["p"][at] == pytest.approx(wanted.pvalue, rel=1e-12)
+    assert (found["n_examples"] == 9).all()
+
+
+def test_one_more_observation_holds_its_level() -> None:
+    random = np.random.default_rng(4)
+    p = new_observation(random.normal(size=20_000), random.normal(size=(5, 20_000)))["p"]
+    assert (p < 0.05).mean() == pytest.approx(0.05, abs=0.006)  # four standard errors of 20,000 draws
+
+
+def test_examples_without_a_value_are_left_out_of_the_comparison() -> None:
+    others = np.array([[1.0, np.nan, np.nan], [2.0, 5.0, np.nan], [4.0, np.nan, np.nan]])
+    found = new_observation(np.array([3.0, 3.0, 3.0]), others)
+    assert found["n_examples"].tolist() == [3, 1, 0]
+    assert found["mean"][0] == pytest.approx(7 / 3)
+    assert np.isnan(found["t"][1:]).all()
+    assert np.isnan(found["p"][1:]).all()
+
+
+def test_equal_observations_know_only_equal_and_different() -> None:
+    found = new_observation(np.array([0.1, 0.2, np.nan]), np.full((6, 3), 0.1))
+    assert found["p"][:2].tolist() == [1.0, 0.0]
+    assert found["t"][0] == 0
+    assert np.isposinf(found["t"][1])
+    assert np.isnan(found["p"][2])

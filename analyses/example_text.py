@@ -1,0 +1,120 @@
+"""One problem under the lens, as text for the terminal: everything in it comes from the folder's tables."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from typing import Any
+
+import pandas as pd
+
+from figures.example_folder import Example
+
+LISTED = 6
+"""Heads listed for each model."""
+NUMBERS = 4
+"""Numbers listed for each head."""
+LOW = 0.1
+"""Below this probability a number that the model read is listed as unexpected."""
+ROLE_WORDS = {
+    "question_number": "question",
+    "operand": "operand",
+    "intermediate_result": "result",
+    "final_answer": "answer",
+}
+
+
+def describe(example: Example) -> str:
+    """Problem, answers with grades, steps with their sums checked, and the heads that stand out with the numbers they look at."""
+    width = min(max(shutil.get_terminal_size((110, 24)).columns, 60), 140)
+    problem = example.run["problem"]
+    place = f"Problem {problem['index']} of {problem['n']} ({problem['source']})" if problem["index"] is not None else "The problem"
+    lines = [place, textwrap.indent(textwrap.fill(problem["question"], width - 2), "  ")]
+    for model in example.run["models"]:
+        lines += ["", *_answer(example, model, width), *_heads(example, model["name"], model), *_unexpected(example, model["name"])]
+    for warning in example.run["warnings"]:
+        lines += ["", f"warning: {warning}"]
+    return "\n".join([*lines, ""])
+
+
+def _answer(example: Example, model: dict[str, Any], width: int) -> list[str]:
+    reference = (example.run["problem"]["answer"] or "").rpartition("####")[2].strip()
+    if example.run["text"] == "gold":
+        verdict = "reads the reference solution"
+    elif model["grade"] is None:
+        verdict = "its answer (no reference to grade it by)"
+    else:
+        said = model["grade"]["extracted"]
+        found = "no answer found" if said is None else f"it says {said}"
+        right = "right" if model["grade"]["correct"] else "wrong"
+        verdict = f"{right}: {found}, the reference is {reference} (grader {model['grade']['grader']})"
+    lines = [f"{model['name']}: {verdict}"]
+    for number, step in enumerate(model["steps"]):
+        filled = textwrap.wrap(step["text"], width - 6) or [""]
+        lines.append(f"  {number + 1:2}  {filled[0]}")
+        lines += [f"      {rest}" for rest in filled[1:]]
+        for check in step["sums"]:
+            if check["right"] is False:
+                lines.append(f"      ✗ {check['written']} is {check['value']}, not {check['result']}")
+            elif check["right"] is None:
+                lines.append(f"      ? {check['written']} = {check['result']} cannot be checked")
+    checked = [check["right"] for step in model["steps"] for check in step["sums"]]
+    if checked:
+        lines.append(f"      {sum(map(bool, checked))} of {len(checked)} calculations are right")
+    if not model["steps"]:
+        lines.append("      (it wrote nothing)")
+    return lines
+
+
+def _heads(example: Example, name: str, model: dict[str, Any]) -> list[str]:
+    by, region = example.run["by"], example.run["region"]
+    standing = example.standing
+    rows = standing[(standing["model"] == name) & (standing["measure"] == by) & (standing["region"] == region)]
+    rows = rows.set_index(["layer", "head"])
+    compared = model["compared_with"]
+    against = f"against {compared['n_examples']} other problems ({compared['source']})" if compared else "nothing to compare with"
+    title = example.measures[by].title
+    lines = ["", f"  Heads chosen for it: {title.lower()} ({by}), {region} queries; {against}"]
+    listed = []
+    for layer, head in example.chosen[:LISTED]:
+        row = rows.loc[(layer, head)]
+        entry = {"head": f"{layer}.{head}", "here": f"{row['value']:.3f}"}
+        if compared:
+            entry |= {"average": f"{row['mean']:.3f}", "t": f"{row['t']:+.1f}", "q": f"{row['q']:.2g}"}
+        listed.append({**entry, "looks at (mean share of a response token's attention)": _looks_at(example, name, layer, head)})
+    return [*lines, textwrap.indent(pd.DataFrame(listed).to_string(index=False, justify="left", max_colwidth=None), "  ")]
+
+
+def _looks_at(example: Example, name: str, layer: int, head: int) -> str:
+    """The numbers that a watched head's response tokens look at most."""
+    if (layer, head) not in example.watched:
+        return "(its map is not kept)"
+    tokens = example.tokens[example.tokens["model"] == name].set_index("position")
+    edges = example.edges
+    mine = edges[(edges["model"] == name) & (edges["layer"] == layer) & (edges["head"] == head)]
+    queries = tokens.index[(tokens["region"] == "response") & tokens["is_query"]]
+    mine = mine[mine["query"].isin(queries)]
+    number = tokens["number"].reindex(mine["key"]).to_numpy()
+    shares = (mine.loc[number >= 0, "probability"].groupby(number[number >= 0]).sum() / max(len(queries), 1)).nlargest(NUMBERS)
+    found = []
+    for at, share in shares.items():
+        of = tokens[tokens["number"] == at]
+        text = "".join(of["shown"]).strip()
+        found.append(f"{text} ({ROLE_WORDS.get(str(of['role'].iloc[-1]), 'other')}) {share:.1%}")
+    return ", ".join(found) or "no number"
+
+
+def _unexpected(example: Example, name: str) -> list[str]:
+    """Numbers that the model gave little chance, with what it expected."""
+    found = example.next[example.next["model"] == name]
+    tokens = example.tokens[example.tokens["model"] == name].set_index("position")
+    response = tokens.index[tokens["region"] == "response"]
+    read = found[found["is_read"] & found["position"].isin(response) & (found["probability"] < LOW)]
+    lines = []
+    for row in read.itertuples():
+        first = found[(found["position"] == row.position) & (found["rank"] == 1)].iloc[0]
+        before = "".join(tokens["shown"].loc[max(0, int(row.position) - 6) : int(row.position) - 1])
+        lines.append(
+            f"    …{before!r} {row.token!r} had {row.probability:.1%} (rank {row.rank}); {first['token']!r} {first['probability']:.0%}"
+        )
+    return ["", "  Number tokens that it did not expect:", *lines[:8]] if lines else []

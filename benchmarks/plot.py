@@ -1,0 +1,91 @@
+"""Draw what `python -m benchmarks.heads --save FILE` has measured: `python -m benchmarks.plot FILE --out docs/images`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from figures import style
+
+LABELS = {
+    "heads": "every measure of every head (this project)",
+    "eager": "eager attention, three statistics",
+    "lens": "TransformerLens, three statistics",
+}
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    """Time and memory of recording beside a plain forward, as one figure.
+
+    Attributes:
+        file: of `benchmarks.heads --save`.
+        out: folder of performance.png and performance.pdf.
+    """
+
+    file: Annotated[Path, tyro.conf.Positional] = Path("runs/bench/heads.json")
+    out: Path = Path("docs/images")
+
+
+def bars(axes: Axes, shapes: list[str], values: dict[str, dict[str, float]], missing: str) -> None:
+    """One group a shape, one bar a way, its number beside it."""
+    at = style.look()
+    height, colours = 0.26, (at.blue, at.vermillion, at.grey)
+    largest = max(value for way in values.values() for value in way.values())
+    for number, (way, found) in enumerate(values.items()):
+        places = [group + (number - 1) * height for group in range(len(shapes))]
+        axes.barh(places, [found.get(shape, 0) for shape in shapes], height * 0.9, color=colours[number], label=LABELS[way])
+        for place, shape in zip(places, shapes, strict=True):
+            text = f"{found[shape]:.2f}" if shape in found and largest < 100 else f"{found[shape]:,.0f}" if shape in found else missing
+            axes.text(found.get(shape, 0) + largest * 0.01, place, text, va="center", fontsize=at.small)
+    axes.set_yticks(range(len(shapes)), [shape.replace("x", " × ") for shape in shapes])
+    axes.invert_yaxis()
+    axes.set_xlim(0, largest * 1.16)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+@style.paper_style()
+def draw(saved: dict[str, Any]) -> Figure:
+    """Ratios of time at the left, memory above the plain forward at the right."""
+    times = {row["shape"]: row["seconds"] for row in saved["rows"] if "seconds" in row}
+    peaks = {row["shape"]: row["peak_mb"] for row in saved["rows"] if "peak_mb" in row}
+    at = style.look()
+    figure = Figure(figsize=(at.two, 2.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    bars(left, list(times), {way: {s: t[way] / t["plain"] for s, t in times.items() if way in t} for way in LABELS}, "no room")
+    left.axvline(1, color=at.ink, linewidth=0.8)
+    left.set_xlabel("time, in plain forwards")
+    left.set_ylabel("texts × tokens")
+    bars(right, list(peaks), {way: {s: p[way] - p["plain"] for s, p in peaks.items() if way in p} for way in LABELS}, "over 8,000")
+    right.set_xlabel("peak memory above the plain forward, MB")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=3, columnspacing=1.2, handlelength=1.2)
+    return figure
+
+
+def main() -> int:
+    """Write the figure."""
+    config = tyro.cli(PlotConfig, prog="python -m benchmarks.plot", description=__doc__)
+    try:
+        saved = json.loads(config.file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        print(
+            f"error: {config.file} cannot be read ({error}); make it with python -m benchmarks.heads --save {config.file}", file=sys.stderr
+        )
+        return 2
+    config.out.mkdir(parents=True, exist_ok=True)
+    for path in style.save(draw(saved), config.out, "performance"):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
