@@ -63,9 +63,7 @@ def main() -> int:
     print(f"tables of 1 and {config.processes} processes: keys {'equal' if same else 'DIFFERENT'}, values differ by at most {off:.1e}")
     for at, what in enumerate(("recording", "whole command")):
         one, several = (statistics.median(times[at] for times in taken[n]) for n in taken)
-        print(
-            f"{what}: 1 process {one:.1f} s, {config.processes} processes {several:.1f} s, {one / several:.2f} x (median of {rounds})"
-        )
+        print(f"{what}: 1 process {one:.1f} s, {config.processes} processes {several:.1f} s, {one / several:.2f} x (median of {rounds})")
     return 0
 
 
