@@ -520,8 +520,8 @@ def summarise(table: pd.DataFrame, about: dict[str, Any], out: Path) -> None:
             print(f"\n{model}: no head is tested in region {region}")
             continue
         if model == PAIRED:
-            how = "every model and every problem has its own effect, p clustered by problem (CR2)"
-            print(f"\nModels paired by problem: {how}")
+            both = f"{about['n_problems_both']} problems that some solve and some do not"
+            print(f"\nModels paired by problem: {both}; t test with the variance clustered by problem (CR2)")
         else:
             print(f"\n{model}: right less wrong answers, which are to different problems; Welch's t test")
         print(f"Benjamini-Hochberg over the {n_heads} heads of a measure, queries in {region}; 95 % intervals. Heads with q <= 0.05:\n")
@@ -531,7 +531,7 @@ def summarise(table: pd.DataFrame, about: dict[str, Any], out: Path) -> None:
         ]
         print(shown(clear))
         top = top_rows(table, model, region, SHOWN)
-        top.insert(0, "head at", top["layer"].astype(str) + "." + top["head"].astype(str))
+        top.insert(0, "layer.head", top["layer"].astype(str) + "." + top["head"].astype(str))
         print(f"\nThe {len(top)} smallest q:\n")
         print(shown(top.drop(columns=["model", "layer", "head", "region"])))
     print()

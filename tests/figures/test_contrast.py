@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 from PIL import Image
 
 from figures import __main__ as command
@@ -119,7 +120,7 @@ def test_the_forest_has_the_smallest_q_first_with_their_intervals(table):
         labels = [text.get_text() for text in axes.get_yticklabels()]
         assert labels == [f"{layer}.{head}" for layer, head in zip(heads["layer"], heads["head"], strict=True)]
         assert set(labels[:2]) == {"0.1", "2.3"}
-        segments = np.concatenate([lines.get_segments() for lines in axes.collections if hasattr(lines, "get_segments")])
+        segments = np.concatenate([lines.get_segments() for lines in axes.collections if isinstance(lines, LineCollection)])
         drawn = {round(y): (low, high) for (low, y), (high, _) in segments}
         for at, (low, high) in enumerate(zip(heads["ci_low"], heads["ci_high"], strict=True)):
             assert drawn[at] == pytest.approx((low, high))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -36,7 +38,7 @@ def test_one_model_is_scipys_welch_test_and_hedges_g():
     values = random.gamma(2.0, size=(40, 7)) + 0.5 * right[:, None]
     values[random.random(values.shape) < 0.1] = np.nan
     done = two_groups(values, right, 0)
-    expected = stats.ttest_ind(values[right], values[~right], equal_var=False, nan_policy="omit")
+    expected: Any = stats.ttest_ind(values[right], values[~right], equal_var=False, nan_policy="omit")
     np.testing.assert_allclose(done.p, expected.pvalue, rtol=1e-12)
     interval = expected.confidence_interval(0.95)
     for q in range(7):
@@ -45,7 +47,7 @@ def test_one_model_is_scipys_welch_test_and_hedges_g():
         correction = 1 - 3 / (4 * (len(a) + len(b)) - 9)
         assert done.effect[q] == pytest.approx((a.mean() - b.mean()) / pooled * correction)
         assert (done.n_right[q], done.n_wrong[q], done.n_problems[q]) == (len(a), len(b), len(a) + len(b))
-        draws = stats.bootstrap((a, b), lambda x, y, axis: x.mean(axis) - y.mean(axis), method="percentile", n_resamples=20_000, rng=1)
+        draws: Any = stats.bootstrap((a, b), lambda x, y, axis: x.mean(axis) - y.mean(axis), method="percentile", n_resamples=20_000, rng=1)
         reach = 0.1 * draws.standard_error
         assert done.ci_low[q] == pytest.approx(min(draws.confidence_interval.low, interval.low[q]), abs=reach)
         assert done.ci_high[q] == pytest.approx(max(draws.confidence_interval.high, interval.high[q]), abs=reach)
@@ -376,7 +378,7 @@ def test_lengths_have_the_same_tests():
     lengths = random.integers(50, 200, (2, 40)) - 30 * right
     table = lengths_table(["x", "y"], lengths, right).set_index("model")
     assert list(table.index) == ["x", "y", PAIRED]
-    expected = stats.ttest_ind(lengths[1][right[1]], lengths[1][~right[1]], equal_var=False)
+    expected: Any = stats.ttest_ind(lengths[1][right[1]], lengths[1][~right[1]], equal_var=False)
     assert table.loc["y", "p"] == pytest.approx(expected.pvalue)
     assert table.loc["y", "difference"] == pytest.approx(lengths[1][right[1]].mean() - lengths[1][~right[1]].mean())
     assert table.loc[PAIRED, "p"] == pytest.approx(two_way(lengths[:, :, None].astype(float), right, 0).p[0])
