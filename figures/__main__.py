@@ -1,4 +1,4 @@
-"""`python -m figures FOLDER [--out DIR]`: draw the figures and the page of a head run or of a comparison again, from its tables."""
+"""`python -m figures FOLDER [--out DIR]`: draw the figures (and page) of a head run, a comparison or a contrast again, from its tables."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class DrawConfig:
     """Draw every figure and the page of a head run, or of a comparison, from its tables.
 
     Attributes:
-        folder: a run folder, as analyses.heads writes it, or a comparison's, as analyses.shifts does.
+        folder: a run folder, as analyses.heads writes it, a comparison's, as analyses.shifts does, or a contrast's.
         out: where to write figures/ and report.html; the folder itself if not given.
         region: where the queries of maps, rankings and distributions stand; response, or as the comparison says, if not given.
-        measures: of a comparison: which to draw, by name; entropy and the places that most heads look at if none is given.
+        measures: of a comparison or contrast: which to draw, by name; entropy and the places that most heads look at if none is given.
         models: of a comparison: models or conditions with maps of their own; the first few if none is given.
         style: for a paper's columns, for slides (16:9, larger letters), or on a dark ground.
         width: one or two columns for figures of one panel; each figure's own if not given.
@@ -40,13 +40,18 @@ def main() -> int:
         # Imported here so that --help needs no matplotlib.
         from figures import style
         from figures.comparison import draw_comparison, is_comparison
+        from figures.contrast import draw_contrast, is_contrast
         from figures.run_folder import RunFolderError, draw_run
 
         with style.use(config.style, config.width):
+            if is_contrast(config.folder):
+                written = draw_contrast(config.folder, config.out, config.region, config.measures, config.models)
+                print(f"{len(written)} figure files in {(config.out or config.folder) / 'figures'}")  # it has no page
+                return 0
             if is_comparison(config.folder):
                 written = draw_comparison(config.folder, config.out, config.region, config.measures, config.models)
             elif config.measures or config.models:
-                raise RunFolderError(f"--measures and --models are for a comparison; {config.folder} is none")
+                raise RunFolderError(f"--measures and --models are for a comparison or a contrast; {config.folder} is none")
             else:
                 written = draw_run(config.folder, config.out, config.region or "response")
     except (ValueError, OSError) as error:

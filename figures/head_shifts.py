@@ -108,16 +108,30 @@ def difference_map(
     """
     if not is_measured(shifts, info.name):
         return None
-    at = style.look()
-    width = at.column("one")
     values = grid(shifts, info.name, region, "difference")
     clear = significant(shifts, info.name, region)
+    about = about_test(shifts, info, region, crossed)
+    return clear_map(values, clear, replace(info, title=f"Difference: {info.title}"), (about, subtitle), limit)
+
+
+def clear_map(values: np.ndarray, clear: np.ndarray, info: MeasureInfo, about: tuple[str, str], limit: float | None = None) -> Figure:
+    """Differences of every head, layers along x; those that are not clear in grey, undefined ones hatched; one column wide.
+
+    Args:
+        values: differences, [layer, head], NaN where undefined.
+        clear: whether q is at most `RATE`, [layer, head].
+        info: gives title and unit.
+        about: what is compared and tested, and what was run; between them stands how many heads are clear.
+        limit: the end of the colours; None: the largest difference here.
+    """
+    at = style.look()
+    width = at.column("one")
     quiet = np.isfinite(values) & ~clear
     undefined = bool(np.isnan(values).any())
     scale = difference_scale(values, limit)
-    title = style.heading(replace(info, title=f"Difference: {info.title}"), width - 0.1, 2, size=at.title)
+    title = style.heading(info, width - 0.1, 2, size=at.title)
     counted = f"{int(clear.sum())} of {int(np.isfinite(values).sum())} heads have q ≤ {RATE:g}"
-    subtitle = style.joined(about_test(shifts, info, region, crossed), f"grey: q > {RATE:g}", counted, subtitle)
+    subtitle = style.joined(about[0], f"grey: q > {RATE:g}", counted, about[1])
     room = style.titles_inches(width, title, subtitle) + (0.35 + 0.15 * (bool(quiet.any()) + undefined)) * at.zoom
     height = at.height(float(np.clip((width - 0.75 * at.zoom) * values.shape[1] / values.shape[0], 1.15, 2.4)), room)
     figure = style.new_figure(width, height + room)
