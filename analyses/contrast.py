@@ -253,8 +253,8 @@ def _check_runs(config: ContrastConfig, models: Sequence[Named], problems: Seque
 
 def _measured(config: ContrastConfig, model: Named, problems: Sequence[Problem], opened: OpenModels) -> Path:
     """A model's head run on its own answers: the finished one that is there, the rest of an unfinished one, or a new one."""
-    from analyses.heads import HeadsConfig, run
-    from analyses.measuring import _is_of
+    from analyses.heads import HeadsConfig
+    from analyses.measuring import measured
     from distill.problems import problems_digest
     from interp.checkpoints import identify
 
@@ -284,16 +284,8 @@ def _measured(config: ContrastConfig, model: Named, problems: Sequence[Problem],
         figures=False,
         trust_remote_code=config.trust_remote_code,
     )
-    if (folder / "run.json").is_file():
-        about = _about(replace(model, folder=folder))
-        written = {key: about["config"].get(key) for key in ("text", "chat", "max_new_tokens")}
-        same = written == {"text": "generated", "chat": config.chat, "max_new_tokens": config.max_new_tokens}
-        if same and _is_of(folder, problems_digest(problems), wanted, identify(model.source, trust_remote_code=config.trust_remote_code)):
-            return folder
-        wanted = replace(wanted, resume=False, force=True)
-    say(f"measuring the heads of {model.name} while it reads its own answers")
-    run(wanted, "measured by python -m analyses.examples --contrast", lambda: opened.open(model))
-    return folder
+    identity = identify(model.source, trust_remote_code=config.trust_remote_code)
+    return measured(wanted, identity, lambda: opened.open(model), problems_digest(problems))
 
 
 def _on_common_measures(runs: list[Run]) -> list[Run]:

@@ -47,7 +47,8 @@ class ExamplesConfig:
         problem: its number in --problems, counted from 0; default 0.
         question: a problem typed by hand, instead.
         answer: its reference: a number, or a whole solution that ends in "#### 36".
-        problems: shipped (our own set), gsm8k (the hub's openai/gsm8k), or a JSONL file in GSM8K's format.
+        problems: shipped (our own set, the default), gsm8k (the hub's openai/gsm8k), or a JSONL file in GSM8K's format; with --contrast
+            by default those of the first head run named.
         split: of gsm8k, train or test.
         text: generated reads the model's own greedy answer; gold reads the reference solution, the same for every model.
         heads: shown first: 12.3 (layer 12, head 3), 12 (the layer), or auto (those that stand out); several by comma or blank.
@@ -66,8 +67,9 @@ class ExamplesConfig:
         dtype: auto is the checkpoint's own, but float32 on a CPU.
         batch_tokens: with --contrast: padded tokens of a batch, at most.
         chat: use the chat template where the tokenizer has one.
-        max_new_tokens: cut of an answer, in tokens.
+        max_new_tokens: cut of an answer, in tokens; default 256, with --contrast that of the first head run named.
         seed: of the shuffled token sets, and of the bootstrap of --contrast.
+        force: with --contrast: replace a finished one.
         figures: draw PNG and PDF of the chosen views.
         trust_remote_code: run the checkpoints' own model code.
         debug: show the traceback of an error.
@@ -77,7 +79,7 @@ class ExamplesConfig:
     problem: int | None = None
     question: str | None = None
     answer: str | None = None
-    problems: str = "shipped"
+    problems: str | None = None
     split: str = "test"
     text: Literal["generated", "gold"] = "generated"
     heads: tuple[str, ...] = ("auto",)
@@ -96,8 +98,9 @@ class ExamplesConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     batch_tokens: int = 2048
     chat: bool = True
-    max_new_tokens: int = 256
+    max_new_tokens: int | None = None
     seed: int = 0
+    force: bool = False
     figures: bool = True
     trust_remote_code: bool = False
     debug: bool = False
@@ -132,8 +135,8 @@ class ExamplesConfig:
             raise OptionError("--contrast looks at many problems and all heads: leave out --problem, --question, --heads and --watch")
         if self.contrast and self.text == "gold":
             raise OptionError("--contrast needs the models' own answers: leave out --text gold")
-        if not self.contrast and (self.limit is not None or self.measures):
-            raise OptionError("--limit and --measures go with --contrast")
+        if not self.contrast and (self.limit is not None or self.measures or self.force):
+            raise OptionError("--limit, --measures and --force go with --contrast")
 
     def folder(self) -> Path:
         """Where the results go."""
@@ -192,7 +195,7 @@ def look_at(config: ExamplesConfig, command: str) -> int:
         region=config.region,
         grader=config.grader,
         chat=config.chat,
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=config.max_new_tokens or 256,
         others=config.others,
         seed=config.seed,
     )
@@ -244,16 +247,23 @@ def the_problem(config: ExamplesConfig) -> tuple[Problem, list[Problem], dict[st
             except GradingError as error:
                 raise ExampleError(f"--answer: {error}") from error
         return Problem(0, config.question, answer), load_problems(), {"source": "--question", "index": None, "n": None}
-    pool = load_problems(config.problems, config.split)
+    source = config.problems or "shipped"
+    pool = load_problems(source, config.split)
     index = config.problem or 0
     if index >= len(pool):
-        raise ExampleError(f"--problem is {index}; {config.problems} has {len(pool)} problems: 0 to {len(pool) - 1} are allowed")
-    return pool[index], pool, {"source": config.problems, "index": index, "n": len(pool)}
+        raise ExampleError(f"--problem is {index}; {source} has {len(pool)} problems: 0 to {len(pool) - 1} are allowed")
+    return pool[index], pool, {"source": source, "index": index, "n": len(pool)}
 
 
 def contrast(config: ExamplesConfig, command: str) -> int:
     """Many problems: heads of right and of wrong answers."""
-    raise NotImplementedError
+    from dataclasses import asdict, fields
+
+    from analyses.contrast import ContrastConfig
+    from analyses.contrast import contrast as over_problems
+
+    known = {name: value for name, value in asdict(config).items() if name in {f.name for f in fields(ContrastConfig)}}
+    return over_problems(ContrastConfig(**{**known, "models": config.model, "out": config.folder()}), command)
 
 
 if __name__ == "__main__":

@@ -240,6 +240,7 @@ def test_answers_that_are_cut_are_told(look: Callable[..., Ran]) -> None:
         (["--model", "nowhere/at/all"], ["no such model"]),
         (["--problems", "nowhere.jsonl"], ["nowhere.jsonl"]),
         (["--limit", "5"], ["--limit", "--contrast"]),
+        (["--force"], ["--force", "--contrast"]),
         (["--contrast", "--text", "gold"], ["--contrast", "own answers"]),
         (["--contrast", "--problem", "2"], ["--contrast", "--problem"]),
         (["--others", "-1"], ["--others is -1"]),
@@ -292,6 +293,14 @@ def test_an_encoder_is_refused(look: Callable[..., Ran], checkpoint: Path, tmp_p
     ran = look("--model", encoder)
     assert ran.code == 2
     assert "encoder-only" in ran.err
+
+
+def test_the_contrast_takes_the_options(look: Callable[..., Ran], checkpoint: Path) -> None:
+    ran = look("--contrast", "--limit", 3, "--measures", "entropy_nats", *SHORT)
+    assert ran.code == 2
+    assert "0 right, 3 wrong" in ran.err  # a random model: the tests of analyses.contrast plant right answers
+    assert len(pd.read_parquet("out/answers.parquet")) == 3
+    assert json.loads((Path("out/heads") / checkpoint.name / "run.json").read_text())["config"]["max_new_tokens"] == 12
 
 
 # --- in a notebook ----------------------------------------------------------------------------------------------------
