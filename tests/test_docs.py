@@ -125,7 +125,8 @@ def test_options_that_the_page_of_examples_shows_exist() -> None:
 
 
 def test_nothing_heavy_is_imported_for_help_and_tables() -> None:
-    modules = "analyses.heads, analyses.shifts, analyses.examples, interp.example, interp.compare, interp.matching, interp.stored_maps, figures.run_folder"
+    modules = "analyses.heads, analyses.shifts, analyses.examples, interp.example, interp.contrast, interp.compare, interp.matching"
+    modules += ", interp.stored_maps, figures.run_folder"
     code = f"import sys, {modules}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
