@@ -188,7 +188,7 @@ def _draw_token(axes: Axes, text: str, role: str, left: float, right: float, bas
         axes.add_patch(Rectangle(*box, facecolor=ground(role), edgecolor="none", zorder=0))
     if role in NUMBER_ROLES:
         _underline(axes, role, left, right, base - 0.2 * line)
-    axes.text(left, base, text, va="baseline", zorder=3, color=at.grey if set(text) == {"⏎"} else at.ink)
+    axes.text(left, base, text, va="baseline", zorder=4, color=at.grey if set(text) == {"⏎"} else at.ink)
 
 
 def _underline(axes: Axes, role: str, left: float, right: float, y: float) -> None:

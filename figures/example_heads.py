@@ -261,7 +261,7 @@ def _bars(axes: Axes, heads: Sequence[tuple[int, int]], values: np.ndarray, abse
         y = np.arange(steps) - 0.42 + (place + 0.5) * thick
         axes.barh(y[known], part[known], height=thick, label=f"{head[0]}.{head[1]}", **_head_look(place))
     for step in np.flatnonzero(~np.isfinite(values).any(axis=0)):
-        axes.text(0.02, step, absent, transform=axes.get_yaxis_transform(), va="center_baseline", color=at.grey)
+        axes.text(0.02, float(step), absent, transform=axes.get_yaxis_transform(), va="center_baseline", color=at.grey)
     if not steps:
         axes.text(0.5, 0.5, "no step", transform=axes.transAxes, ha="center", va="center")
     axes.set_ylim(max(steps, 1) - 0.5, -0.5)

@@ -91,12 +91,12 @@ def token_map(example: Example, head: tuple[int, int], queries: Span = "response
         "elsewhere: share of attention on keys not drawn",
         "dotted: steps, numbered on the right" if any(slot.step >= 0 for slot in slots) else "",
     )
-    widest = width / max(1, min(len(shown), int(width / (LEAST * at.zoom))))  # of a panel, were there no labels
     left = max(token_labels.label_room(one.rows, TALLEST * at.zoom) for one in shown) + line_inches() + 0.04
-    bottom = max(token_labels.label_room(one.columns, widest) for one in shown) + line_inches() + 0.08
-    margins = (left, 0.16 * at.zoom, 3 * line_inches() + 0.1, bottom)
-    columns = max(1, min(len(shown), int(width / (margins[0] + LEAST * at.zoom + margins[1]))))
-    across = width / columns - margins[0] - margins[1]
+    right = 0.16 * at.zoom
+    columns = max(1, min(len(shown), int(width / (left + LEAST * at.zoom + right))))
+    across = width / columns - left - right
+    bottom = max(token_labels.label_room(one.columns, across) for one in shown) + line_inches() + 0.08
+    margins = (left, right, 3 * line_inches() + 0.1, bottom)
     scales = [scale, *([_signed(difference.values)] if difference else [])]
     key = token_labels.role_key_room(roles, width)
     beside = 2 if width >= 2 * 2.6 * at.zoom else 1
