@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
@@ -55,15 +57,15 @@ def test_arcs_are_the_tables_and_join_their_tokens(example_folder):
                 boxes[position] = inverse.transform_bbox(text.get_window_extent())
                 at_text += 1
         assert len(edges) > 20
-        for edge in edges.itertuples():
+        for query, key, probability in zip(edges["query"], edges["key"], edges["probability"], strict=True):
             arc = arcs[at_arc]
             at_arc += 1
-            assert arc.get_linewidth() == pytest.approx(width_of(edge.probability))
-            role = frame["role"][edge.key]
+            assert arc.get_linewidth() == pytest.approx(width_of(probability))
+            role = frame["role"][key]
             shade = token_labels.colour(role if role in token_labels.NUMBER_ROLES else "none")
-            assert arc.get_edgecolor() == to_rgba(shade, opacity_of(edge.probability))
+            assert arc.get_edgecolor() == to_rgba(shade, opacity_of(probability))
             vertices = np.asarray(arc.get_path().vertices)
-            for (x, y), position, side in ((vertices[0], edge.query, "query"), (vertices[-1], edge.key, "key")):
+            for (x, y), position, side in ((vertices[0], query, "query"), (vertices[-1], key, "key")):
                 box = boxes[position]
                 assert box.x0 - 0.02 <= x <= box.x1 + 0.02
                 assert abs(y - (box.y1 if side == "query" else (box.y0 + box.y1) / 2)) < 0.13
@@ -106,7 +108,7 @@ def test_lines_hold_whole_words_and_end_where_the_text_does(example_folder):
         by_line.setdefault(place.line, []).append(place)
     for line in by_line.values():
         ends = [(place.left, place.right) for place in line]
-        assert all(before[1] <= after[0] + 1e-9 for before, after in zip(ends, ends[1:], strict=False))
+        assert all(before[1] <= after[0] + 1e-9 for before, after in itertools.pairwise(ends))
         assert line[0].left == 0.0
     assert sum(place.text == "⏎" for place in places) == 2
     assert any(place.text.endswith("w…") for place in places)

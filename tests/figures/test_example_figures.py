@@ -26,7 +26,7 @@ from figures.token_maps import token_map
 
 STEP = "Then she gives 12 clips to each of 3 friends, which is 12*3 = <<12*3=36>>36 clips in all, as $1,250.50 was not enough."
 LONG = "\n".join([STEP] * 6) + "\n#### 36"
-ODD = "يشتري 3 علب من 12 قلم $x_1^2$ = 36 🙂 𝔽😀 中文 ש\n\\frac{1}{2} 36*2=72_a^b $3$ & $ {%} " + "w" * 250 + "\n\n#### 72"
+ODD = "يشتري 3 علب من 12 قلم $x_1^2$ = 36 🙂 \U0001d53d😀 中文 ש\n\\frac{1}{2} 36*2=72_a^b $3$ & $ {%} " + "w" * 250 + "\n\n#### 72"
 CASES = {
     "usual": {},
     "one model": {"answers": ("3*12=36\n#### 36",)},
@@ -140,7 +140,7 @@ def test_heads_without_a_map_are_refused_before_anything_is_written(example_fold
 @pytest.mark.parametrize("text", ["3", "3.1.2", "a.b", "-1.2", "3,1", "².1"])
 def test_heads_are_written_with_a_dot(text):
     assert head_of("12.3") == (12, 3)
-    with pytest.raises(ExampleFiguresError, match="layer.head"):
+    with pytest.raises(ExampleFiguresError, match=r"layer\.head"):
         head_of(text)
 
 

@@ -22,8 +22,8 @@ def dense(example: Example, model: str) -> np.ndarray:
     rows = edges[(edges["model"] == model) & (edges["layer"] == HEAD[0]) & (edges["head"] == HEAD[1])]
     n = int((example.tokens["model"] == model).sum())
     whole = np.zeros((n, n))
-    for row in rows.itertuples():
-        whole[row.query, row.key] = row.probability
+    for query, key, probability in zip(rows["query"], rows["key"], rows["probability"], strict=True):
+        whole[query, key] = probability
     return whole
 
 
