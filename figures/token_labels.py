@@ -36,6 +36,8 @@ PRIORITY = ("final_answer", "question_number", "intermediate_result", "operand",
 
 STRIP, LEADER, MARK, LABEL = 0.045, 0.13, 0.17, 0.22
 """Inches of a paper from an axis outwards: end of the strip of colours, end of the leaders, middle of the marks, begin of the labels."""
+FAR = 1.5
+"""How far from its slots a label may stand, lines of text."""
 LONGEST = 0.8
 """Most room of a label's text, inches of a paper."""
 
@@ -196,7 +198,8 @@ def chosen_labels(slots: Sequence[Slot], length: float) -> list[Label]:
     """Labels that fit along an axis, in its order.
 
     Every slot's where each has a line's height. Else those of numbers only, a label a number; where even these are too many, first the
-    final answer's, then the question's numbers', results' and operands', the earlier ones of a kind first.
+    final answer's, then the question's numbers', results' and operands', the earlier ones of a kind first, each where it need not stand
+    farther than a line and a half from its slots.
 
     Args:
         slots: of the axis.
@@ -208,7 +211,15 @@ def chosen_labels(slots: Sequence[Slot], length: float) -> list[Label]:
         return [Label(slot.text, slot.role, at + 0.5) for at, slot in enumerate(slots)]
     labels = _number_labels(slots)
     first = sorted(range(len(labels)), key=lambda at: (PRIORITY.index(labels[at].role) if labels[at].role in PRIORITY else 9, at))
-    return [labels[at] for at in sorted(first[: int(length / line_inches())])]
+    line, taken = line_inches(), []
+    for at in first:
+        trial = sorted([*taken, at])
+        wanted = [labels[one].middle * length / len(slots) for one in trial]
+        places = spread(wanted, line, line / 2, length - line / 2)
+        near = max(abs(place - want) for place, want in zip(places, wanted, strict=True)) <= FAR * line
+        if near and len(trial) * line <= length:
+            taken = trial
+    return [labels[at] for at in taken]
 
 
 def _number_labels(slots: Sequence[Slot]) -> list[Label]:

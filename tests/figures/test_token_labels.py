@@ -56,12 +56,22 @@ def test_every_slot_has_a_label_where_there_is_room():
 
 
 def test_else_numbers_have_one_each_in_order_of_priority():
-    words = [("a", "none", -1)] * 30
-    words += [("1", "operand", 0), ("2", "operand", 0), ("+", "operator", -1), ("7", "question_number", 1), ("3", "final_answer", 2)]
+    rest = [("a", "none", -1)] * 10
+    words = [*rest, ("1", "operand", 0), ("2", "operand", 0), ("+", "operator", -1), *rest, ("7", "question_number", 1), *rest]
+    words += [("3", "final_answer", 2)]
     line = token_labels.line_inches()
-    assert [(label.text, label.middle) for label in chosen_labels(slots(words), 3.5 * line)] == [("12", 31.0), ("7", 33.5), ("3", 34.5)]
+    assert [(label.text, label.middle) for label in chosen_labels(slots(words), 3.5 * line)] == [("12", 11.0), ("7", 23.5), ("3", 34.5)]
     assert [label.text for label in chosen_labels(slots(words), 2.5 * line)] == ["7", "3"]
     assert chosen_labels([], 1.0) == []
+
+
+def test_labels_stand_near_their_slots():
+    crowd = [("1", "operand", number) for number in range(40)]
+    rest = [("a", "none", -1)] * 160
+    length = 20 * token_labels.line_inches()
+    # The crowd's own room are four lines, at the begin or the end; labels stand there, and no more than a line and a half beyond.
+    for words in (crowd + rest, rest + crowd):
+        assert 4 <= len(chosen_labels(slots(words), length)) <= 6
 
 
 def test_a_key_flows_into_lines():
