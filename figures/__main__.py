@@ -1,4 +1,4 @@
-"""`python -m figures FOLDER [--out DIR]`: draw the figures (and page) of a head run, a comparison or a contrast again, from its tables."""
+"""`python -m figures FOLDER`: draw the figures (and page) of a head run, a comparison, a contrast or one problem again, from its tables."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import tyro
 
 @dataclass(frozen=True)
 class DrawConfig:
-    """Draw every figure and the page of a head run, or of a comparison, from its tables.
+    """Draw every figure and the page of a head run, of a comparison, or of one problem under the lens, from its tables.
 
     Attributes:
-        folder: a run folder, as analyses.heads writes it, a comparison's, as analyses.shifts does, or a contrast's.
-        out: where to write figures/ and report.html; the folder itself if not given.
+        folder: a run folder, as analyses.heads writes it, a comparison's, as analyses.shifts does, or that of a problem or a contrast, of
+            analyses.examples.
+        out: where to write figures/ and report.html (example.html of a problem); the folder itself if not given.
         region: where the queries of maps, rankings and distributions stand; response, or as the comparison says, if not given.
         measures: of a comparison or contrast: which to draw, by name; entropy and the places that most heads look at if none is given.
         models: of a comparison: models or conditions with maps of their own; the first few if none is given.
+        heads: of a problem: those with maps of their own, written layer.head, such as 12.3 3.1; the first four chosen if none is given.
         style: for a paper's columns, for slides (16:9, larger letters), or on a dark ground.
         width: one or two columns for figures of one panel; each figure's own if not given.
     """
@@ -29,6 +31,7 @@ class DrawConfig:
     region: Literal["question", "response", "all"] | None = None
     measures: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
     style: Literal["paper", "slides", "dark"] = "paper"
     width: Literal["one", "two"] | None = None
 
@@ -41,14 +44,22 @@ def main() -> int:
         from figures import style
         from figures.comparison import draw_comparison, is_comparison
         from figures.contrast import draw_contrast, is_contrast
+        from figures.example_figures import draw_example, head_of
+        from figures.example_folder import is_example
         from figures.run_folder import RunFolderError, draw_run
 
         with style.use(config.style, config.width):
-            if is_contrast(config.folder):
+            if is_example(config.folder):
+                if config.region or config.measures or config.models:
+                    raise RunFolderError(f"--region, --measures and --models are not for one problem, which {config.folder} holds")
+                written = draw_example(config.folder, config.out, [head_of(head) for head in config.heads] or None)
+            elif config.heads:
+                raise RunFolderError(f"--heads is for a problem of analyses.examples; {config.folder} holds none")
+            elif is_contrast(config.folder):
                 written = draw_contrast(config.folder, config.out, config.region, config.measures, config.models)
                 print(f"{len(written)} figure files in {(config.out or config.folder) / 'figures'}")  # it has no page
                 return 0
-            if is_comparison(config.folder):
+            elif is_comparison(config.folder):
                 written = draw_comparison(config.folder, config.out, config.region, config.measures, config.models)
             elif config.measures or config.models:
                 raise RunFolderError(f"--measures and --models are for a comparison or a contrast; {config.folder} is none")

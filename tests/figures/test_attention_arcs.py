@@ -1,0 +1,141 @@
+"""figures.attention_arcs: arcs that are the table's, between the tokens that they join."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+from matplotlib.patches import PathPatch
+
+from figures import style, token_labels
+from figures.attention_arcs import LEAST, SAMPLES, _set, attention_arcs, opacity_of, width_of
+from figures.example_folder import Example, read_example
+from figures.token_labels import HeadError
+
+HEAD = (2, 1)
+
+
+def wanted(example: Example, model: str):
+    """The arcs by the tables, the faintest first."""
+    frame = example.tokens[example.tokens["model"] == model].set_index("position")
+    number = frame["role"].isin(["operand", "intermediate_result", "final_answer"]) & (frame["region"] == "response")
+    text = frame["region"].isin(["question", "response"])
+    edges = example.edges[example.edges["model"] == model]
+    edges = edges[(edges["layer"] == HEAD[0]) & (edges["head"] == HEAD[1]) & (edges["probability"] >= 0.05)]
+    edges = edges[edges["query"].map(number) & edges["key"].map(text)]
+    return edges.sort_values(["probability", "query", "key"]), frame
+
+
+def arcs_of(figure) -> list[PathPatch]:
+    return [patch for patch in figure.axes[0].patches if isinstance(patch, PathPatch)]
+
+
+def set_texts(figure) -> list:
+    """Texts of the blocks in the order of drawing: those above and in the key have other layers."""
+    return [text for text in figure.axes[0].texts if text.get_zorder() == 4]
+
+
+def test_arcs_are_the_tables_and_join_their_tokens(example_folder):
+    example = read_example(example_folder())
+    figure = attention_arcs(example, HEAD)
+    figure.draw_without_rendering()
+    arcs, texts = arcs_of(figure), set_texts(figure)
+    inverse = figure.axes[0].transData.inverted()
+    roles = len(token_labels.MARKED_ROLES)
+    assert [text.get_text() for text in texts[:roles]] == [role.replace("_", " ") for role in token_labels.MARKED_ROLES]
+    at_arc, at_text = 0, roles
+    for model in example.models:
+        edges, frame = wanted(example, model)
+        shown = frame[frame["region"].isin(["question", "response"])]
+        boxes = {}
+        for position, row in shown.iterrows():
+            if row["shown"].strip(" "):
+                text = texts[at_text]
+                assert text.get_text() == row["shown"].lstrip(" ").replace("\n", "⏎")
+                boxes[position] = inverse.transform_bbox(text.get_window_extent())
+                at_text += 1
+        assert len(edges) > 20
+        for query, key, probability in zip(edges["query"], edges["key"], edges["probability"], strict=True):
+            arc = arcs[at_arc]
+            at_arc += 1
+            assert arc.get_linewidth() == pytest.approx(width_of(probability))
+            role = frame["role"][key]
+            shade = token_labels.colour(role if role in token_labels.NUMBER_ROLES else "none")
+            assert arc.get_edgecolor() == to_rgba(shade, opacity_of(probability))
+            vertices = np.asarray(arc.get_path().vertices)
+            for (x, y), position, side in ((vertices[0], query, "query"), (vertices[-1], key, "key")):
+                box = boxes[position]
+                assert box.x0 - 0.02 <= x <= box.x1 + 0.02
+                assert abs(y - (box.y1 if side == "query" else (box.y0 + box.y1) / 2)) < 0.13
+            assert vertices[:, 0].min() >= 0
+            assert vertices[:, 0].max() <= figure.get_figwidth()
+    assert at_arc == len(arcs)
+    assert at_text == len(texts)
+
+
+def test_faint_ones_have_no_arc(example_folder):
+    example = read_example(example_folder())
+    least = min(arc.get_linewidth() for arc in arcs_of(attention_arcs(example, HEAD)))
+    assert width_of(LEAST) <= least < width_of(2 * LEAST)
+    assert (example.edges["probability"] < LEAST).any()
+    assert min(SAMPLES) == LEAST
+
+
+def test_the_share_elsewhere(example_folder):
+    example = read_example(example_folder())
+    figure = attention_arcs(example, HEAD)
+    written = [text.get_text() for text in figure.axes[0].texts]
+    for model in example.models:
+        frame = example.tokens[example.tokens["model"] == model].set_index("position")
+        queries = frame.index[frame["role"].isin(["operand", "intermediate_result", "final_answer"])]
+        edges = example.edges[(example.edges["model"] == model) & (example.edges["layer"] == 2) & (example.edges["head"] == 1)]
+        inside = edges[edges["query"].isin(queries) & edges["key"].map(frame["region"]).isin(["question", "response"])]
+        share = 1 - inside.groupby("query")["probability"].sum().mean()
+        assert f"{model} · {share:.0%} elsewhere" in written
+
+
+def test_lines_hold_whole_words_and_end_where_the_text_does(example_folder):
+    text = "some quite ordinary words\n\nand a " + "w" * 300 + " end" + " " * 40 + "far"
+    example = read_example(example_folder(question="What?", answers=(text,)))
+    tokens = token_labels.tokens_of(example, "model-0")
+    tokens = tokens[tokens["region"] == "response"]
+    places = _set(tokens, 1.0)
+    assert all(0 <= place.left <= place.right <= 1.0 + 1e-9 for place in places)
+    by_line: dict[int, list] = {}
+    for place in places:
+        by_line.setdefault(place.line, []).append(place)
+    for line in by_line.values():
+        ends = [(place.left, place.right) for place in line]
+        assert all(before[1] <= after[0] + 1e-9 for before, after in itertools.pairwise(ends))
+        assert line[0].left == 0.0
+    assert sum(place.text == "⏎" for place in places) == 2
+    assert any(place.text.endswith("w…") for place in places)
+
+
+def test_a_further_part_of_a_character_stands_with_it(example_folder):
+    example = read_example(example_folder(question="🙂 5", answers=("5+5=10",)))
+    tokens = token_labels.tokens_of(example, "model-0")
+    tokens = tokens[tokens["region"] == "question"]
+    places = _set(tokens, 2.0)
+    first = list(tokens["shown"]).index("🙂")
+    assert (places[first].text, places[first + 1].text) == ("▯", "")
+    assert (places[first + 1].left, places[first + 1].line) == (places[first].left, places[first].line)
+
+
+def test_no_number_is_said(example_folder):
+    figure = attention_arcs(read_example(example_folder(question="What?", answers=("none here",))), HEAD)
+    assert not arcs_of(figure)
+    assert any("no token of a number" in text.get_text() for text in figure.axes[0].texts)
+
+
+def test_a_head_that_was_not_watched(example_folder):
+    with pytest.raises(HeadError, match=r"watched: 0\.0"):
+        attention_arcs(read_example(example_folder(watched=[(0, 0)])), HEAD)
+
+
+def test_files_are_the_same_bytes(example_folder, tmp_path):
+    example = read_example(example_folder())
+    one, two = ([path.read_bytes() for path in style.save(attention_arcs(example, HEAD), tmp_path, "arcs")] for _ in range(2))
+    assert one == two
