@@ -375,6 +375,7 @@ def test_long_texts_take_linear_time(piece: str) -> None:
 @pytest.mark.skipif(DATA is None, reason="PRIMED_HEADS_DATA names no folder with gsm8k/")
 @pytest.mark.parametrize(("split", "n_marks", "n_unread"), [("train", 23_716, 2), ("test", 4_282, 0)])
 def test_gsm8ks_calculator_marks_are_right(split: str, n_marks: int, n_unread: int) -> None:
+    """GSM8K marks exact calculations alone ("2060/15 = 137.33" has no mark), so nothing is rounded here and nothing is wrong."""
     lines = Path(str(DATA), "gsm8k", f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
     answers = [json.loads(line)["answer"] for line in lines]
     marks = [[each for each in sums(answer) if answer[each.start : each.start + 2] == "<<"] for answer in answers]
