@@ -200,9 +200,8 @@ def look_at(config: ExamplesConfig, command: str) -> int:
         seed=config.seed,
     )
     _look(config, wish, models, problem, pool, {"command": command, "problem": about}, out)
-    from figures.example_figures import draw_example, write_page
-
     from analyses.example_text import describe
+    from figures.example_figures import draw_example, write_page
     from figures.example_folder import read_example
 
     example = read_example(out)

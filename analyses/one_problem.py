@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
-from distill.steps import Step, steps
 
 from analyses.head_runs import Named, read_run_json
 from distill.atomic import write_whole
 from distill.grading import Grade, grade
 from distill.problems import Problem
+from distill.steps import Step, steps
 from interp.example import EXAMPLE_TABLES, STRONG
 from interp.inference import benjamini_hochberg, new_observation
 from interp.table import INPUTS, REGIONS, read, read_values, write
 
 if TYPE_CHECKING:
-    from interp.trace import Trace
-
     from interp.checkpoints import Checkpoint
     from interp.measures import Measure
     from interp.tokens import Tokens
+    from interp.trace import Trace
 
 AUTO = 6
 """Heads that `auto` takes."""
@@ -170,7 +169,7 @@ def read_problem(
     text = tokens.texts[0]
     response = "".join(piece for piece, role in zip(text.pieces, text.in_region("response"), strict=True) if role)
     response = text.text[start : start + len(response)]
-    found = steps(response)
+    found = steps(response, cut=finish == "length")
     verdict = None
     if wish.text == "generated" and problem.final_answer:
         verdict = grade(response, problem.answer, [wish.grader], cut=finish == "length")[0]
@@ -415,7 +414,6 @@ def _write(
     import dataclasses
 
     from interp.trace import token_rows
-
     from interp.versions import versions
 
     out.mkdir(parents=True, exist_ok=True)
@@ -465,7 +463,7 @@ def _write(
                             {
                                 "written": s.written,
                                 "result": s.result,
-                                "value": None if s.value is None else _plain(s.value),
+                                "value": s.exact,
                                 "right": s.right,
                             }
                             for s in step.sums
@@ -502,20 +500,6 @@ def _write(
         "warnings": warnings,
     }
     write_whole(out / "run.json", json.dumps(run, indent=1, ensure_ascii=False, default=str) + "\n")
-
-
-def _plain(value: Any) -> str:
-    """A fraction as people write it: 36, 2.5, 1/3."""
-    from fractions import Fraction
-
-    value = Fraction(value)
-    if value.denominator == 1:
-        return str(value.numerator)
-    rest = value.denominator
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    return f"{float(value):.12g}" if rest == 1 else f"{value.numerator}/{value.denominator}"
 
 
 def check_folder(out: Path) -> None:
