@@ -60,7 +60,8 @@ class ExamplesConfig:
         contrast: instead of one problem: heads that differ between right and wrong answers, over --limit problems.
         limit: with --contrast: first N problems.
         measures: with --contrast: names; all where none is given.
-        others: problems measured to compare with, where the model has no run; 0 compares with nothing.
+        others: problems measured to compare with, where the model has no run; default 12 of gold text, and none of answers, which take
+            long to write.
         grader: whose verdict is shown (docs/study.md).
         base: base model of adapters, where their config names none or another place.
         device: auto, cpu, cuda, cuda:N, mps, or balanced.
@@ -70,7 +71,7 @@ class ExamplesConfig:
         max_new_tokens: cut of an answer, in tokens; default 256, with --contrast that of the first head run named.
         seed: of the shuffled token sets, and of the bootstrap of --contrast.
         force: with --contrast: replace a finished one.
-        figures: draw PNG and PDF of the chosen views.
+        figures: draw PNG and PDF, for a paper: the heads named with --heads, or the first that auto takes.
         trust_remote_code: run the checkpoints' own model code.
         debug: show the traceback of an error.
     """
@@ -91,7 +92,7 @@ class ExamplesConfig:
     contrast: bool = False
     limit: int | None = None
     measures: tuple[str, ...] = ()
-    others: int = 12
+    others: int | None = None
     grader: str = "first_final"
     base: str | None = None
     device: str = "auto"
@@ -196,7 +197,7 @@ def look_at(config: ExamplesConfig, command: str) -> int:
         grader=config.grader,
         chat=config.chat,
         max_new_tokens=config.max_new_tokens or 256,
-        others=config.others,
+        others=config.others if config.others is not None else 12 if config.text == "gold" else 0,
         seed=config.seed,
     )
     _look(config, wish, models, problem, pool, {"command": command, "problem": about}, out)
@@ -206,7 +207,8 @@ def look_at(config: ExamplesConfig, command: str) -> int:
 
     example = read_example(out)
     print(describe(example))
-    files = draw_example(out) if config.figures else [write_page(example, out)]
+    named_heads = [head for head in example.chosen if f"{head[0]}.{head[1]}" in ",".join(config.heads).replace(" ", "").split(",")]
+    files = draw_example(out, heads=named_heads or example.chosen[:1]) if config.figures else [write_page(example, out)]
     print(f"tables:  {out}")
     if config.figures:
         print(f"figures: {len(files) - 1} files in {out / 'figures'}")

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from figures.example_page import example_page
-
 from analyses.head_runs import Named, named
 from analyses.one_problem import ExampleError, Wish, look
 from distill.problems import Problem, load_problems
 from figures.example_folder import read_example
+from figures.example_page import example_page
 from interp.checkpoints import Checkpoint, open_checkpoint
 
 

@@ -32,8 +32,6 @@ AUTO = 6
 """Heads that `auto` takes."""
 FEWEST = 3
 """Other problems that a run must have for a comparison with it to say anything."""
-LISTED_PROBLEMS = 12
-"""Problems of a run that is made here because there is none."""
 
 
 class ExampleError(ValueError):
@@ -65,7 +63,7 @@ class Wish:
     grader: str = "first_final"
     chat: bool = True
     max_new_tokens: int = 256
-    others: int = LISTED_PROBLEMS
+    others: int = 0
     seed: int = 0
 
 
@@ -221,24 +219,23 @@ def compared_values(
 ) -> tuple[np.ndarray | None, dict[str, Any] | None]:
     """Every head's measures on other problems, [example, layer, head, measure, region], and where they are from.
 
-    They are of the run that was named, of the model's usual run folders, or of a small run that is made here. A run that read answers
-    is compared with answers only; reference solutions stand in where there is no such run, and then `text` of what is returned says so.
+    They are of the run that was named, of the model's usual run folder, or of a small run that is made here; always of the same kind of
+    text, since a head looks otherwise at a reference solution than at an answer.
     """
-    usual = [Path("runs") / f"{model.name}-generated", Path("runs") / model.name]
-    tried = [model.folder] if model.folder is not None else usual if wish.text == "generated" else usual[1:]
-    for folder in [f for f in tried if (f / "run.json").is_file()]:
+    usual = Path("runs") / (model.name if wish.text == "gold" else f"{model.name}-generated")
+    for folder in dict.fromkeys(f for f in (model.folder or usual, usual) if (f / "run.json").is_file()):
         reason = _unlike(folder, checkpoint, wish, measures)
         if reason is None:
             found = _others(folder, tokens, measures)
             if len(found) >= FEWEST:
-                return found, {"source": str(folder), "text": read_run_json(folder)["text"], "n_examples": len(found)}
+                return found, {"source": str(folder), "text": wish.text, "n_examples": len(found)}
             reason = f"it has {len(found)} other problems, {FEWEST} are needed"
         say(f"note: {model.name} is not compared with {folder}: {reason}")
     others = [p for p in pool if p.question != problem.question][: wish.others]
     if len(others) < FEWEST:
         return None, None
     found = _others(_small_run(model, checkpoint, wish, others, out), tokens, measures)
-    return found, {"source": f"{len(found)} problems measured here", "text": "gold", "n_examples": len(found)}
+    return found, {"source": "measured for it", "text": wish.text, "n_examples": len(found)}
 
 
 def _unlike(folder: Path, checkpoint: Checkpoint, wish: Wish, measures: list[str]) -> str | None:
@@ -248,9 +245,9 @@ def _unlike(folder: Path, checkpoint: Checkpoint, wish: Wish, measures: list[str
     chat = wish.chat and getattr(checkpoint.tokenizer, "chat_template", None) is not None
     if any(own.get(key) != theirs.get(key) for key in ("weights_sha256", "adapter")):
         return "it is of other weights"
-    if run["chat"] != chat or (run["text"] == "generated" and wish.text == "gold"):
-        return f"it read {run['text']} text{'' if run['chat'] == chat else ' through another template'}"
-    if run["text"] == "generated" and run["generated"]["max_new_tokens"] != wish.max_new_tokens:
+    if run["text"] != wish.text or run["chat"] != chat:
+        return f"it read {run['text']} text{'' if run['chat'] == chat else ' through another template'} (--text {run['text']} fits it)"
+    if wish.text == "generated" and run["generated"]["max_new_tokens"] != wish.max_new_tokens:
         return f"its answers were cut at {run['generated']['max_new_tokens']} tokens (--max-new-tokens)"
     missing = sorted(set(measures) - {info["name"] for info in run["measures"]})
     return f"it lacks {', '.join(missing)}" if missing else None
@@ -269,7 +266,7 @@ def _others(folder: Path, tokens: Tokens, measures: list[str]) -> np.ndarray:
 
 
 def _small_run(model: Named, checkpoint: Checkpoint, wish: Wish, others: Sequence[Problem], out: Path) -> Path:
-    """A head run of a few problems with their reference solutions, kept in the folder for the next look."""
+    """A head run of a few problems, kept in the folder for the next look."""
     from analyses.heads import HeadsConfig
     from analyses.measuring import measured
     from interp.checkpoints import identify
@@ -280,6 +277,8 @@ def _small_run(model: Named, checkpoint: Checkpoint, wish: Wish, others: Sequenc
     wanted = HeadsConfig(
         model=str(model.source),
         problems=str(file),
+        text=wish.text,
+        max_new_tokens=wish.max_new_tokens,
         out=out / "heads" / model.name,
         base=model.base,
         dtype=checkpoint.identity["dtype"],
@@ -435,14 +434,13 @@ def _write(
         if reading.finish == "length":
             warnings.append(f"{name}: the answer ran into the cut of {wish.max_new_tokens} tokens (--max-new-tokens)")
         if reading.compared_with is None:
-            warnings.append(f"{name}: nothing to compare with, so heads are chosen by their value alone")
+            wanted = "" if wish.text == "gold" else " --text generated"
+            warnings.append(
+                f"{name}: nothing to compare with, so heads are chosen by their value alone; a run of "
+                f"python -m analyses.heads{wanted} says what is usual, and so does --others N"
+            )
         else:
-            n, text = reading.compared_with["n_examples"], reading.compared_with["text"]
-            if text != wish.text:
-                warnings.append(
-                    f"{name}: its own answer is compared with reference solutions of other problems, so heads also stand out where it "
-                    "writes otherwise; name a run of its answers instead (python -m analyses.heads --text generated)"
-                )
+            n = reading.compared_with["n_examples"]
             if n < 20:
                 warnings.append(f"{name}: compared with {n} other problems only; a run of more says more (python -m analyses.heads)")
         if reading.identity.get("unused_weights"):
