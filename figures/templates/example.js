@@ -582,13 +582,14 @@
       context.fillRect(strip + i * cell, NUMERIC.has(role(m, i)) ? strip / 3 : 0, Math.max(cell, ratio), strip);
       context.fillRect(NUMERIC.has(role(m, i)) ? strip / 3 : 0, strip + i * cell, strip, Math.max(cell, ratio));
     }
-    // Where region or step changes.
+    // Where region or step changes; of very many steps the lines would hide the map.
+    const stepLines = plot / ratio > 10 * models[m].steps;
     context.strokeStyle = ink;
     context.globalAlpha = 0.28;
     context.lineWidth = Math.max(1, Math.round(ratio * 0.75));
     context.beginPath();
     for (let i = 1; i < n; i++) {
-      if (models[m].region[i] === models[m].region[i - 1] && models[m].step[i] === models[m].step[i - 1]) continue;
+      if (models[m].region[i] === models[m].region[i - 1] && (!stepLines || models[m].step[i] === models[m].step[i - 1])) continue;
       const at = Math.round(strip + i * cell) + 0.5;
       context.moveTo(at, at); context.lineTo(at, size);
       context.moveTo(strip, at); context.lineTo(at, at);
@@ -612,7 +613,7 @@
     }
     document.querySelector(`#model-${m} .map-scale`).style.background = gradient(Array.from({ length: 11 }, (_, i) => css(colour(stops, Math.sqrt(i / 10)))));
     document.querySelector(`#model-${m} .map-note`).textContent =
-      "Who looks, downwards; at what, across. Shade by the root of the probability. Dark ticks: numbers." +
+      "Who looks, downwards; at what, across. Shade by the root of the probability. Ticks: numbers. Lines: regions" + (stepLines ? " and steps." : ".") +
       (count < n ? ` ${Math.ceil(n / count)} × ${Math.ceil(n / count)} tokens a point, the largest of them.` : "") +
       (v.whole ? "" : " This head is not watched: only entries of at least 10 % are stored.");
   }
