@@ -1,0 +1,776 @@
+"use strict";
+(() => {
+  const $ = (id) => document.getElementById(id);
+  const page = JSON.parse($("data").textContent);
+  const { models, layers, n_heads: H, measures, regions, quantities, shared } = page;
+  const N_HEADS = layers.length * H;
+  const FIELDS = { value: 0, mean: 1, t: 2, q: 3 };  // of a packed `standing`
+  const LISTED = 6, TOP = 10, ARCS = 12, ARC_LEAST = 100, NUMBER_ARCS = 200, NUMBER_LEAST = 500;  // least: in steps of 0.01 %
+  const NUMERIC = new Set(["question_number", "operand", "intermediate_result", "final_answer"]);
+  const watched = new Set(page.watched.map(([layer, head]) => `${layer}.${head}`));
+  const name = (head) => head.join(".");
+  const place = ([layer, head]) => layers.indexOf(layer) * H + head;
+  const headAt = (index) => [layers[Math.floor(index / H)], index % H];
+
+  // What is shown. `pin` and `hover` are {model, token}.
+  const state = { head: page.chosen[0] ?? [layers[0], 0], pin: null, hover: null, step: 0 };
+  let views = [];  // attention of the head shown, a view a model
+  let standing = [], steps = [];
+
+  // --- numbers and texts
+
+  const tenths = (share) => Math.sign(share) * Math.floor(Math.abs(share) * 1000 + 0.5) / 10;
+  const percent = (share) => tenths(share).toFixed(1) + " %";
+  const stored = (quantum) => (Math.floor((quantum + 5) / 10) / 10).toFixed(1) + " %";  // in steps of 0.01 %
+  const signed = (text, number) => (number > 0 && !/^0\.?0*( %)?$/.test(text) ? "+" : "") + text.replace("-", "−").replace(/^−(0\.0 %)$/, "$1");
+  const inUnit = (value, unit) => Number.isNaN(value) ? "–"
+    : unit === "probability" || unit === "share" ? percent(value) : String(Number(value.toPrecision(3))).replace("-", "−");
+
+  function visible(text) {
+    if (text === "") return "◦";
+    const marked = text.replace(/\n/g, "⏎").replace(/[\u0000-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)));
+    if (/^[\p{Cf}\p{M}]+$/u.test(marked)) return [...marked].map((c) => "U+" + c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")).join(" ");
+    return marked.trim() === "" ? marked.replace(/ /g, "␣") : marked;
+  }
+  const shown = (m, i) => visible(models[m].shown[i]);
+  const role = (m, i) => page.roles[models[m].role[i]];
+
+  function el(tag, attributes = {}, ...children) {
+    const made = document.createElement(tag);
+    for (const [key, value] of Object.entries(attributes)) {
+      if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+      else if (value !== null && value !== false) made.setAttribute(key, value === true ? "" : value);
+    }
+    made.append(...children);
+    return made;
+  }
+  const bdi = (m, i) => el("bdi", { class: role(m, i) }, shown(m, i));
+  const headButton = (head) => el("button", { type: "button", class: "head-button", onclick: () => selectHead(head) }, name(head));
+  const say = (text) => { $("said").textContent = text; };
+
+  function fail(error) {
+    $("failed").hidden = false;
+    $("failed").textContent = typeof DecompressionStream === "undefined"
+      ? "This browser cannot unpack the attention in this page (it has no DecompressionStream). Chrome and Edge from 80, Firefox from 113 and " +
+        "Safari from 16.4 can."
+      : `The page could not be drawn: ${error.message}`;
+  }
+
+  // --- packed blocks (figures.example_page.pack_edges says how they are packed)
+
+  async function unpack(id) {
+    const text = atob($(id).textContent), bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    return reader(new Uint8Array(await new Response(stream).arrayBuffer()));
+  }
+
+  function reader(bytes) {
+    let at = 0;
+    return (Type, count) => {
+      const size = Type.BYTES_PER_ELEMENT, joined = new Uint8Array(count * size);
+      for (let plane = 0; plane < size; plane++) {
+        for (let i = 0; i < count; i++) joined[i * size + plane] = bytes[at++];
+      }
+      return new Type(joined.buffer);
+    };
+  }
+
+  async function readBlock(m, b) {
+    const [heads, whole] = models[m].blocks[b];
+    const take = await unpack(`pack-edges-${m}-${b}`), rows = heads.length * models[m].n;
+    const counts = take(Uint32Array, rows), start = new Uint32Array(rows + 1);
+    for (let row = 0; row < rows; row++) start[row + 1] = start[row] + counts[row];
+    const keys = take(Uint32Array, start[rows]);
+    for (let row = 0; row < rows; row++) {
+      for (let e = start[row] + 1; e < start[row + 1]; e++) keys[e] += keys[e - 1];
+    }
+    const values = take(Uint16Array, start[rows]);
+    return { heads: heads.map(name), whole, start, keys, values, rest: whole ? take(Uint16Array, rows) : null };
+  }
+
+  const cache = new Map();
+  async function view(m, head) {
+    const b = models[m].blocks.findIndex(([heads]) => heads.some(([layer, h]) => layer === head[0] && h === head[1]));
+    const id = `${m}-${b}`;
+    if (!cache.has(id)) cache.set(id, readBlock(m, b));
+    const block = await cache.get(id), n = models[m].n, from = block.heads.indexOf(name(head)) * n;
+    const { start, keys, values } = block;
+    return {
+      n, whole: block.whole,
+      row: (q) => [start[from + q], start[from + q + 1]],
+      keys, values,
+      entries(q) {
+        const found = [];
+        for (let e = start[from + q]; e < start[from + q + 1]; e++) found.push([keys[e], values[e]]);
+        return found;
+      },
+      at(q, k) {
+        for (let e = start[from + q]; e < start[from + q + 1]; e++) if (keys[e] === k) return values[e];
+        return null;
+      },
+      incoming(k) {
+        const found = [];
+        for (let q = k; q < n; q++) {
+          const value = this.at(q, k);
+          if (value !== null) found.push([q, value]);
+        }
+        return found;
+      },
+      rest(q) {
+        if (block.rest) return block.rest[from + q];
+        return Math.max(0, 10000 - this.entries(q).reduce((sum, [, value]) => sum + value, 0));
+      },
+    };
+  }
+
+  // --- which heads: colours of a quantity over all heads
+
+  const DARK = matchMedia("(prefers-color-scheme: dark)");
+  let printing = false;
+  const STOPS = {
+    light: { ground: "#ffffff", later: "#eceef1", ink: "#1a1a1a", map: ["#ffffff", "#c3dcf0", "#4b97c9", "#0d4f8b", "#06254a"],
+      both: ["#8a4308", "#e3a066", "#f5f5f5", "#7fb6dd", "#0d4f8b"] },
+    dark: { ground: "#16181c", later: "#22252b", ink: "#ececec", map: ["#16181c", "#1c456b", "#2f86c4", "#8ac6f2", "#f2faff"],
+      both: ["#ffb27a", "#a3622c", "#2a2d33", "#2f75ab", "#9fd3fa"] },
+  };
+  const look = () => STOPS[DARK.matches && !printing ? "dark" : "light"];
+  const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+  function colour(stops, part) {
+    const x = Math.min(1, Math.max(0, part)) * (stops.length - 1), i = Math.min(stops.length - 2, Math.floor(x));
+    const a = rgb(stops[i]), b = rgb(stops[i + 1]);
+    return a.map((from, c) => Math.round(from + (b[c] - from) * (x - i)));
+  }
+  const css = (parts) => `rgb(${parts.join(",")})`;
+  const gradient = (stops) => `linear-gradient(to right, ${stops.join(",")})`;
+
+  const standingAt = (m, field, measure, region, head) =>
+    standing[m][((FIELDS[field] * measures.length + measure) * regions.length + region) * N_HEADS + head];
+  const stepsAt = (m, step, quantity, head) =>
+    step < models[m].steps ? steps[m].values[(step * quantities.length + quantity) * N_HEADS + head] : NaN;
+  const stepQueries = (m, step, quantity, head) => steps[m].counts[(step * quantities.length + quantity) * N_HEADS + head];
+  const QUANTITY_TITLES = { question_numbers: "to the question's numbers", earlier_results: "to earlier results" };
+
+  function chosenQuantity() {
+    const [kind, number] = $("quantity").value.split(":"), of = Number($("of").value);
+    const less = $("less") && $("less").value !== "" && Number($("less").value) !== of ? Number($("less").value) : null;
+    if (kind === "step") {
+      const title = `step ${state.step + 1}: attention ${QUANTITY_TITLES[quantities[number]]}`;
+      return { of, less, title, unit: "probability", at: (m, head) => stepsAt(m, state.step, Number(number), head), measure: null };
+    }
+    const measure = Number(number), region = Number($("region").value), t = $("as").value === "t";
+    const title = `${measures[measure].title}${t ? ", t against the run" : ""}, tokens of ${regions[region] === "all" ? "the whole text" : "the " + regions[region]}`;
+    return { of, less, title, unit: t ? "1" : measures[measure].unit, measure, region, t,
+      at: (m, head) => standingAt(m, t ? "t" : "value", measure, region, head) };
+  }
+
+  function drawHeads() {
+    const chosen = chosenQuantity(), { of, less, unit } = chosen;
+    const value = (head) => less === null ? chosen.at(of, head) : chosen.at(of, head) - chosen.at(less, head);
+    const values = Float64Array.from({ length: N_HEADS }, (_, head) => value(head));
+    // One scale for all models, so that going from one to the other compares them.
+    let low = Infinity, high = -Infinity;
+    (less === null ? models.map((_, m) => (head) => chosen.at(m, head)) : [value]).forEach((ofModel) => {
+      for (let head = 0; head < N_HEADS; head++) {
+        const found = ofModel(head);
+        if (!Number.isNaN(found)) { low = Math.min(low, found); high = Math.max(high, found); }
+      }
+    });
+    const both = less !== null || low < 0;
+    if (!Number.isFinite(low)) low = high = 0;
+    if (both) { high = Math.max(Math.abs(low), Math.abs(high)); low = -high; } else low = Math.min(low, 0);
+    const stops = look()[both ? "both" : "map"], text = (v) => less === null ? inUnit(v, unit) : signed(inUnit(v, unit), v);
+    cells.forEach((cell, head) => {
+      const undefinedValue = Number.isNaN(values[head]), label = `${name(headAt(head))}: ${undefinedValue ? "undefined" : text(values[head])}`;
+      cell.classList.toggle("undefined", undefinedValue);
+      cell.style.background = undefinedValue ? "" : css(colour(stops, high > low ? (values[head] - low) / (high - low) : 0));
+      cell.title = label;
+      cell.setAttribute("aria-label", `head ${label}${watched.has(name(headAt(head))) ? ", watched" : ""}`);
+      const selected = head === place(state.head);
+      cell.setAttribute("aria-selected", selected);
+      cell.tabIndex = selected ? 0 : -1;
+    });
+    $("scale").style.background = gradient(stops);
+    $("scale-low").textContent = text(low);
+    $("scale-high").textContent = text(high);
+    const who = less === null ? models[of].name : `${models[of].name} less ${models[less].name}`;
+    const head = place(state.head);
+    $("grid-caption").textContent =
+      `${chosen.title}. ${who}. Head ${name(state.head)}: ${text(values[head])}. The scale follows the data${less === null && models.length > 1 ? " of all models" : ""}.`;
+    $("grid").setAttribute("aria-label", `Heads, ${chosen.title}, ${who}`);
+    for (const id of ["region", "as"]) $(id).disabled = chosen.measure === null;
+    drawTop(chosen, values, text);
+  }
+
+  function drawTop(chosen, values, text) {
+    const { of, less, measure, region } = chosen, compared = measure !== null && less === null && models[of].compared;
+    const by = (head) => compared ? Math.abs(standingAt(of, "t", measure, region, head)) : less !== null ? Math.abs(values[head]) : values[head];
+    const heads = [...values.keys()].filter((head) => !Number.isNaN(by(head))).sort((a, b) => by(b) - by(a) || a - b).slice(0, TOP);
+    $("top-title").textContent = compared ? "Heads that stand out" : less === null ? "Highest heads" : "Largest differences";
+    $("top-note").textContent = compared
+      ? "Furthest from the run's other problems, by t; * has q below 0.05."
+      : less !== null ? `${models[of].name} less ${models[less].name}.`
+        : measure !== null ? "There is no run to compare with, so they are sorted by value." : "Sorted by value.";
+    const columns = compared ? ["head", "value", "run's mean", "t", "q"] : ["head", less === null ? "value" : "difference"];
+    $("top").tHead.replaceChildren(el("tr", {}, ...columns.map((column) => el("th", { scope: "col" }, column))));
+    $("top").tBodies[0].replaceChildren(...heads.map((head) => {
+      const at = (field) => standingAt(of, field, measure, region, head);
+      const texts = compared
+        ? [inUnit(at("value"), measures[measure].unit), inUnit(at("mean"), measures[measure].unit), signed(at("t").toFixed(1), at("t")),
+          (at("q") < 0.0005 ? "<0.001" : at("q").toFixed(3)) + (at("q") < 0.05 ? " *" : "")]
+        : [text(values[head])];
+      return el("tr", {}, el("th", { scope: "row" }, headButton(headAt(head))), ...texts.map((cell) => el("td", {}, cell)));
+    }));
+    if (!heads.length) $("top").tBodies[0].replaceChildren(el("tr", {}, el("td", { colspan: columns.length }, "undefined for every head")));
+  }
+
+  let cells = [];
+  function buildGrid() {
+    const grid = $("grid"), tall = Math.max(6, Math.min(16, Math.floor(340 / layers.length)));
+    grid.style.setProperty("--heads", H);
+    grid.style.setProperty("--cell", `${tall}px`);
+    const everyRow = Math.ceil(12 / tall), everyColumn = H > 20 ? 4 : H > 12 ? 2 : 1;
+    const top = el("div", { class: "row", role: "row" }, el("span", { class: "name", role: "columnheader" }, el("span", { class: "unseen" }, "layer")));
+    for (let head = 0; head < H; head++) {
+      top.append(el("span", { class: "name", role: "columnheader", "aria-label": `head ${head}` }, head % everyColumn === 0 ? String(head) : ""));
+    }
+    grid.append(top);
+    layers.forEach((layer, at) => {
+      const row = el("div", { class: "row", role: "row" });
+      row.append(el("span", { class: "name", role: "rowheader", "aria-label": `layer ${layer}` }, at % everyRow === 0 ? String(layer) : ""));
+      for (let head = 0; head < H; head++) {
+        const key = `${layer}.${head}`;
+        row.append(el("span", { class: "cell" + (watched.has(key) ? " watched" : "") + (H > 24 || tall < 9 ? " tight" : ""), role: "gridcell", tabindex: -1 }));
+      }
+      grid.append(row);
+    });
+    cells = [...grid.querySelectorAll(".cell")];
+    grid.addEventListener("click", (event) => {
+      const head = cells.indexOf(event.target.closest(".cell"));
+      if (head >= 0) selectHead(headAt(head));
+    });
+    grid.addEventListener("keydown", (event) => {
+      const at = cells.indexOf(document.activeElement);
+      const to = { ArrowRight: at + 1, ArrowLeft: at - 1, ArrowDown: at + H, ArrowUp: at - H, Home: 0, End: N_HEADS - 1 }[event.key];
+      if (at < 0 || to === undefined) return;
+      event.preventDefault();
+      if (to < 0 || to >= N_HEADS || ((event.key === "ArrowLeft" || event.key === "ArrowRight") && Math.floor(to / H) !== Math.floor(at / H))) return;
+      selectHead(headAt(to));
+      cells[to].focus();
+    });
+  }
+
+  function buildPickers() {
+    const list = el("optgroup", { label: "Measures on this problem" });
+    measures.forEach((measure, number) => list.append(el("option", { value: `measure:${number}`, selected: measure.name === page.by }, measure.title)));
+    $("quantity").append(list);
+    if (models.some((model) => model.steps)) {
+      const stepList = el("optgroup", { label: "The chosen step's attention" });
+      quantities.forEach((key, number) => stepList.append(el("option", { value: `step:${number}` }, QUANTITY_TITLES[key])));
+      $("quantity").append(stepList);
+    }
+    regions.forEach((key, number) => $("region").append(el("option", { value: number, selected: key === page.region }, key)));
+    models.forEach((model, m) => $("of").append(el("option", { value: m }, model.name)));
+    if ($("less")) {
+      $("less").append(el("option", { value: "" }, "nothing"));
+      models.forEach((model, m) => $("less").append(el("option", { value: m }, model.name)));
+    }
+    if (!models.some((model) => model.compared)) $("as").querySelector('[value="t"]').disabled = true;
+    for (const id of ["quantity", "region", "as", "of", "less"]) $(id)?.addEventListener("change", drawHeads);
+    $("head-select").append(el("option", { value: "" }, page.watched.length ? "choose" : "none"));
+    const first = page.chosen.map(name), rest = page.watched.map(name).filter((key) => !first.includes(key));
+    [...first, ...rest].forEach((key) => $("head-select").append(el("option", { value: key }, key + (watched.has(key) ? "" : " (strong entries)"))));
+    $("head-select").addEventListener("change", () => { if ($("head-select").value) typed($("head-select").value); });
+    $("head-input").addEventListener("change", () => typed($("head-input").value));
+    $("bar").addEventListener("submit", (event) => { event.preventDefault(); typed($("head-input").value); });
+    $("arcs").addEventListener("change", () => models.forEach((_, m) => drawArcs(m)));
+    $("unpin").addEventListener("click", () => pin(null));
+  }
+
+  function parseHead(text) {
+    const found = /^\s*L?(\d+)\s*[.,:H ]\s*(\d+)\s*$/i.exec(text), head = found && [Number(found[1]), Number(found[2])];
+    return head && layers.includes(head[0]) && head[1] < H ? head : null;
+  }
+
+  function typed(text) {
+    const head = parseHead(text);
+    $("head-problem").textContent = head ? "" :
+      `There is no head “${text}”: write layer.head, layers ${layers[0]} to ${layers[layers.length - 1]}, heads 0 to ${H - 1}.`;
+    if (head) selectHead(head);
+  }
+
+  let asked = 0;
+  async function selectHead(head) {
+    state.head = head;
+    const number = ++asked;
+    try {
+      const found = await Promise.all(models.map((_, m) => view(m, head)));
+      if (number !== asked) return;
+      views = found;
+      drawHead();
+    } catch (error) { fail(error); }
+  }
+
+  function drawHead() {
+    const key = name(state.head);
+    const held = document.activeElement.closest(".head-button") && document.activeElement.closest("section, .highest");
+    $("head-input").value = key;
+    $("head-problem").textContent = "";
+    $("head-select").value = [...$("head-select").options].some((option) => option.value === key) ? key : "";
+    document.querySelectorAll(".head-name").forEach((part) => { part.textContent = key; });
+    drawHeads();
+    models.forEach((_, m) => { drawMap(m); drawSteps(m); drawToken(m); });
+    drawDifference();
+    writeAddress();
+    say(`Head ${key}${watched.has(key) ? ", watched" : ", strong entries only"}`);
+    // Lists of heads are written anew: the keyboard stays where it was, or goes to the head's cell.
+    if (held) ([...held.querySelectorAll(".head-button")].find((button) => button.textContent === key) ?? cells[place(state.head)]).focus({ preventScroll: true });
+    document.documentElement.dataset.head = key;
+  }
+
+  // --- tokens
+
+  const elements = models.map((_, m) => [...document.querySelectorAll(`#text-${m} .t`)]);
+  const inModel = (place, m) => place && (place.model === m || place.token < shared) && place.token < models[m].n ? place.token : null;
+  const active = (m) => inModel(state.hover, m) ?? inModel(state.pin, m);
+  const marked = models.map(() => []);
+
+  function buildTokens(m) {
+    const text = $(`text-${m}`), tokens = elements[m], index = new Map(tokens.map((token, i) => [token, i]));
+    tokens.forEach((token, i) => {
+      token.setAttribute("role", "button");
+      token.setAttribute("aria-pressed", "false");
+      token.tabIndex = i === 0 ? 0 : -1;
+      const s = models[m].shown[i];
+      if (s.trim() === "") token.setAttribute("aria-label", s === "" ? "part of the character before" : s.includes("\n") ? "new line" : "space");
+    });
+    const of = (event) => index.get(event.target.closest(".t"));
+    text.addEventListener("pointerover", (event) => { const i = of(event); if (i !== undefined && event.pointerType !== "touch") hover({ model: m, token: i }); });
+    text.addEventListener("pointerleave", () => hover(null));
+    text.addEventListener("focusin", (event) => { if (of(event) !== undefined && event.target.matches(":focus-visible")) hover({ model: m, token: of(event) }, true); });
+    // On the way from a token to the buttons of its panel, the panel stays.
+    text.addEventListener("focusout", (event) => { if (!$(`detail-${m}`).contains(event.relatedTarget)) hover(null); });
+    $(`detail-${m}`).addEventListener("focusout", (event) => {
+      if (event.relatedTarget && !$(`detail-${m}`).contains(event.relatedTarget) && !text.contains(event.relatedTarget)) hover(null);
+    });
+    text.addEventListener("click", (event) => { const i = of(event); if (i !== undefined) { rove(m, i); toggle({ model: m, token: i }); } });
+    text.addEventListener("keydown", (event) => {
+      const i = of(event);
+      if (i === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.key === "Enter" || event.key === " ") { event.preventDefault(); toggle({ model: m, token: i }); return; }
+      const backwards = getComputedStyle(tokens[i].closest(".line")).direction === "rtl";
+      const to = { ArrowRight: i + (backwards ? -1 : 1), ArrowLeft: i + (backwards ? 1 : -1), Home: 0, End: tokens.length - 1,
+        ArrowDown: lineStep(tokens, i, 1), ArrowUp: lineStep(tokens, i, -1) }[event.key];
+      if (to === undefined) return;
+      event.preventDefault();
+      if (tokens[to]) { rove(m, to); tokens[to].focus(); }
+    });
+    new ResizeObserver(() => drawArcs(m)).observe(text);
+  }
+
+  /** The token nearest below or above. */
+  function lineStep(tokens, i, way) {
+    const here = tokens[i].getBoundingClientRect(), x = here.left + here.width / 2;
+    let best = i, distance = Infinity, line = null;
+    for (let j = i + way; j >= 0 && j < tokens.length; j += way) {
+      const box = tokens[j].getClientRects()[0];
+      if (!box || Math.abs(box.top - here.top) < 6) continue;
+      if (line !== null && Math.abs(box.top - line) > 6) break;
+      line = box.top;
+      const away = Math.abs(box.left + box.width / 2 - x);
+      if (away < distance) { distance = away; best = j; }
+    }
+    return best;
+  }
+
+  function rove(m, i) {
+    for (const token of elements[m]) if (token.tabIndex === 0) token.tabIndex = -1;
+    elements[m][i].tabIndex = 0;
+  }
+
+  let waiting = false;
+  /** The pointer's token is drawn with the next frame; the keyboard's at once, for its next press may go to what is drawn. */
+  function hover(place, atOnce = false) {
+    state.hover = place;
+    if (atOnce && views.length) models.forEach((_, m) => drawToken(m));
+    if (atOnce || waiting || !views.length) return;
+    waiting = true;
+    requestAnimationFrame(() => { waiting = false; models.forEach((_, m) => drawToken(m)); });
+  }
+
+  const same = (a, b) => a !== null && b !== null && a.token === b.token && (a.model === b.model || a.token < shared);
+  const toggle = (place) => pin(same(state.pin, place) ? null : place);
+
+  function pin(place) {
+    const kept = place ?? state.pin;
+    state.pin = place;
+    if (place === null) state.hover = null;
+    if (!views.length) return;
+    models.forEach((_, m) => { drawToken(m); drawMap(m); });
+    drawDifference();
+    writeAddress();
+    if (place) say(`Kept token ${place.token}, ${shown(place.model, place.token)}`);
+    else if (kept) say("Token let go");
+  }
+
+  function drawToken(m) {
+    const tokens = elements[m], now = active(m), pinned = inModel(state.pin, m), v = views[m];
+    for (const token of marked[m]) token.classList.remove("now", "to", "from");
+    marked[m].length = 0;
+    const mark = (i, kind) => { tokens[i].classList.add(kind); marked[m].push(tokens[i]); };
+    tokens.forEach((token, i) => { if ((token.getAttribute("aria-pressed") === "true") !== (i === pinned)) token.setAttribute("aria-pressed", i === pinned); });
+    let outgoing = [], incoming = [];
+    if (now !== null) {
+      const strongest = (a, b) => b[1] - a[1] || a[0] - b[0];
+      outgoing = v.entries(now).sort(strongest);
+      incoming = v.incoming(now).sort(strongest);
+      outgoing.slice(0, LISTED).forEach(([key]) => mark(key, "to"));
+      incoming.slice(0, LISTED).forEach(([query]) => mark(query, "from"));
+      mark(now, "now");
+    }
+    drawDetail(m, now, outgoing, incoming);
+    drawArcs(m, now, outgoing, incoming);
+    const kept = state.pin;
+    $("pinned").replaceChildren(...(kept ? ["Kept: ", bdi(kept.model, kept.token), ` (token ${kept.token}${models.length > 1 && kept.token >= shared ? " of " + models[kept.model].name : ""})`] : ["No token kept"]));
+    $("unpin").hidden = !kept;
+  }
+
+  function drawDetail(m, now, outgoing, incoming) {
+    const box = $(`detail-${m}`), v = views[m], model = models[m];
+    if (now === null) {
+      const elsewhere = state.hover ?? state.pin, edges = numberEdges(m);
+      const item = ([q, key, value]) => el("li", {}, el("button", { type: "button", onclick: () => keep(m, q) }, bdi(m, q), el("small", {}, String(q)), "→", bdi(m, key),
+        el("small", {}, String(key)), el("b", {}, stored(value))));
+      const lists = [edges.slice(0, LISTED), edges.slice(LISTED, 2 * LISTED)].map((some) => el("div", {}, el("ol", {}, ...some.map(item))));
+      box.replaceChildren(
+        el("p", { class: "soft" }, elsewhere ? `The token is in ${models[elsewhere.model].name}'s own text. Point at one here.`
+          : "Point at a token to see where it looks and who looks at it; click to keep it."),
+        el("h4", {}, `From number to number, head ${name(state.head)}`),
+        el("div", { class: "looks" }, ...lists),
+        el("p", { class: "soft" }, edges.length ? `${edges.length} arcs of 5 % and above${edges.length > NUMBER_ARCS ? `; the strongest ${NUMBER_ARCS} are drawn` : ""}.` : "No number looks at another one with 5 % or more."));
+      return;
+    }
+    const title = el("h4", {}, bdi(m, now), ` token ${now} · ${role(m, now) === "none" ? "" : role(m, now).replace("_", " ") + " · "}head ${name(state.head)}`);
+    const list = (kind, heading, entries, rest) => {
+      const items = entries.slice(0, LISTED).map(([i, value]) => el("li", {}, el("button", { type: "button", "data-token": i,
+        onclick: () => keep(m, i) },
+      bdi(m, i), el("small", {}, String(i)), el("b", {}, stored(value)))));
+      items.forEach((item, n) => item.firstChild.style.setProperty("--p", entries[n][1] / 10000));
+      return el("div", { class: kind }, el("h5", {}, heading), el("ol", {}, ...items), el("p", { class: "soft" }, rest));
+    };
+    const more = outgoing.slice(LISTED), moreShare = more.reduce((sum, [, value]) => sum + value, 0), remainder = v.rest(now);
+    const unstored = now + 1 - outgoing.length, least = (v.whole ? page.faint : page.strong) * 10000;
+    const noKey = remainder > unstored * least + 10 ? " or on no token (an attention sink)" : "";
+    const restText = (more.length ? `${more.length} more: ${stored(moreShare)}. ` : "") +
+      (v.whole ? `${stored(remainder)} spread over keys below 0.05 %${noKey}.` : `${stored(remainder)} on keys below 10 %${noKey}, not stored.`);
+    const inText = incoming.length ? (incoming.length > LISTED ? `${incoming.length - LISTED} more.` : "")
+      : `No token looks at it with ${v.whole ? "0.05 %" : "10 %"} or more.`;
+    const parts = [title, el("div", { class: "looks" }, list("out", "looks at →", outgoing, restText), list("in", "← looked at by", incoming, inText))];
+    const expected = model.expected[now];
+    if (expected) {
+      const [probability, rank, others] = expected, line = el("p", {}, `Next token: ${percent(probability)}, rank ${rank}${probability < page.low ? " ▼ low" : ""}. Most likely: `);
+      others.slice(0, 3).forEach(([token, p], n) => line.append(n ? ", " : "", el("bdi", {}, visible(token)), ` ${percent(p)}`));
+      parts.push(line);
+    }
+    box.replaceChildren(...parts);
+  }
+
+  /** [query, key, value] from a token of a number to one of another number, the strongest first. */
+  function numberEdges(m) {
+    const edges = [], v = views[m], numbers = models[m].number;
+    for (let q = 0; q < v.n; q++) {
+      if (!NUMERIC.has(role(m, q))) continue;
+      for (const [key, value] of v.entries(q)) if (value >= NUMBER_LEAST && numbers[key] !== numbers[q] && NUMERIC.has(role(m, key))) edges.push([q, key, value]);
+    }
+    return edges.sort((a, b) => b[2] - a[2] || a[0] - b[0] || a[1] - b[1]);
+  }
+
+  function keep(m, i) {
+    rove(m, i);
+    pin({ model: m, token: i });
+    elements[m][i].scrollIntoView({ block: "nearest" });
+    elements[m][i].focus({ preventScroll: true });
+  }
+
+  function drawArcs(m, now = active(m), outgoing = null, incoming = null) {
+    const svg = $(`arcs-${m}`), v = views[m], tokens = elements[m];
+    svg.replaceChildren();
+    if (!v || !$("arcs").checked || (now === null && state.pin)) return;
+    let edges;
+    if (now !== null) {
+      const enough = ([, value]) => value >= ARC_LEAST;
+      const strongest = (a, b) => b[1] - a[1];
+      edges = (outgoing ?? v.entries(now).sort(strongest)).filter(enough).slice(0, ARCS).map(([key, value]) => [now, key, value, "to"])
+        .concat((incoming ?? v.incoming(now).sort(strongest)).filter(enough).slice(0, ARCS).map(([query, value]) => [query, now, value, "from"]));
+    } else {
+      edges = numberEdges(m).slice(0, NUMBER_ARCS).map((edge) => [...edge, "to"]);
+    }
+    const origin = svg.getBoundingClientRect();
+    const boxes = new Map();
+    const box = (i) => {
+      if (!boxes.has(i)) {
+        // A token that a line's end cuts has two boxes; the wider one has its characters.
+        const found = [...tokens[i].getClientRects()].sort((a, b) => b.width - a.width)[0] ?? tokens[i].getBoundingClientRect();
+        boxes.set(i, { x: found.left - origin.left + found.width / 2, top: found.top - origin.top, bottom: found.bottom - origin.top });
+      }
+      return boxes.get(i);
+    };
+    const paths = edges.map(([query, key, value, kind]) => {
+      const a = box(query), b = box(key), path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+      let d;
+      if (query === key) d = `M${a.x - 4} ${a.top}C${a.x - 10} ${a.top - 12} ${a.x + 10} ${a.top - 12} ${a.x + 4} ${a.top}`;
+      else if (Math.abs(a.top - b.top) < 6) {
+        const lift = Math.min(14, 5 + Math.abs(a.x - b.x) / 12);
+        d = `M${a.x} ${a.top}C${a.x} ${a.top - lift} ${b.x} ${b.top - lift} ${b.x} ${b.top}`;
+      } else {
+        const upper = b.top < a.top ? b.bottom : b.top, start = b.top < a.top ? a.top : a.bottom, bend = Math.max(12, Math.abs(start - upper) / 2.5);
+        const way = b.top < a.top ? -1 : 1;
+        d = `M${a.x} ${start}C${a.x} ${start + way * bend} ${b.x} ${upper - way * bend} ${b.x} ${upper}`;
+      }
+      path.setAttribute("d", d);
+      path.setAttribute("class", kind);
+      path.setAttribute("stroke-width", (0.8 + 5 * value / 10000).toFixed(2));
+      path.setAttribute("stroke-opacity", (now === null ? 0.25 + 0.5 * value / 10000 : 0.45 + 0.5 * value / 10000).toFixed(2));
+      return path;
+    });
+    svg.append(...paths);
+  }
+
+  // --- map of the head
+
+  const STRIP = 7;  // px of the strips that show the tokens' roles
+  const maps = models.map(() => ({ cells: 0, size: 0, cursor: null }));
+  const ROLE_COLOURS = () => page.roles.map((key) => key === "none" ? null : getComputedStyle(document.documentElement).getPropertyValue(`--${key}`).trim());
+
+  function drawMap(m) {
+    const canvas = $(`map-${m}`), v = views[m], n = models[m].n, width = canvas.clientWidth;
+    if (!v || !width || !n) return;
+    if (!$(`map-value-${m}`).hasChildNodes()) $(`map-value-${m}`).textContent = "Point at the map, or move over it with the arrow keys.";
+    const ratio = devicePixelRatio || 1, size = Math.round(width * ratio), strip = Math.round(STRIP * ratio), plot = size - strip;
+    const count = Math.min(n, plot), map = maps[m], { map: stops, later, ground, ink } = look();
+    Object.assign(map, { cells: count, size, strip, plot });
+    const pooled = new Uint16Array(count * count);
+    for (let q = 0; q < n; q++) {
+      const row = Math.floor(q * count / n) * count, [from, to] = v.row(q);
+      for (let e = from; e < to; e++) {
+        const at = row + Math.floor(v.keys[e] * count / n);
+        if (v.values[e] > pooled[at]) pooled[at] = v.values[e];
+      }
+    }
+    const shades = Array.from({ length: 101 }, (_, i) => colour(stops, i / 100)), shade = rgb(later), blank = shades[0];
+    const image = new ImageData(count, count);
+    for (let r = 0; r < count; r++) {
+      for (let c = 0; c < count; c++) {
+        const value = pooled[r * count + c], parts = c > r ? shade : value ? shades[Math.round(100 * Math.sqrt(value / 10000))] : blank;
+        image.data.set(parts, 4 * (r * count + c));
+        image.data[4 * (r * count + c) + 3] = 255;
+      }
+    }
+    const small = new OffscreenCanvas(count, count);
+    small.getContext("2d").putImageData(image, 0, 0);
+    canvas.width = canvas.height = size;
+    const context = canvas.getContext("2d");
+    context.imageSmoothingEnabled = false;
+    context.fillStyle = ground;
+    context.fillRect(0, 0, size, size);
+    context.drawImage(small, strip, strip, plot, plot);
+    const colours = ROLE_COLOURS(), cell = plot / n;
+    for (let i = 0; i < n; i++) {
+      const roleColour = colours[models[m].role[i]];
+      if (!roleColour) continue;
+      context.fillStyle = NUMERIC.has(role(m, i)) ? ink : roleColour;
+      context.fillRect(strip + i * cell, NUMERIC.has(role(m, i)) ? strip / 3 : 0, Math.max(cell, ratio), strip);
+      context.fillRect(NUMERIC.has(role(m, i)) ? strip / 3 : 0, strip + i * cell, strip, Math.max(cell, ratio));
+    }
+    // Where region or step changes; of very many steps the lines would hide the map.
+    const stepLines = plot / ratio > 10 * models[m].steps;
+    context.strokeStyle = ink;
+    context.globalAlpha = 0.28;
+    context.lineWidth = Math.max(1, Math.round(ratio * 0.75));
+    context.beginPath();
+    for (let i = 1; i < n; i++) {
+      if (models[m].region[i] === models[m].region[i - 1] && (!stepLines || models[m].step[i] === models[m].step[i - 1])) continue;
+      const at = Math.round(strip + i * cell) + 0.5;
+      context.moveTo(at, at); context.lineTo(at, size);
+      context.moveTo(strip, at); context.lineTo(at, at);
+    }
+    context.stroke();
+    context.globalAlpha = 1;
+    const pinned = inModel(state.pin, m);
+    context.lineWidth = Math.max(1, Math.round(ratio));
+    if (pinned !== null) {
+      const at = Math.round(strip + (pinned + 0.5) * cell) + 0.5;
+      context.setLineDash([]);
+      context.beginPath(); context.moveTo(strip, at); context.lineTo(at, at); context.stroke();
+      context.setLineDash([4 * ratio, 3 * ratio]);
+      context.beginPath(); context.moveTo(at, at); context.lineTo(at, size); context.stroke();
+      context.setLineDash([]);
+    }
+    if (map.cursor) {
+      const [r, c] = map.cursor, one = plot / count;
+      context.lineWidth = 2 * ratio;
+      context.strokeRect(strip + c * one - ratio, strip + r * one - ratio, one + 2 * ratio, one + 2 * ratio);
+    }
+    document.querySelector(`#model-${m} .map-scale`).style.background = gradient(Array.from({ length: 11 }, (_, i) => css(colour(stops, Math.sqrt(i / 10)))));
+    document.querySelector(`#model-${m} .map-note`).textContent =
+      "Who looks, downwards; at what, across. Shade by the root of the probability. Ticks: numbers. Lines: regions" + (stepLines ? " and steps." : ".") +
+      (count < n ? ` ${Math.ceil(n / count)} × ${Math.ceil(n / count)} tokens a point, the largest of them.` : "") +
+      (v.whole ? "" : " This head is not watched: only entries of at least 10 % are stored.");
+  }
+
+  function readMap(m, r, c) {
+    const map = maps[m], n = models[m].n, v = views[m], range = (at) => [Math.floor(at * n / map.cells), Math.ceil((at + 1) * n / map.cells) - 1];
+    if (!v) return;
+    const [q0, q1] = range(r), [k0, k1] = range(c);
+    let best = [q0, k0, null];
+    for (let q = q0; q <= q1; q++) {
+      for (const [key, value] of v.entries(q)) if (key >= k0 && key <= k1 && (best[2] === null || value > best[2])) best = [q, key, value];
+    }
+    const [q, k, value] = best;
+    const text = value !== null ? stored(value) : k > q ? "a later token, which it cannot see" : `below ${v.whole ? "0.05 %" : "10 %, not stored"}`;
+    $(`map-value-${m}`).replaceChildren(bdi(m, q), ` (${q}) looks at `, bdi(m, k), ` (${k}): `, el("b", {}, text));
+    return best;
+  }
+
+  function buildMap(m) {
+    const canvas = $(`map-${m}`), map = maps[m];
+    const at = (event) => {
+      const box = canvas.getBoundingClientRect(), scale = map.size / box.width;
+      const [c, r] = [event.clientX - box.left - 1, event.clientY - box.top - 1].map((x) => Math.floor((x * scale - map.strip) / map.plot * map.cells));
+      return [r, c].every((x) => x >= 0 && x < map.cells) ? [r, c] : null;
+    };
+    canvas.addEventListener("pointermove", (event) => { const found = at(event); if (found) readMap(m, ...found); });
+    canvas.addEventListener("click", (event) => {
+      const found = at(event), best = found && readMap(m, ...found);
+      if (best) { rove(m, best[0]); pin({ model: m, token: best[0] }); }
+    });
+    canvas.addEventListener("keydown", (event) => {
+      const way = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+      if (!way && event.key !== "Enter") return;
+      event.preventDefault();
+      const pinned = inModel(state.pin, m), start = Math.floor((pinned ?? 0) * map.cells / models[m].n);
+      const from = map.cursor ?? [start, start];
+      if (way) {
+        map.cursor = from.map((x, axis) => Math.min(map.cells - 1, Math.max(0, x + (map.cursor ? way[axis] * (event.shiftKey ? 10 : 1) : 0))));
+        readMap(m, ...map.cursor);
+        drawMap(m);
+      } else pin({ model: m, token: readMap(m, ...from)[0] });
+    });
+    canvas.addEventListener("blur", () => { map.cursor = null; drawMap(m); });
+    let width = 0;
+    new ResizeObserver(() => { if (canvas.clientWidth !== width) { width = canvas.clientWidth; drawMap(m); } }).observe(canvas);
+    $(`save-${m}`).addEventListener("click", () => canvas.toBlob((blob) => {
+      const link = el("a", { href: URL.createObjectURL(blob), download: `${models[m].name.replace(/[^\w.-]+/g, "_")}-${name(state.head)}.png` });
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    }, "image/png"));
+  }
+
+  // --- steps
+
+  function drawSteps(m) {
+    const table = $(`steps-${m}`), head = place(state.head);
+    if (!table) return;
+    [...table.tBodies[0].rows].forEach((row, step) => {
+      quantities.forEach((_, quantity) => {
+        const value = stepsAt(m, step, quantity, head);
+        row.querySelector(quantity ? ".e" : ".q").textContent = Number.isNaN(value) ? "–" : percent(value);
+      });
+      row.querySelector(".n").textContent = Math.max(...quantities.map((_, quantity) => stepQueries(m, step, quantity, head)));
+      row.classList.toggle("now", step === state.step);
+      row.querySelector("button").setAttribute("aria-pressed", step === state.step);
+    });
+    $(`highest-${m}`).replaceChildren(...quantities.map((key, quantity) => {
+      const values = Array.from({ length: N_HEADS }, (_, at) => stepsAt(m, state.step, quantity, at));
+      const heads = [...values.keys()].filter((at) => !Number.isNaN(values[at])).sort((a, b) => values[b] - values[a] || a - b).slice(0, 5);
+      return el("div", {}, el("h5", {}, `Step ${state.step + 1}, highest ${QUANTITY_TITLES[key]}`),
+        heads.length ? el("ol", {}, ...heads.map((at) => el("li", {}, headButton(headAt(at)), ` ${percent(values[at])}`)))
+          : el("p", { class: "soft note" }, state.step < models[m].steps ? "There is nothing before this step to look at." : "The text has no such step."));
+    }));
+  }
+
+  function selectStep(step) {
+    state.step = step;
+    models.forEach((_, m) => drawSteps(m));
+    drawHeads();
+    writeAddress();
+    say(`Step ${step + 1}`);
+  }
+
+  // --- difference of the kept token's row
+
+  function drawDifference() {
+    const note = $("difference-note"), table = $("difference-table");
+    if (!note) return;
+    const kept = state.pin;
+    table.hidden = !kept || kept.token >= shared;
+    if (!kept) {
+      note.textContent = `Keep one of the first ${shared} tokens, which all texts share, to see how differently the models look from there.`;
+      return;
+    }
+    if (kept.token >= shared) {
+      note.textContent = `Token ${kept.token} stands in ${models[kept.model].name}'s own text: the texts are the same up to token ${shared - 1} only, ` +
+        "so no other model has a row of the same token over the same keys to compare with.";
+      return;
+    }
+    const whole = views[0].whole, rows = views.map((v) => new Map(v.entries(kept.token))), keys = new Set(rows.flatMap((row) => [...row.keys()]));
+    const change = (key, m) => (rows[m].get(key) ?? 0) - (rows[0].get(key) ?? 0);
+    const size = (key) => Math.max(...rows.map((_, m) => Math.abs(change(key, m))));
+    const most = [...keys].sort((a, b) => size(b) - size(a) || a - b).slice(0, 12);
+    note.replaceChildren("Where ", bdi(kept.model, kept.token), ` (token ${kept.token}) looks, under head ${name(state.head)}, the ${most.length} keys that differ most. ` +
+      (whole ? "What is below 0.05 % counts as 0." : "The head is not watched: below 10 % nothing is stored, and there is no difference to show (–)."));
+    table.tHead.replaceChildren(el("tr", {}, el("th", { scope: "col" }, "key"), ...models.map((model) => el("th", { scope: "col", dir: "auto" }, model.name)),
+      ...models.slice(1).map((model) => el("th", { scope: "col", dir: "auto" }, `${model.name} less ${models[0].name}`))));
+    table.tBodies[0].replaceChildren(...most.map((key) => {
+      const known = (m) => whole || rows[m].has(key);
+      return el("tr", {}, el("th", { scope: "row" }, bdi(kept.model, key), ` ${key}`),
+        ...rows.map((row) => el("td", {}, row.has(key) ? stored(row.get(key)) : whole ? "<0.1 %" : "<10 %")),
+        ...rows.slice(1).map((_, other) => el("td", {}, known(0) && known(other + 1)
+          ? signed(percent(change(key, other + 1) / 10000), change(key, other + 1)) : "–")));
+    }));
+  }
+
+  // --- address: #head=12.3&token=0:34&step=2
+
+  function writeAddress() {
+    const parts = [`head=${name(state.head)}`, ...(state.pin ? [`token=${state.pin.model}:${state.pin.token}`] : []), ...(state.step ? [`step=${state.step + 1}`] : [])];
+    history.replaceState(null, "", "#" + parts.join("&"));
+  }
+
+  function readAddress() {
+    if (!/^#(head|token|step)=/.test(location.hash)) return false;
+    const found = new URLSearchParams(location.hash.slice(1)), head = parseHead(found.get("head") ?? ""), token = /^(\d+):(\d+)$/.exec(found.get("token") ?? "");
+    if (head) state.head = head;
+    state.pin = token && models[Number(token[1])] && Number(token[2]) < models[Number(token[1])].n ? { model: Number(token[1]), token: Number(token[2]) } : null;
+    const step = Number(found.get("step") ?? 1) - 1;
+    if (Number.isInteger(step) && step >= 0 && models.some((model) => step < model.steps)) state.step = step;
+    return true;
+  }
+
+  // --- start
+
+  async function start() {
+    const first = measures.length * regions.length * N_HEADS;
+    standing = await Promise.all(models.map(async (_, m) => (await unpack(`pack-standing-${m}`))(Float32Array, Object.keys(FIELDS).length * first)));
+    steps = await Promise.all(models.map(async (model, m) => {
+      const take = await unpack(`pack-steps-${m}`), size = model.steps * quantities.length * N_HEADS;
+      return { values: take(Float32Array, size), counts: take(Uint32Array, size) };
+    }));
+    buildPickers();
+    buildGrid();
+    models.forEach((_, m) => { buildTokens(m); buildMap(m); });
+    document.querySelectorAll("button.step").forEach((button) => button.addEventListener("click", () => selectStep(Number(button.dataset.step))));
+    document.querySelectorAll("button.go").forEach((button) => button.addEventListener("click", () => keep(Number(button.dataset.model), Number(button.dataset.token))));
+    document.addEventListener("keydown", (event) => { if (event.key === "Escape" && state.pin) pin(null); });
+    const redraw = () => { if (views.length) { drawHeads(); models.forEach((_, m) => drawMap(m)); } };
+    DARK.addEventListener("change", redraw);
+    addEventListener("beforeprint", () => { printing = true; redraw(); });
+    addEventListener("afterprint", () => { printing = false; redraw(); });
+    addEventListener("hashchange", () => { if (readAddress()) selectHead(state.head); });
+    readAddress();
+    await selectHead(state.head);
+    document.documentElement.dataset.ready = "yes";
+  }
+
+  start().catch(fail);
+})();

@@ -1,0 +1,481 @@
+"""The page of one problem in a real browser, without network: what pointer and keys change, what is readable, what is printed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from figures.example_folder import Example, read_example
+from figures.example_page import example_page, percent
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra browser: pip install 'primed-heads[browser]'")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the extra browser: pip install 'primed-heads[browser]'")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium in the path")
+
+WATCHED = [(0, 1), (2, 3)]
+PALE = """(least) => {
+  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => parts(colour).slice(0, 3).map((c) => c / 255)
+    .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = parts(getComputedStyle(at).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return getComputedStyle(at).backgroundColor;
+      if (colour[3] !== 0) throw new Error(`half transparent: ${at.className}`);
+    }
+    throw new Error("no ground");
+  };
+  const pale = [];
+  let seen = 0;
+  for (const element of document.querySelectorAll("body *")) {
+    const before = getComputedStyle(element, "::before");
+    const written = [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.textContent.trim());
+    const drawn = before.content !== "none" && before.content !== '""';
+    if (!(written || drawn) || !element.checkVisibility()) continue;
+    if (element.closest(".unseen, option, select, [disabled], script, style")) continue;
+    seen++;
+    const shades = [light((written ? getComputedStyle(element) : before).color), light(ground(element))].sort();
+    const ratio = (Math.max(...shades) + 0.05) / (Math.min(...shades) + 0.05);
+    if (ratio < least) pale.push([element.className, element.textContent.slice(0, 30), ratio.toFixed(2)]);
+  }
+  return { seen, pale };
+}"""
+"""WCAG's contrast of every written element to the ground it stands on; axe leaves out short texts and what a drawing lies over."""
+NUMERIC = ["question_number", "operand", "intermediate_result", "final_answer"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser, tmp_path) -> Iterator[Callable[..., Any]]:
+    """Open an example's page in a window of its own. Any request beyond the file, any error and any warning fail the test."""
+    wrong: list[str] = []
+    contexts = []
+
+    def go(example: Example, *, address: str = "", width: int = 1280, height: int = 900, dark: bool = False, **options: Any) -> Any:
+        path = tmp_path / f"page-{len(contexts)}.html"
+        path.write_text(example_page(example), encoding="utf-8")
+        scheme = "dark" if dark else "light"
+        contexts.append(browser.new_context(offline=True, viewport={"width": width, "height": height}, color_scheme=scheme, **options))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: None if request.url.startswith(("file:", "blob:")) else wrong.append(request.url))
+        page.goto(path.as_uri() + address)
+        page.wait_for_selector("html[data-ready]", state="attached")
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+@pytest.fixture
+def example(example_folder) -> Example:
+    """Two models, two of twelve heads watched."""
+    return read_example(example_folder(watched=WATCHED))
+
+
+def token(page: Any, model: int, position: int) -> Any:
+    return page.locator(f"#text-{model} .t").nth(position)
+
+
+def settle(page: Any) -> None:
+    """Wait until what the pointer asked for is drawn."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def choose_head(page: Any, head: str) -> None:
+    page.fill("#head-input", head)
+    page.press("#head-input", "Enter")
+    page.wait_for_selector(f'html[data-head="{head}"]', state="attached")
+
+
+def shown(p: float) -> str:
+    """As the page shows a probability: kept in steps of 0.01 %, then rounded half up."""
+    return f"{(int(np.rint(float(p) * 10000)) + 5) // 10 / 10:.1f} %"
+
+
+def strongest(example: Example, model: str, head: tuple[int, int], column: str, position: int, count: int = 6) -> list[tuple[str, str]]:
+    """(position, percentage) of the strongest entries that have `position` as their query or key."""
+    edges = example.edges
+    rows: pd.DataFrame = edges.loc[
+        (edges["model"] == model) & (edges["layer"] == head[0]) & (edges["head"] == head[1]) & (edges[column] == position)
+    ]
+    other = "key" if column == "query" else "query"
+    rows = rows.assign(steps=np.rint(rows["probability"].astype(float) * 10000)).sort_values(["steps", other], ascending=[False, True])
+    return [(str(int(at)), shown(p)) for at, p in zip(rows[other].head(count), rows["probability"].head(count), strict=True)]
+
+
+def listed(page: Any, model: int, side: str) -> list[tuple[str, str]]:
+    buttons = page.locator(f"#detail-{model} .{side} button")
+    return buttons.evaluate_all("(all) => all.map((one) => [one.querySelector('small').textContent, one.querySelector('b').textContent])")
+
+
+def numbers(example: Example, model: int = 0) -> list[int]:
+    rows = example.tokens[example.tokens["model"] == example.models[model]]
+    return rows.loc[rows["role"].isin(NUMERIC), "position"].tolist()
+
+
+def test_pointing_shows_both_directions_and_clicking_keeps_them(opened, example):
+    page, position = opened(example), numbers(example)[4]
+    token(page, 0, position).hover()
+    settle(page)
+    assert page.locator("#detail-0 .in button").count() > 0
+    for side, column in (("out", "query"), ("in", "key")):
+        assert [tuple(row) for row in listed(page, 0, side)] == strongest(example, "model-0", (0, 1), column, position)
+    row = example.edges.query("model == 'model-0' and layer == 0 and head == 1 and query == @position")["probability"].astype(float)
+    rest = float(np.rint((1 - row.sum()) * 10000) / 10000)
+    assert f"{percent(max(0.0, rest))} spread over keys below 0.05 %" in page.locator("#detail-0 .out").inner_text()
+    page.mouse.move(2, 2)
+    settle(page)
+    assert page.locator("#detail-0 .out").count() == 0
+    token(page, 0, position).click()
+    page.mouse.move(2, 2)
+    settle(page)
+    assert token(page, 0, position).get_attribute("aria-pressed") == "true"
+    assert [tuple(row) for row in listed(page, 0, "out")] == strongest(example, "model-0", (0, 1), "query", position)
+    assert page.locator("#arcs-0 path.to").count() > 0
+    assert page.locator("#arcs-0 path.from").count() > 0
+    page.keyboard.press("Escape")
+    settle(page)
+    assert token(page, 0, position).get_attribute("aria-pressed") == "false"
+    assert page.locator("#detail-0 .out").count() == 0
+
+
+def test_a_head_that_is_not_watched_has_its_strong_entries(opened, example):
+    page = opened(example)
+    choose_head(page, "1.2")
+    position = int(example.edges.query("model == 'model-1' and layer == 1 and head == 2")["query"].iloc[-1])
+    token(page, 1, position).click()
+    assert [tuple(row) for row in listed(page, 1, "out")] == strongest(example, "model-1", (1, 2), "query", position)
+    assert "on keys below 10 %, not stored" in page.locator("#detail-1").inner_text()
+    assert "only entries of at least 10 % are stored" in page.locator("#model-1 .map-note").inner_text()
+
+
+def test_heads_by_grid_keys_text_field_and_table(opened, example):
+    page = opened(example)
+    assert page.locator('#grid [tabindex="0"]').count() == 1
+    page.locator("#grid .cell").nth(6).click()
+    page.wait_for_selector('html[data-head="1.2"]', state="attached")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_selector('html[data-head="2.2"]', state="attached")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector('html[data-head="2.3"]', state="attached")
+    assert page.evaluate("document.activeElement.getAttribute('aria-selected')") == "true"
+    assert page.locator("#head-input").input_value() == "2.3"
+    page.fill("#head-input", "9.9")
+    page.press("#head-input", "Enter")
+    assert "layers 0 to 2, heads 0 to 3" in page.locator("#head-problem").inner_text()
+    first = page.locator("#top tbody button").first
+    name = first.inner_text()
+    first.click()
+    page.wait_for_selector(f'html[data-head="{name}"]', state="attached")
+    assert page.locator("#map-title-0").inner_text() == f"Map of head {name}"
+    assert page.locator("#grid .watched").count() == len(WATCHED)
+
+
+def test_heads_that_stand_out_are_the_tables(opened, example):
+    page = opened(example)
+    rows = example.standing.query("model == 'model-0' and measure == @example.run['by'] and region == @example.run['region']")
+    rows = rows.assign(size=rows["t"].abs()).sort_values("size", ascending=False).head(10)
+    expected = [
+        [
+            f"{row.layer}.{row.head}",
+            percent(float(np.float32(row.value))),
+            percent(float(np.float32(row.mean))),
+            f"{row.t:+.1f}".replace("-", "−"),
+        ]
+        for row in rows.rename(columns={"mean": "mean_"}).rename(columns={"mean_": "mean"}).itertuples()
+    ]
+    assert [line.split("\t")[:4] for line in page.locator("#top tbody").inner_text().split("\n")] == expected
+    page.select_option("#as", "t")
+    title = page.locator('#grid [aria-selected="true"]').get_attribute("title")
+    t = example.standing.query("model == 'model-0' and measure == 'numeric_mass' and region == 'response' and layer == 0 and head == 1")[
+        "t"
+    ]
+    assert title.split(": ")[0] == "0.1"
+    assert float(title.split(": ")[1].replace("−", "-")) == pytest.approx(float(t.iloc[0]), rel=6e-3)
+
+
+def test_steps_and_differences_of_models_are_the_tables(opened, example):
+    page = opened(example)
+    rows = example.steps.query("model == 'model-1' and layer == 0 and head == 1").set_index(["step", "quantity"])
+    for step in range(3):
+        line = page.locator("#steps-1 tbody tr").nth(step)
+        for cell, quantity in ((".q", "question_numbers"), (".e", "earlier_results")):
+            value = float(rows.loc[(step, quantity), "value"])
+            assert line.locator(cell).inner_text() == ("–" if np.isnan(value) else percent(float(np.float32(value))))
+        assert line.locator(".n").inner_text() == str(rows.loc[(step, "question_numbers"), "n_queries"])
+    page.locator("#steps-1 button.step").nth(1).click()
+    step = example.steps.query("model == 'model-1' and step == 1 and quantity == 'earlier_results'").sort_values("value", ascending=False)
+    best = step.iloc[0]
+    highest = page.locator("#highest-1 div").nth(1).locator("li").first.inner_text().split()
+    assert highest[0] == f"{best['layer']}.{best['head']}"
+    assert " ".join(highest[1:]) == percent(float(np.float32(best["value"])))
+    page.select_option("#quantity", "step:1")
+    page.select_option("#of", "1")
+    page.select_option("#less", "0")
+    both = example.steps.query("step == 1 and quantity == 'earlier_results' and layer == 0 and head == 1").set_index("model")["value"]
+    difference = np.float32(both["model-1"]).astype(float) - np.float32(both["model-0"]).astype(float)
+    text = f"{'+' if difference > 0 else '−'}{percent(abs(difference))}"
+    assert page.locator('#grid [aria-selected="true"]').get_attribute("title") == f"0.1: {text}"
+
+
+def test_the_shared_prefix_is_kept_in_both_and_compared(opened, example):
+    page, position = opened(example), numbers(example)[1]
+    token(page, 0, position).click()
+    assert token(page, 1, position).get_attribute("aria-pressed") == "true"
+    edges = example.edges.query("layer == 0 and head == 1 and query == @position").set_index(["model", "key"])["probability"].astype(float)
+    for line in page.locator("#difference-table tbody").inner_text().split("\n"):
+        key, first, second, change = line.split("\t")
+        at = int(key.split()[-1])
+        a, b = (edges.get((model, at)) for model in example.models)
+        assert [first, second] == ["<0.1 %" if p is None else shown(p) for p in (a, b)]
+        steps = int(np.rint((b or 0) * 10000)) - int(np.rint((a or 0) * 10000))
+        tenths = (abs(steps) + 5) // 10 / 10
+        assert change == ("" if not tenths else "+" if steps > 0 else "−") + f"{tenths:.1f} %"
+    own = example.run["shared_tokens"] + 5
+    token(page, 1, own).click()
+    assert token(page, 0, own).get_attribute("aria-pressed") == "false"
+    assert not page.locator("#difference-table").is_visible()
+    assert "model-1's own text" in page.locator("#difference-note").inner_text()
+
+
+def test_the_map_tells_each_entry(opened, example):
+    page = opened(example)
+    page.locator("#map-0").scroll_into_view_if_needed()
+    n = int((example.tokens["model"] == "model-0").sum())
+    query, key = 60, 8
+    box = page.locator("#map-0").bounding_box()
+    plot = box["width"] - 2 - 7
+    page.mouse.move(box["x"] + 8 + (key + 0.5) * plot / n, box["y"] + 8 + (query + 0.5) * plot / n)
+    p = example.edges.query("model == 'model-0' and layer == 0 and head == 1 and query == @query and key == @key")["probability"]
+    text = page.locator("#map-value-0").inner_text()
+    assert f"({query}) looks at" in text
+    assert text.endswith(f"({key}): {shown(p.iloc[0]) if len(p) else 'below 0.05 %'}")
+    page.locator("#map-0").focus()
+    for press in ("ArrowDown", "ArrowDown", "ArrowRight"):
+        page.keyboard.press(press)
+    assert "(1) looks at" in page.locator("#map-value-0").inner_text()
+    page.keyboard.press("Enter")
+    assert token(page, 0, 1).get_attribute("aria-pressed") == "true"
+    with page.expect_download() as download:
+        page.locator("#save-0").click()
+    assert download.value.suggested_filename == "model-0-0.1.png"
+    assert Path(download.value.path()).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_keys_move_between_tokens(opened, example):
+    page = opened(example)
+    assert page.locator('#text-0 [tabindex="0"]').count() == 1
+    token(page, 0, 0).focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert token(page, 0, 5).get_attribute("aria-pressed") == "true"
+    page.keyboard.press("ArrowDown")
+    here, below = token(page, 0, 5).bounding_box(), page.evaluate("document.activeElement.getBoundingClientRect().top")
+    assert below > here["y"]
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("End")
+    assert page.evaluate("document.activeElement.textContent") == "<|im_end|>"
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.textContent") == "<|im_end|>"
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+
+
+def test_every_control_is_reached_by_tab(opened, example):
+    page = opened(example)
+    reached = set()
+    for _ in range(400):
+        page.keyboard.press("Tab")
+        at = page.evaluate("(() => { const e = document.activeElement; return e.id || e.className || e.tagName; })()")
+        reached.add(at)
+        if at == "BODY":
+            break
+    wanted = {
+        "head-input",
+        "head-select",
+        "arcs",
+        "quantity",
+        "region",
+        "as",
+        "of",
+        "less",
+        "map-0",
+        "map-1",
+        "save-0",
+        "step",
+        "go",
+        "head-button",
+    }
+    assert wanted <= reached
+    assert any("cell" in name for name in reached)
+    assert any(name.startswith("t ") for name in reached)
+
+
+def test_the_keyboard_is_not_lost(opened, example):
+    page, position = opened(example), numbers(example)[5]
+    token(page, 0, position).focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Tab")
+    settle(page)
+    key = page.evaluate("document.activeElement.dataset.token")
+    assert key == strongest(example, "model-0", (0, 1), "query", position + 1)[0][0]
+    page.keyboard.press("Enter")
+    settle(page)
+    assert token(page, 0, int(key)).get_attribute("aria-pressed") == "true"
+    assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
+    button = page.locator("#highest-0 button").first
+    name = button.inner_text()
+    button.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f'html[data-head="{name}"]', state="attached")
+    assert page.evaluate("document.activeElement.textContent") == name
+
+
+def test_the_address_holds_the_view(opened, example):
+    position = numbers(example)[2]
+    page = opened(example, address=f"#head=2.3&token=0:{position}&step=2")
+    assert page.locator("#head-input").input_value() == "2.3"
+    assert token(page, 0, position).get_attribute("aria-pressed") == "true"
+    assert page.locator("#steps-0 button.step").nth(1).get_attribute("aria-pressed") == "true"
+    choose_head(page, "0.1")
+    page.keyboard.press("Escape")
+    assert page.evaluate("location.hash") == "#head=0.1&step=2"
+    assert opened(example, address="#head=99.1&token=7:1&step=x").locator("#head-input").input_value() == "0.1"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_contrast_names_and_roles(opened, example, dark):
+    example.run["warnings"] = ["Look out."]
+    page = opened(example, dark=dark, reduced_motion="reduce")
+    idle = page.evaluate(PALE, 4.5)
+    token(page, 0, numbers(example)[5]).click()
+    page.mouse.move(2, 2)
+    kept = page.evaluate(PALE, 4.5)
+    assert min(idle["seen"], kept["seen"]) > 300
+    assert idle["pale"] + kept["pale"] == []
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
+    found = axe.Axe().run(page, options=rules).response["violations"]
+    assert [(one["id"], [node["html"][:120] for node in one["nodes"]][:3]) for one in found] == []
+    assert page.evaluate("getComputedStyle(document.querySelector('.cell')).transitionDuration") == "0s"
+
+
+def test_a_bad_contrast_is_seen(opened, example):
+    page = opened(example, reduced_motion="reduce")
+    page.add_style_tag(content=".operand { color: #6f6f6f !important; }")
+    pale = page.evaluate(PALE, 4.5)["pale"]
+    assert pale
+    assert [one for one in pale if "operand" not in one[0].split()] == []
+
+
+@pytest.mark.parametrize("answers", [1, 2])
+def test_a_phone_scrolls_downwards_only(opened, example_folder, answers):
+    texts = ("She has 3*12=36 " + "pencils" * 12 + ".\n#### 36", "#### 7")[:answers]
+    page = opened(read_example(example_folder(answers=texts, watched=WATCHED)), width=390, height=844)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    boxes = [page.locator(f"#text-{model}").bounding_box() for model in range(answers)]
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
+    if answers == 2:
+        assert boxes[1]["y"] > boxes[0]["y"] + boxes[0]["height"]
+
+
+def test_models_stand_side_by_side_on_a_desk(opened, example):
+    page = opened(example)
+    first, second = (page.locator(f"#text-{model}").bounding_box() for model in (0, 1))
+    assert first["y"] == second["y"]
+    assert first["x"] + first["width"] <= second["x"]
+
+
+def test_any_script_and_half_characters(opened, example_folder):
+    question = "דני קנה 3 קופסאות של 12 עפרונות 🙂. כמה?"
+    page = opened(read_example(example_folder(question=question, answers=("هناك 36+1250=1286 شيئا.\n#### 1286",))))
+    assert page.locator("#text-0 .question .line").evaluate("(line) => getComputedStyle(line).direction") == "rtl"
+    words = page.locator("#text-0 .question .t")
+    first, second = words.nth(0).bounding_box(), words.nth(1).bounding_box()
+    assert first["x"] > second["x"], "the first Hebrew word stands on the right"
+    page.locator("#text-0 .question .t").nth(0).focus()
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("document.activeElement.textContent") == words.nth(1).inner_text()
+    half = page.locator("#text-0 .half").first
+    assert half.get_attribute("title") == "part of the character before"
+    half.hover()
+    settle(page)
+    assert "◦" in page.locator("#detail-0 h4").inner_text()
+    answer = page.locator("#text-0 .response .line").first
+    assert answer.evaluate("(line) => getComputedStyle(line).direction") == "rtl"
+
+
+def test_a_script_in_the_problem_is_shown(opened, example_folder):
+    question = "</script><img src=x onerror=alert(1)> has 3 boxes?"
+    page = opened(read_example(example_folder(question=question, answers=("<b>3</b>*12=36\n#### 36",), watched=WATCHED)))
+    assert question in page.locator("#text-0 .question .line").inner_text()
+    assert page.locator("main img, #text-0 b").count() == 0
+    for position in numbers(read_example(example_folder(question=question, answers=("<b>3</b>*12=36\n#### 36",), watched=WATCHED)))[:2]:
+        token(page, 0, position).click()
+    page.locator("#map-0").focus()
+    page.keyboard.press("ArrowDown")
+
+
+def test_nothing_watched_compared_or_counted(opened, example_folder):
+    bare = read_example(example_folder(question="Why?", answers=("Because.", "So."), watched=[], compared=False))
+    page = opened(bare)
+    assert page.locator("#top-title").inner_text() == "Highest heads"
+    assert "no run to compare with" in page.locator("#top-note").inner_text()
+    token(page, 0, 3).click()
+    assert page.locator("#detail-0 .out").count() == 1
+
+
+def test_three_models(opened, example_folder):
+    page = opened(read_example(example_folder(answers=("3*12=36\n#### 36", "3*12=35\n#### 35", "#### 7"), watched=WATCHED)))
+    token(page, 2, 5).click()
+    assert page.locator('.t[aria-pressed="true"]').count() == 3
+    assert page.locator("#difference-table thead th").count() == 1 + 3 + 2
+
+
+def test_a_browser_without_decompression_is_told(browser, example, tmp_path):
+    path = tmp_path / "old.html"
+    path.write_text(example_page(example), encoding="utf-8")
+    page = browser.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto(path.as_uri())
+    page.wait_for_selector("#failed:not([hidden])")
+    assert "DecompressionStream" in page.locator("#failed").inner_text()
+    page.close()
+
+
+def test_it_prints(opened, example):
+    page = opened(example, dark=True)
+    token(page, 0, 8).click()
+    printed = page.pdf(format="A4")
+    assert printed[:5] == b"%PDF-"
+    page.emulate_media(media="print")
+    for seen in ("#text-0", "#map-0", "#map-1", "#steps-0", "#top", "#grid", "#next-1"):
+        assert page.locator(seen).is_visible(), seen
+    for unseen in ("#bar", "#detail-0", "#save-0"):
+        assert not page.locator(unseen).is_visible(), unseen
+    cut = page.evaluate(
+        "[...document.querySelectorAll('.scroll, .chooser, .text')].filter((box) => getComputedStyle(box).overflowY === 'auto').length"
+    )
+    assert cut == 0
