@@ -129,12 +129,13 @@ def test_standing_out_is_a_test_against_the_other_problems(look: Callable[..., R
     values = read(Path("run/examples.parquet"), EXAMPLES)
     rows = values[(values["measure"] == "numeric_mass") & (values["region"] == "response")]
     found = table("standing")
-    found = found[(found["measure"] == "numeric_mass") & (found["region"] == "response")].set_index(["layer", "head"])
+    found = found[(found["measure"] == "numeric_mass") & (found["region"] == "response")]
+    t = {(row.layer, row.head): row.t for row in found.itertuples()}
     p = []
     for (layer, head), group in rows.groupby(["layer", "head"]):
         here, others = group.loc[group["example"] == 4, "value"], group.loc[group["example"] != 4, "value"]
-        wanted = stats.ttest_ind(here, others, equal_var=True)
-        assert found.loc[(layer, head), "t"] == pytest.approx(wanted.statistic, rel=1e-3)
+        wanted: Any = stats.ttest_ind(here, others, equal_var=True)
+        assert t[layer, head] == pytest.approx(wanted.statistic, rel=1e-3)
         p.append(wanted.pvalue)
     np.testing.assert_allclose(found["q"].to_numpy(), stats.false_discovery_control(p), rtol=1e-3)
 

@@ -156,7 +156,7 @@ def test_one_more_observation_is_a_pooled_t_test_of_one_against_the_others() -> 
     value, others = random.normal(size=40), random.normal(size=(9, 40))
     found = new_observation(value, others)
     for at in range(40):
-        wanted = stats.ttest_ind([value[at]], others[:, at], equal_var=True)
+        wanted: Any = stats.ttest_ind([value[at]], others[:, at], equal_var=True)
         assert found["t"][at] == pytest.approx(wanted.statistic, rel=1e-12)
         assert found["p"][at] == pytest.approx(wanted.pvalue, rel=1e-12)
     assert (found["n_examples"] == 9).all()
