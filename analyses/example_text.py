@@ -111,10 +111,10 @@ def _unexpected(example: Example, name: str) -> list[str]:
     response = tokens.index[tokens["region"] == "response"]
     read = found[found["is_read"] & found["position"].isin(response) & (found["probability"] < LOW)]
     lines = []
-    for row in read.itertuples():
-        first = found[(found["position"] == row.position) & (found["rank"] == 1)].iloc[0]
-        before = "".join(tokens["shown"].loc[max(0, int(row.position) - 6) : int(row.position) - 1])
-        lines.append(
-            f"    …{before!r} {row.token!r} had {row.probability:.1%} (rank {row.rank}); {first['token']!r} {first['probability']:.0%}"
-        )
+    for row in read.to_dict("records"):
+        position = int(row["position"])
+        first = found[(found["position"] == position) & (found["rank"] == 1)].iloc[0]
+        before = "".join(tokens["shown"].loc[max(0, position - 6) : position - 1])
+        likely = f"{first['token']!r} {first['probability']:.0%}"
+        lines.append(f"    after {before!r}: {row['token']!r} had {row['probability']:.1%} (rank {row['rank']}); likeliest: {likely}")
     return ["", "  Number tokens that it did not expect:", *lines[:8]] if lines else []

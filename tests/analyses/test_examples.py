@@ -130,7 +130,7 @@ def test_standing_out_is_a_test_against_the_other_problems(look: Callable[..., R
     rows = values[(values["measure"] == "numeric_mass") & (values["region"] == "response")]
     found = table("standing")
     found = found[(found["measure"] == "numeric_mass") & (found["region"] == "response")]
-    t = {(row.layer, row.head): row.t for row in found.itertuples()}
+    t: dict[Any, float] = {(row.layer, row.head): float(str(row.t)) for row in found.itertuples()}
     p = []
     for (layer, head), group in rows.groupby(["layer", "head"]):
         here, others = group.loc[group["example"] == 4, "value"], group.loc[group["example"] != 4, "value"]
