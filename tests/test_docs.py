@@ -114,7 +114,7 @@ def test_the_page_of_examples_runs(tmp_path: Path) -> None:
     names: dict[str, object] = {}
     exec(compile("\n".join(blocks("docs/examples.md")), "docs/examples.md", "exec"), names)
     page = names["page"]
-    assert "Ana" in page._repr_html_()  # type: ignore[attr-defined]
+    assert " nuts" in page._repr_html_()  # type: ignore[attr-defined]
 
 
 def test_options_that_the_page_of_examples_shows_exist() -> None:
