@@ -93,11 +93,11 @@ def contrast(config: ContrastConfig, command: str) -> int:
     """
     import numpy as np
 
-    from analyses.head_runs import named, read_head_run
+    from analyses.head_runs import all_named, read_head_run
     from analyses.open_models import Opening, OpenModels
     from interp.contrast import ANSWERS, CONTRAST, ContrastError, contrast_table, lengths_table, same_heads
 
-    models = [named(argument, config.base) for argument in config.models]
+    models = all_named(config.models, config.base)
     _check(config, models)
     folder = _Folder(config.out, force=config.force)
     config, problems = _settled(config, models)

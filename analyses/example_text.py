@@ -16,6 +16,8 @@ NUMBERS = 4
 """Numbers listed for each head."""
 LOW = 0.1
 """Below this probability a number that the model read is listed as unexpected."""
+CLEAR = 0.05
+"""False-discovery rate at which a head is said to differ."""
 ROLE_WORDS = {
     "question_number": "question",
     "operand": "operand",
@@ -74,7 +76,9 @@ def _heads(example: Example, name: str, model: dict[str, Any]) -> list[str]:
     compared = model["compared_with"]
     against = f"against {compared['n_examples']} other problems ({compared['source']})" if compared else "nothing to compare with"
     title = example.measures[by].title
-    lines = ["", f"  Heads chosen for it: {title.lower()} ({by}), {region} queries; {against}"]
+    lines = ["", f"  Heads: {title.lower()} ({by}), {region} queries; {against}"]
+    if compared and not (rows["q"] <= CLEAR).any():
+        lines.append(f"  No head differs clearly (smallest q over all {len(rows)} heads: {rows['q'].min():.2g}); the furthest are:")
     listed = []
     for layer, head in example.chosen[:LISTED]:
         row = rows.loc[(layer, head)]

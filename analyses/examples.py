@@ -172,14 +172,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def look_at(config: ExamplesConfig, command: str) -> int:
     """One problem: tables, text, figures, page."""
-    from analyses.head_runs import named
+    from analyses.head_runs import all_named
     from analyses.one_problem import ExampleError, Wish, check_folder
     from distill.grading import GRADERS
 
     if config.grader not in GRADERS:
         raise ExampleError(f"--grader {config.grader!r}; known: {', '.join(GRADERS)}")
     problem, pool, about = the_problem(config)
-    models = [named(source, config.base) for source in config.model]
+    models = all_named(config.model, config.base)
     unlike = [m.name for m in models if m.source is None]
     if unlike:
         raise ExampleError(f"the run of {unlike[0]} does not say where its model is; name the model itself")

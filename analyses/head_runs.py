@@ -77,6 +77,18 @@ def named(argument: str, base: str | None = None) -> Named:
     return Named(name, name, source=argument, base=base)
 
 
+def all_named(arguments: Sequence[str], base: str | None = None) -> list[Named]:
+    """What several arguments name; `base` goes to the adapters among them.
+
+    Raises:
+        InputError: as `named`, or a base where no adapter is named.
+    """
+    adapters = [(Path(argument).expanduser() / "adapter_config.json").is_file() for argument in arguments]
+    if base is not None and not any(adapters):
+        raise InputError(f"--base {base} was given, but {', '.join(arguments)} is no adapter (no adapter_config.json)")
+    return [named(argument, base if adapter else None) for argument, adapter in zip(arguments, adapters, strict=True)]
+
+
 def _of_run(folder: Path) -> Named:
     run = read_run_json(folder)
     source = str(run["config"].get("model", ""))

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 AUTO = 6
 """Heads that `auto` takes."""
+FOREMOST = 12
+"""Heads that stand out most, as listed."""
 FEWEST = 3
 """Other problems that a run must have for a comparison with it to say anything."""
 
@@ -115,6 +117,9 @@ def look(
     measures = load_measures()
     if wish.by not in measures:
         raise ExampleError(f"--by {wish.by} is no measure; known: {', '.join(measures)}")
+    if wish.region not in REGIONS:
+        raise ExampleError(f"--region {wish.region!r}; known: {', '.join(REGIONS)}")
+    named_heads(wish, *_shape(opened.open(models[0])))  # before the model answers
     readings = [read_problem(model, opened, problem, wish, measures, out, pool) for model in models]
     form = (readings[0].layers, readings[0].n_heads)
     for other in readings[1:]:
@@ -123,12 +128,13 @@ def look(
                 f"{readings[0].model.name} has {len(form[0])} layers of {form[1]} heads, {other.model.name} {len(other.layers)} of "
                 f"{other.n_heads}: side by side are models of one form; look at them one by one"
             )
-    watched, chosen = choose_heads(readings, wish)
+    order = standing_out([r.standing for r in readings], wish.by, wish.region)
+    watched, chosen = choose_heads(readings, wish, order)
     traces: dict[str, Trace] = {}
     for reading in reversed(readings):  # the last is open still
         say(f"looking at the heads of {reading.model.name}")
         traces[reading.model.name] = _trace(opened.open(reading.model), reading, measures, watched, bool(wish.watch), wish.seed)
-    _write(readings, traces, measures, watched, chosen, problem, wish, out, about)
+    _write(readings, traces, measures, (watched, chosen, order[:FOREMOST]), problem, wish, out, about)
     return out
 
 
@@ -344,16 +350,39 @@ def parse_heads(typed: Sequence[str], layers: Sequence[int], n_heads: int, optio
     return list(found)
 
 
-def choose_heads(readings: Sequence[Reading], wish: Wish) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """The heads whose maps are kept, and those that are shown first."""
-    layers, n_heads = readings[0].layers, readings[0].n_heads
+def _shape(checkpoint: Checkpoint) -> tuple[tuple[int, ...], int]:
+    from interp.recorder import attention_layers
+
+    config = checkpoint.model.config
+    return attention_layers(config), int(config.get_text_config(decoder=True).num_attention_heads)
+
+
+def named_heads(wish: Wish, layers: Sequence[int], n_heads: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The heads of --heads and of --watch.
+
+    Raises:
+        ExampleError: one that does not exist, or that is to be shown and not watched.
+    """
     named = parse_heads(wish.heads, layers, n_heads, "--heads")
     watched = parse_heads(wish.watch, layers, n_heads, "--watch")
-    asked = {part.strip() for given in wish.heads for part in given.split(",")}
     if watched and named and not set(named) <= set(watched):
         missing = next(head for head in named if head not in watched)
         raise ExampleError(f"--heads {missing[0]}.{missing[1]} is not among the heads of --watch: name it there too")
-    order = standing_out([r.standing for r in readings], wish.by, wish.region)
+    return named, watched
+
+
+def choose_heads(
+    readings: Sequence[Reading], wish: Wish, order: Sequence[tuple[int, int]]
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The heads whose maps are kept, and those that are shown first.
+
+    Args:
+        readings: of all models.
+        wish: which were named.
+        order: as `standing_out` gives it.
+    """
+    named, watched = named_heads(wish, readings[0].layers, readings[0].n_heads)
+    asked = {part.strip() for given in wish.heads for part in given.split(",")}
     if watched:
         chosen = named or [head for head in order if head in set(watched)]
         return watched, [*chosen, *(head for head in watched if head not in chosen)][: max(AUTO, len(named))]
@@ -403,8 +432,7 @@ def _write(
     readings: Sequence[Reading],
     traces: dict[str, Trace],
     measures: dict[str, Measure],
-    watched: Sequence[tuple[int, int]],
-    chosen: Sequence[tuple[int, int]],
+    heads: tuple[Sequence[tuple[int, int]], ...],
     problem: Problem,
     wish: Wish,
     out: Path,
@@ -473,6 +501,12 @@ def _write(
                 "identity": reading.identity,
             }
         )
+        rows = reading.standing[(reading.standing["measure"] == wish.by) & (reading.standing["region"] == wish.region)]
+        if not (rows["value"].abs() > 0).any():
+            title = measures[wish.by].info.title.lower()
+            warnings.append(
+                f"{name}: no head has any {title} in this text, so the heads shown are arbitrary; choose by another measure (--by)"
+            )
     for key, frames in found.items():
         draft = out / f".{key}.draft"
         write(pd.concat(frames, ignore_index=True), EXAMPLE_TABLES[key], draft)
@@ -490,8 +524,7 @@ def _write(
         "measures": [dataclasses.asdict(m.info) for m in measures.values()],
         "layers": list(readings[0].layers),
         "n_heads": readings[0].n_heads,
-        "watched": [list(head) for head in watched],
-        "chosen": [list(head) for head in chosen],
+        **{key: [list(head) for head in of] for key, of in zip(("watched", "chosen", "foremost"), heads, strict=True)},
         "by": wish.by,
         "region": wish.region,
         "shared_tokens": shared_tokens(readings),

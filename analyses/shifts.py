@@ -152,14 +152,14 @@ def say(text: str) -> None:
 def compare(config: ShiftsConfig, command: str) -> int:
     """Heads of models on the same texts: tables, figures, and a summary."""
     from analyses.comparison_folder import ComparisonFolder
-    from analyses.head_runs import folder_of, named, of_study, read_head_run, read_run_json, same_texts, with_accuracy
+    from analyses.head_runs import all_named, folder_of, of_study, read_head_run, read_run_json, same_texts, with_accuracy
     from analyses.matched import match
     from analyses.measuring import measure
     from analyses.open_models import Opening, OpenModels
     from analyses.shift_tables import adapter_tables, head_tables, map_tables
     from interp.compare import align
 
-    models = [named(argument, config.base) for argument in config.runs]
+    models = all_named(config.runs, config.base) if config.runs else []
     problems, baseline = None, config.baseline
     if config.study is not None:
         students, problems, usual = of_study(config.study)

@@ -10,6 +10,7 @@ caps and biases are its own; a model whose forward does not know that argument m
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from interp.example import ALTERNATIVES, FAINT, STEP_QUANTITIES, STRONG
 from interp.measures import Measure
@@ -264,9 +266,26 @@ def _next_table(logits: Tensor, positions: np.ndarray, ids: np.ndarray, tokenize
     frame = pd.DataFrame(rows, columns=["position", "rank", "token_id", "probability", "is_read"])
     kinds = {"position": np.int32, "rank": np.int32, "token_id": np.int32, "probability": np.float64, "is_read": bool}
     frame = frame.astype(kinds)
-    names = {token: tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in frame["token_id"].unique().tolist()}
+    names = {token: token_text(tokenizer, token) for token in frame["token_id"].unique().tolist()}
     frame.insert(3, "token", pd.Series([names[token] for token in frame["token_id"].tolist()], dtype=str))
     return frame
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    r"""One token as text; bytes that are no whole character are written out: "\xd9".
+
+    Args:
+        tokenizer: of transformers; those that keep bytes as characters (byte-level BPE) or as "<0xD9>" are known.
+        token: its id.
+    """
+    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    if "\ufffd" not in text:
+        return text
+    raw = str(tokenizer.convert_ids_to_tokens(token))
+    of_byte = {character: byte for byte, character in bytes_to_unicode().items()}
+    if raw and all(character in of_byte for character in raw):
+        return bytes(of_byte[character] for character in raw).decode("utf-8", "backslashreplace")
+    return raw if re.fullmatch(r"<0x[0-9A-F]{2}>", raw) else text
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------

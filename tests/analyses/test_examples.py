@@ -216,6 +216,33 @@ def test_answers_that_are_cut_are_told(look: Callable[..., Ran]) -> None:
     assert any("ran into the cut" in warning for warning in about()["warnings"]) == cut
 
 
+def test_heads_are_arbitrary_where_there_is_no_number(look: Callable[..., Ran]) -> None:
+    ran = look("--question", "How do you do?", "--heads", "auto", "--region", "question", *SHORT, "--others", 0)
+    assert ran.code == 0, ran.err
+    assert "choose by another measure (--by)" in ran.out
+
+
+def test_the_foremost_heads_differ_clearly_first_or_are_said_not_to(look: Callable[..., Ran]) -> None:
+    assert look("--text", "gold", "--others", 5).code == 0
+    found = table("standing")
+    found = found[(found["measure"] == "numeric_mass") & (found["region"] == "response")]
+    rows = {(int(r["layer"]), int(r["head"])): r for r in found.to_dict("records")}
+    foremost = [rows[tuple(head)] for head in about()["foremost"]]
+    keys = [(bool(r["p"] <= 0.05), abs(r["value"] - r["mean"])) for r in foremost]
+    assert keys == sorted(keys, reverse=True)
+    assert about()["chosen"] == about()["foremost"][: len(about()["chosen"])]
+
+
+def test_a_base_goes_to_the_adapters_alone(look: Callable[..., Ran], checkpoint: Path, adapter: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(adapter, tmp_path / "moved"))
+    config = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "elsewhere"}))
+    assert look("--model", checkpoint, moved, "--base", checkpoint, "--text", "gold", "--others", 0).code == 0
+    ran = look("--model", checkpoint, "--base", checkpoint, "--text", "gold", "--others", 0)
+    assert ran.code == 2
+    assert "is no adapter" in ran.err
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 

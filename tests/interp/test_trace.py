@@ -27,7 +27,7 @@ from interp.measures import MeasureError
 from interp.recorder import RecordingError, record
 from interp.table import ROLES, TOKEN_REGIONS, validate
 from interp.tokens import NUMBER, NUMBER_ROLES, AnnotatedText, Tokens, annotate
-from interp.trace import TraceError, _next_table, token_rows, trace
+from interp.trace import TraceError, _next_table, token_rows, token_text, trace
 
 Make = Callable[..., Any]
 FAMILIES = ("llama", "mistral", "qwen3", "gemma2", "gemma3_text", "gpt2", "phi3", "gpt_oss", "deepseek_v3")
@@ -509,3 +509,13 @@ def test_a_number_in_parts_and_a_number_beside_the_template() -> None:
         ["template", "template", *["question"] * 4],
     )
     assert check_rows(text)["number"].tolist() == [-1, -1, 0, 0, 0, 1]
+
+
+def test_a_part_of_a_character_is_named_by_its_bytes(tiny_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = tiny_tokenizer()
+    for character in "ש🧮é":
+        ids = tokenizer(character, add_special_tokens=False)["input_ids"]
+        assert len(ids) == len(character.encode())  # the tokenizer has seen none of them
+        written = "".join(token_text(tokenizer, token) for token in ids)
+        assert written == "".join(f"\\x{byte:02x}" for byte in character.encode())
+    assert token_text(tokenizer, tokenizer("12", add_special_tokens=False)["input_ids"][0]).strip() in ("1", "12")
