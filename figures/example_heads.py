@@ -75,7 +75,7 @@ def standing_map(example: Example, measure: str | None = None, region: str | Non
     if compared:
         # One head in a hundred may be far out; it must not pale all others.
         most = float(np.nanquantile(np.abs(values), SHOWN, method="higher")) or 1.0
-        scale = _round_ticks(colour_scale(MeasureInfo("t", "t", "t", -most, most, ""), values))
+        scale = round_ticks(colour_scale(MeasureInfo("t", "t", "t", -most, most, ""), values))
         label, title = "t", f"{info.title}: this problem against the run (t)"
     else:
         scale = colour_scale(info, values)
@@ -137,7 +137,7 @@ def _told_dots(q: dict[str, np.ndarray]) -> str:
     return f"no head has q ≤ {LEVEL:g}"
 
 
-def _round_ticks(scale: Scale) -> Scale:
+def round_ticks(scale: Scale) -> Scale:
     """The scale with round numbers on its bar, within its limits."""
     low, high = float(scale.norm.vmin or 0.0), float(scale.norm.vmax or 0.0)
     ticks = tuple(float(tick) for tick in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high)

@@ -140,12 +140,13 @@ def _stem(source: str) -> str:
 def script_note(texts: Sequence[str]) -> str:
     """What a subtitle says of scripts that a text set letter by letter from left to right shows wrongly; "" where there is none."""
     letters = set().union(*texts)
-    if any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in letters):
-        return "right-to-left text is drawn letter by letter; the page shows it right"
+    leftwards = any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in letters)
     # Selectors of a letter's look (U+FE0F after an emoji) are marks by category, and draw nothing.
-    if any(unicodedata.category(letter).startswith("M") and not "\ufe00" <= letter <= "\ufe0f" for letter in letters):
-        return "combining marks are drawn letter by letter; the page shows them right"
-    return ""
+    marks = any(unicodedata.category(letter).startswith("M") and not "\ufe00" <= letter <= "\ufe0f" for letter in letters)
+    if not (leftwards or marks):
+        return ""
+    what = "right-to-left text is" if not marks else "right-to-left text and combining marks are" if leftwards else "combining marks are"
+    return f"{what} drawn letter by letter; the page shows {'them' if marks else 'it'} right"
 
 
 def label_of(shown: str, token: str) -> str:

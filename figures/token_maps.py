@@ -13,6 +13,7 @@ from matplotlib.image import AxesImage
 
 from figures import style, token_labels
 from figures.example_folder import Example
+from figures.example_heads import round_ticks
 from figures.head_maps import Scale, colour_scale, draw_colour_bar
 from figures.named_lines import line_inches
 from figures.token_labels import Slot
@@ -214,7 +215,7 @@ def _difference(example: Example, maps: Sequence[TokenMap]) -> TokenMap | None:
 def _signed(values: np.ndarray) -> Scale:
     """Diverging colours about 0, as far as the largest difference."""
     most = (float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0) or 1.0
-    return colour_scale(MeasureInfo("difference", "difference", "probability", -most, most, ""), values)
+    return round_ticks(colour_scale(MeasureInfo("difference", "difference", "probability", -most, most, ""), values))
 
 
 def _height(one: TokenMap, across: float) -> float:

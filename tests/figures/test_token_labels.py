@@ -97,7 +97,15 @@ def test_problems_are_named_without_folders_and_options(example_folder, source, 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("מה 5", "right-to-left"), ("كم 5", "right-to-left"), ("e\u0301", "combining"), ("तो", "combining"), ("é 中 ❤\ufe0f", ""), ("", "")],
+    [
+        ("מה 5", "right-to-left text is"),
+        ("كم 5", "right-to-left"),
+        ("e\u0301", "combining"),
+        ("तो", "combining"),
+        ("مُ", "right-to-left text and combining"),
+        ("é 中 ❤\ufe0f", ""),
+        ("", ""),
+    ],
 )
 def test_scripts_that_are_drawn_wrongly_are_said(text, said):
     note = token_labels.script_note(["plain", text])
