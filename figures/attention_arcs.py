@@ -22,6 +22,10 @@ LEAST = 0.05
 """Smallest probability with an arc."""
 GAPS = {"question": 0.07, "response": 0.15}
 """Room for arcs above each line of text, inches of a paper: arcs along a line are in the response alone."""
+WHOLE = 30
+"""A figure with more lines of text than this, over all models, draws only those that hold an arc's end."""
+MOST_LINES = 60
+"""Most lines of text then; the models share them."""
 SAMPLES = (0.05, 0.2, 0.5, 1.0)
 """Probabilities in the key."""
 QUERIES = ("operand", "intermediate_result", "final_answer")
@@ -64,9 +68,13 @@ def attention_arcs(example: Example, head: tuple[int, int]) -> Figure:
     to itself is a small loop. What falls on keys that are not set here (the template, most of all its first token) stands over the block.
     Numbers have their role's ground and underline, as on the page.
 
+    Of more than 30 lines of text in all only each block's first and those that hold an arc's end are drawn, with "…" where lines are left
+    out; where they are more than 60, the strongest arcs come first. The subtitle says how many lines and arcs are left out.
+
     Tokens are set one by one from left to right, whatever their script: letters of a right-to-left script are in order within a token but
     the tokens of such a line run from left to right, letters are not joined across tokens, and a mark that combines with the token before
-    stands beside it. Letters that the font (DejaVu Sans) lacks, such as Chinese ones and emoji, are boxes "▯", and a line's end is "⏎".
+    stands beside it; the subtitle says so. Letters that the font (DejaVu Sans) lacks, such as Chinese ones and emoji, are boxes "▯", and a
+    line's end is "⏎".
 
     Args:
         example: as `figures.example_folder.read_example` gives it.
@@ -82,17 +90,22 @@ def attention_arcs(example: Example, head: tuple[int, int]) -> Figure:
     arcs = {model: _arcs(example, model, head, tokens) for model, tokens in texts.items()}
     roles = token_labels.roles_in(texts)
     title = f"What numbers look at: head {head[1]} of layer {head[0]} (attention as probability)"
+    gutter = 0.05 + inches("response") + 0.1 + inches("…")
+    parts = {model: {name: tokens[tokens["region"] == name] for name in GAPS} for model, tokens in texts.items()}
+    places = {model: {name: _set(tokens, width - gutter - 0.1 - inches("…")) for name, tokens in of.items()} for model, of in parts.items()}
+    whole = sum(_lines(part) for of in places.values() for part in of.values()) <= WHOLE
+    room = None if whole else MOST_LINES // len(texts)
+    rows = {model: _rows(_line_of(parts[model], places[model]), arcs[model][0], room) for model in texts}
     subtitle = style.joined(
         token_labels.problem_text(example),
         f"arcs: from each token of the response's numbers to keys with probability {LEAST:g} or more, coloured by the key's role",
         "elsewhere: mean share of these tokens' attention on the template",
+        token_labels.script_note([text for tokens in texts.values() for text in tokens["shown"]]),
+        _told_left_out(parts, places, rows, arcs),
     )
     titles = style.titles_inches(width, title, subtitle)
-    gutter = 0.05 + inches("response") + 0.1
-    parts = {model: {name: tokens[tokens["region"] == name] for name in GAPS} for model, tokens in texts.items()}
-    places = {model: {name: _set(tokens, width - gutter - 0.1) for name, tokens in of.items()} for model, of in parts.items()}
     pitches = {name: line_inches() + gap * at.zoom for name, gap in GAPS.items()}
-    heights = {model: line_inches() * 2.1 + sum(_lines(part) * pitches[name] for name, part in of.items()) for model, of in places.items()}
+    heights = {model: line_inches() * 2.1 + sum(len(part) * pitches[name] for name, part in of.items()) for model, of in rows.items()}
     key_room = _key_lines(roles, width) * line_inches() * 1.2 + 0.08
     height = titles + key_room + sum(heights.values())
     figure = style.new_figure(width, height, constrained=False)
@@ -114,14 +127,19 @@ def attention_arcs(example: Example, head: tuple[int, int]) -> Figure:
             first = 1 - 0.22 * line_inches() / pitches[name]  # a line's foot is under its base line
             if part:
                 axes.text(0.05, y - first * pitches[name], name, va="baseline", color=at.grey)
+            bases = {line: y - (row + first) * pitches[name] for row, line in enumerate(rows[model][name])}
+            _draw_gaps(axes, part, bases, gutter)
             for (position, token), place in zip(parts[model][name].iterrows(), part, strict=True):
-                base = y - (place.line + first) * pitches[name]
+                if place.line not in bases:
+                    continue
+                base = bases[place.line]
                 left, right = gutter + place.left, gutter + place.right
                 _draw_token(axes, place.text, str(token["role"]), left, right, base)
                 middles[int(str(position))] = (left + right) / 2, base, max(right - left, 0.04)
-            y -= _lines(part) * pitches[name]
+            y -= len(bases) * pitches[name]
         for query, key, probability in zip(*(edges[name] for name in ("query", "key", "probability")), strict=True):
-            _draw_arc(axes, middles[int(query)], middles[int(key)], float(probability), texts[model]["role"][key])
+            if int(query) in middles and int(key) in middles:
+                _draw_arc(axes, middles[int(query)], middles[int(key)], float(probability), texts[model]["role"][key])
         top -= heights[model]
     return figure
 
@@ -143,6 +161,59 @@ def _arcs(example: Example, model: str, head: tuple[int, int], tokens: pd.DataFr
 
 def _lines(places: Sequence[Place]) -> int:
     return max((place.line for place in places), default=-1) + 1
+
+
+def _line_of(parts: dict[str, pd.DataFrame], places: dict[str, list[Place]]) -> dict[int, tuple[str, int]]:
+    """Block and line of each position of a model."""
+    return {
+        int(position): (name, place.line)
+        for name, part in places.items()
+        for position, place in zip(parts[name]["position"], part, strict=True)
+    }
+
+
+def _rows(line_of: dict[int, tuple[str, int]], edges: pd.DataFrame, room: int | None) -> dict[str, list[int]]:
+    """The lines of each block that are drawn: all, or at most `room` of a model, the first and those that hold the strongest arcs' ends."""
+    every = set(line_of.values())
+    kept = {line for line in every if line[1] == 0} if room is not None else every
+    for query, key in zip(edges["query"][::-1], edges["key"][::-1], strict=True):  # the strongest is the last
+        ends = {line_of[int(query)], line_of[int(key)]}
+        if room is None or len(kept | ends) <= room:
+            kept = kept | ends
+    return {name: sorted(line for of, line in kept if of == name) for name in GAPS}
+
+
+def _told_left_out(
+    parts: dict[str, dict[str, pd.DataFrame]],
+    places: dict[str, dict[str, list[Place]]],
+    rows: dict[str, dict[str, list[int]]],
+    arcs: dict[str, tuple[pd.DataFrame, float]],
+) -> str:
+    """How many lines of the text and how many arcs are not drawn, "" where all are."""
+    lines = sum(_lines(part) for of in places.values() for part in of.values())
+    without = lines - sum(len(kept) for of in rows.values() for kept in of.values())
+    if not without:
+        return ""
+    hidden = count = 0
+    for model, (edges, _) in arcs.items():
+        line_of = _line_of(parts[model], places[model])
+        shown = {position for position, (name, line) in line_of.items() if line in rows[model][name]}
+        hidden += int((~(edges["query"].isin(shown) & edges["key"].isin(shown))).sum())
+        count += len(edges)
+    if hidden:
+        return f"“…”: {without} of {lines} lines of text and {hidden} of {count} arcs left out for room, the strongest arcs drawn first"
+    return f"“…”: {without} of {lines} lines of text left out, no arc begins or ends there"
+
+
+def _draw_gaps(axes: Axes, part: Sequence[Place], bases: dict[int, float], gutter: float) -> None:
+    """A "…" before each line that does not follow the one above, and after the last where more would come."""
+    grey, shown = style.look().grey, list(bases)
+    for before, line in zip([-1, *shown], shown, strict=False):
+        if line != before + 1:
+            axes.text(gutter - 0.02, bases[line], "…", ha="right", va="baseline", color=grey)
+    if shown and shown[-1] < _lines(part) - 1:
+        end = max(place.right for place in part if place.line == shown[-1])
+        axes.text(gutter + end + 0.02, bases[shown[-1]], "…", va="baseline", color=grey)
 
 
 def _set(tokens: pd.DataFrame, room: float) -> list[Place]:

@@ -145,7 +145,7 @@ def about_contrast(contrast: pd.DataFrame, measure: str | None, region: str) -> 
 
 @style.paper_style()
 def contrast_map(contrast: pd.DataFrame, info: MeasureInfo, subtitle: str = "", region: str = "response") -> Figure | None:
-    """Right less wrong answers of every head, layers along x; heads that are not significant in grey, undefined ones hatched.
+    """Right minus wrong answers of every head, layers along x; heads that are not significant in grey, undefined ones hatched.
 
     Args:
         contrast: rows of `interp.contrast.CONTRAST` of one model.
@@ -166,7 +166,7 @@ def contrast_map(contrast: pd.DataFrame, info: MeasureInfo, subtitle: str = "", 
     about = about_contrast(contrast, info.name, region)
     if not np.isfinite(values).any():
         return None
-    return clear_map(values, clear, replace(info, title=f"Right less wrong: {info.title}"), (about, subtitle))
+    return clear_map(values, clear, replace(info, title=f"Right minus wrong: {info.title}"), (about, subtitle))
 
 
 def forest_rows(contrast: pd.DataFrame, region: str) -> dict[str, pd.DataFrame]:
@@ -197,7 +197,7 @@ def forest(contrast: pd.DataFrame, measures: dict[str, MeasureInfo], subtitle: s
     if not chosen:
         return None
     at = style.look()
-    title = "Heads that differ most between right and wrong answers (right less wrong)"
+    title = "Heads that differ most between right and wrong answers (right minus wrong)"
     scope = f"{len(chosen)} measures" if len(chosen) > 1 else "measure"
     note = f"the {scope} with the smallest q, up to {MOST_HEADS} heads each · line: 95 % interval of each head alone · head: layer.head"
     subtitle = style.joined(about_contrast(contrast, None, region), note, subtitle)

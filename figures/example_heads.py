@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from figures import style, token_labels
 from figures.example_folder import Example
-from figures.head_maps import colour_scale, draw_map
-from figures.map_panels import BAR_ROOM, bar_above
+from figures.head_maps import Scale, colour_scale, draw_map
+from figures.map_panels import bar_above
 from figures.named_lines import line_inches
 from figures.token_labels import MARKERS, NUMBER_ROLES, Slot, boxed, colour, cut, inches
 from interp.example import STEP_QUANTITIES
@@ -28,8 +29,8 @@ SHOWN = 0.99
 """Share of heads within the limits of t's colours."""
 LOW = 0.5
 """A number read with a smaller probability is named with the most likely token, where another one was likelier."""
-LOG_BELOW = 0.02
-"""The axis of probabilities is logarithmic where one is smaller than this."""
+BAR_ROOM = 0.33
+"""Room of the colour bar over the maps, inches of a paper: `bar_above` with its ticks, and no more."""
 FLOOR = 1e-12
 """Smallest probability on a logarithmic axis; smaller ones are drawn there."""
 QUANTITY_TITLES = {"question_numbers": "on the question's numbers", "earlier_results": "on earlier steps' results"}
@@ -46,9 +47,10 @@ class ExampleHeadsError(ValueError):
 def standing_map(example: Example, measure: str | None = None, region: str | None = None) -> Figure:
     """Every head's t on this problem against the run, a map a model; or its value where nothing was compared.
 
-    t = (value - mean) / (sd sqrt(1 + 1 / n)) over the run's other n problems: red is more than usual, blue less, and a dot marks
-    q <= 0.05 (Benjamini-Hochberg over all heads of a model). The scale is symmetric about 0 and the same for all models; it ends where 99 %
-    of the heads' |t| do, and the others have the end's colour. A model that was not compared, beside others that were, is hatched.
+    t = (value - mean) / (sd sqrt(1 + 1 / n)) over the run's other n problems: red is more than usual, blue less, and a dot marks q <= 0.05
+    (Benjamini-Hochberg over all heads of a model); the subtitle says where no head has one. The scale is symmetric about 0 and the same for
+    all models; it ends where 99 % of the heads' |t| do, and the others have the end's colour. A model that was not compared, beside others
+    that were, is hatched.
 
     Args:
         example: as `figures.example_folder.read_example` gives it.
@@ -73,7 +75,7 @@ def standing_map(example: Example, measure: str | None = None, region: str | Non
     if compared:
         # One head in a hundred may be far out; it must not pale all others.
         most = float(np.nanquantile(np.abs(values), SHOWN, method="higher")) or 1.0
-        scale = colour_scale(MeasureInfo("t", "t", "t", -most, most, ""), values)
+        scale = round_ticks(colour_scale(MeasureInfo("t", "t", "t", -most, most, ""), values))
         label, title = "t", f"{info.title}: this problem against the run (t)"
     else:
         scale = colour_scale(info, values)
@@ -84,7 +86,7 @@ def standing_map(example: Example, measure: str | None = None, region: str | Non
         token_labels.problem_text(example),
         against,
         f"{region} queries",
-        f"dot: q ≤ {LEVEL:g} over all heads" if compared else "",
+        _told_dots(marks) if compared else "",
         f"colours end at {SHOWN:.0%} of the heads' |t|" if compared and scale.extend != "neither" else "",
         "" if compared else scale.note(),
         "hatched: undefined" if np.isnan(values).any() else "",
@@ -92,9 +94,12 @@ def standing_map(example: Example, measure: str | None = None, region: str | Non
     at = style.look()
     one = len(maps) == 1
     width = at.column("one" if one else "two")
-    margins = (0.32, 0.14, 0.16 + 0.13 * (not one), 0.34)
     columns = 1 if width < at.two else min(len(maps), 3)
-    across = width / columns - (margins[0] + margins[1]) * at.zoom
+    across = width / columns - (0.32 + 0.14) * at.zoom - 1e-6
+    unlike = {model: compared and not np.isfinite(maps[model]).any() for model in maps}
+    names = {model: style.wrapped(boxed(model) + " · not compared" * unlike[model], across, 2) for model in maps}
+    lines = max(name.count("\n") + 1 for name in names.values())
+    margins = (0.32, 0.14, lines * line_inches() / at.zoom + 0.06, 0.34)
     down = float(np.clip(across * int(example.run["n_heads"]) / len(layers), 0.8 * at.zoom, 2.2 * at.zoom))
     titles = style.titles_inches(width, title, subtitle)
     if columns >= len(maps):
@@ -104,7 +109,7 @@ def standing_map(example: Example, measure: str | None = None, region: str | Non
         subtitle,
         len(maps),
         columns,
-        panel=(across - 1e-6, down / at.zoom),
+        panel=(across, down / at.zoom),
         margins=margins,
         legend_room=BAR_ROOM,
         width=width,
@@ -115,8 +120,7 @@ def standing_map(example: Example, measure: str | None = None, region: str | Non
         axes.set_xticks(ticks := [int(tick) for tick in axes.get_xticks()], [str(layers[tick]) for tick in ticks])
         axes.set_xlabel("layer")
         axes.set_ylabel("head")
-        unlike = compared and not np.isfinite(maps[model]).any()
-        axes.set_title(style.wrapped(boxed(model) + " · not compared" * unlike, style.axes_inches(axes)[0], 2), loc="left")
+        axes.set_title(names[model], loc="left")
         layer, head = np.nonzero(marks[model] <= LEVEL)
         size = 72 * min(style.axes_inches(axes)[0] / len(layers), style.axes_inches(axes)[1] / int(example.run["n_heads"]))
         dot = float(np.clip(0.3 * size, 0.6, 3.0))
@@ -124,6 +128,20 @@ def standing_map(example: Example, measure: str | None = None, region: str | Non
     assert image is not None
     bar_above(figure, image, scale, label, titles)
     return figure
+
+
+def _told_dots(q: dict[str, np.ndarray]) -> str:
+    """What a dot is, or that there is none."""
+    if any((values <= LEVEL).any() for values in q.values()):
+        return f"dot: q ≤ {LEVEL:g} over all heads"
+    return f"no head has q ≤ {LEVEL:g}"
+
+
+def round_ticks(scale: Scale) -> Scale:
+    """The scale with round numbers on its bar, within its limits."""
+    low, high = float(scale.norm.vmin or 0.0), float(scale.norm.vmax or 0.0)
+    ticks = tuple(float(tick) for tick in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high)
+    return replace(scale, ticks=ticks, tick_labels=tuple(map(style.tick_text, ticks)))
 
 
 def _heads(example: Example, rows: pd.DataFrame, model: str, layers: Sequence[int], column: str) -> np.ndarray:
@@ -294,7 +312,7 @@ def number_probabilities(example: Example) -> Figure:
 
     Markers and colours are roles. A token that was read with a probability under 0.5, where another was likelier, is outlined and named
     with the likeliest and its probability, the least probable ones first, as many as there is room. The axis is logarithmic, for all models
-    alike, where one probability is under 0.02; there what is below 1e-12 is drawn at 1e-12.
+    alike, and what is below 1e-12 is drawn at 1e-12; where a probability is 0 it is linear instead.
 
     Args:
         example: as `figures.example_folder.read_example` gives it.
@@ -304,18 +322,21 @@ def number_probabilities(example: Example) -> Figure:
     tables = {model: _read_numbers(example, model) for model in example.models}
     all_read = np.concatenate([table["probability"].to_numpy(float) for table in tables.values()])
     least = float(all_read.min()) if all_read.size else 1.0
-    log = least < LOG_BELOW
+    log = least > 0
     roles = token_labels.roles_in(tables, NUMBER_ROLES)
-    title = "How the model expected each number: probability of the token that was read"
+    whose = "models" if len(tables) > 1 else "the model"
+    title = f"How {whose} expected each number: probability of the token that was read"
     named = any(_is_low(row) for table in tables.values() for _, row in table.iterrows())
+    slots = {model: token_labels.token_slots(table) for model, table in tables.items()}
+    left, right = 0.5 * at.zoom, 0.1 * at.zoom
+    across = width - left - right - 1e-6
     subtitle = style.joined(
         token_labels.problem_text(example),
         "each token of a number, in the order of the text",
-        "logarithmic axis" if log else "",
+        "logarithmic axis" if log else "linear axis, as a probability is 0",
         f"outlined and named: what was likelier where the token read has less than {LOW:g}" if named else "",
+        token_labels.left_out_note(sum(token_labels.left_out(of_model, across) for of_model in slots.values())),
     )
-    slots = {model: token_labels.token_slots(table) for model, table in tables.items()}
-    left, right = 0.5 * at.zoom, 0.1 * at.zoom
     bottom = max(token_labels.label_room(of_model, width - left - right) for of_model in slots.values()) + line_inches() + 0.06
     key = token_labels.role_key_room(roles, width)
     above = 2 * line_inches() + 0.06
@@ -328,13 +349,13 @@ def number_probabilities(example: Example) -> Figure:
         subtitle,
         len(tables),
         1,
-        panel=(width - left - right - 1e-6, down / at.zoom),
+        panel=(across, down / at.zoom),
         margins=(left / at.zoom, right / at.zoom, above / at.zoom, bottom / at.zoom),
         legend_room=key / at.zoom,
         width=width,
     )
     token_labels.draw_role_key(figure, roles, titles + 0.02)
-    floor = max(FLOOR, 10.0 ** math.floor(math.log10(max(least, FLOOR)))) if log else 0.0
+    floor = min(0.1, max(FLOOR, 10.0 ** math.floor(math.log10(max(least, FLOOR))))) if log else 0.0
     for axes, (model, table) in zip(every, tables.items(), strict=True):
         _, height = style.axes_inches(axes)
         axes.text(0, 1 + (line_inches() + 0.02) / height, cut(boxed(model), width - left - right), transform=axes.transAxes, va="bottom")
@@ -377,6 +398,11 @@ def _is_low(row: pd.Series) -> bool:
     return bool(row["probability"] < LOW and row["rank"] > 1 and isinstance(row["likeliest"], str))
 
 
+def _two_digits(value: float) -> str:
+    """A probability with two significant digits, so that labels are equally exact."""
+    return f"{value:#.2g}".replace("e-0", "e-")
+
+
 def _points(axes: Axes, table: pd.DataFrame, slots: Sequence[Slot], floor: float, bottom: float) -> None:
     """Points of one model, lines between regions and steps, labels below, and the names of what was likelier."""
     at = style.look()
@@ -416,7 +442,7 @@ def _name_likeliest(axes: Axes, table: pd.DataFrame, spots: np.ndarray) -> None:
     low = [place for place, (_, row) in enumerate(table.iterrows()) if _is_low(row)]
     for place in sorted(low, key=lambda place: (float(table["probability"].iloc[place]), place)):
         row, (x, y) = table.iloc[place], spots[place]
-        text = f"“{token_labels.label_of(str(row['likeliest']), str(row['likeliest']))}” {float(row['likeliest_probability']):.2g}"
+        text = f"“{token_labels.label_of(str(row['likeliest']), str(row['likeliest']))}” {_two_digits(float(row['likeliest_probability']))}"
         text = cut(text, 1.1 * at.zoom)
         wide = inches(text)
         for left, foot in (

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -123,10 +125,28 @@ def heads_text(heads: Sequence[tuple[int, int]], most: int = 20) -> str:
 
 
 def problem_text(example: Example) -> str:
-    """Which problem, and whose text was read, for a subtitle."""
+    """Which problem, and whose text was read, for a subtitle: of a file of problems its name without folder and ending."""
     problem = example.run["problem"]
-    index, source = problem.get("index"), boxed(str(problem.get("source") or "own question"))
-    return style.joined(source if index is None else f"{source} problem {index}", f"{example.run['text']} text")
+    index, source = problem.get("index"), str(problem.get("source") or "")
+    told = "own question" if index is None else f"{_stem(source) or 'own'} problem {index}"
+    return style.joined(boxed(told), f"{example.run['text']} text")
+
+
+def _stem(source: str) -> str:
+    path = PureWindowsPath(source) if "\\" in source else PurePath(source)
+    return path.name.removesuffix("".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:]))
+
+
+def script_note(texts: Sequence[str]) -> str:
+    """What a subtitle says of scripts that a text set letter by letter from left to right shows wrongly; "" where there is none."""
+    letters = set().union(*texts)
+    leftwards = any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in letters)
+    # Selectors of a letter's look (U+FE0F after an emoji) are marks by category, and draw nothing.
+    marks = any(unicodedata.category(letter).startswith("M") and not "\ufe00" <= letter <= "\ufe0f" for letter in letters)
+    if not (leftwards or marks):
+        return ""
+    what = "right-to-left text is" if not marks else "right-to-left text and combining marks are" if leftwards else "combining marks are"
+    return f"{what} drawn letter by letter; the page shows {'them' if marks else 'it'} right"
 
 
 def label_of(shown: str, token: str) -> str:
@@ -220,6 +240,18 @@ def chosen_labels(slots: Sequence[Slot], length: float) -> list[Label]:
         if near and len(trial) * line <= length:
             taken = trial
     return [labels[at] for at in taken]
+
+
+def left_out(slots: Sequence[Slot], length: float) -> int:
+    """How many numbers have no label in `chosen_labels` of the same axis, because there is no room."""
+    if not slots or length / len(slots) >= line_inches():
+        return 0
+    return len(_number_labels(slots)) - len(chosen_labels(slots, length))
+
+
+def left_out_note(count: int) -> str:
+    """Labels that are left out as a subtitle says it; "" for none."""
+    return f"{count} {'label' if count == 1 else 'labels'} left out for room" if count else ""
 
 
 def _number_labels(slots: Sequence[Slot]) -> list[Label]:

@@ -13,6 +13,7 @@ from matplotlib.image import AxesImage
 
 from figures import style, token_labels
 from figures.example_folder import Example
+from figures.example_heads import round_ticks
 from figures.head_maps import Scale, colour_scale, draw_colour_bar
 from figures.named_lines import line_inches
 from figures.token_labels import Slot
@@ -56,10 +57,11 @@ class TokenMap:
 def token_map(example: Example, head: tuple[int, int], queries: Span = "response", keys: Span = "text") -> Figure:
     """The attention map of one head, a panel a model on one colour scale; with two models on one text also their difference.
 
-    Labels stand at every token where there is room, else at numbers only (`figures.token_labels.chosen_labels`). Where cells are
-    smaller than the PNG's pixels, a cell shows the value farthest from 0 of its tokens. Lines part question and response (whole) and the
-    response's steps (dotted); steps are numbered from 1 on the right. The share of attention that falls on keys that are not drawn, mostly
-    the template's first token, stands in the panel's title; the table leaves out probabilities under 0.05 %, which count there too.
+    Labels stand at every token where there is room, else at numbers only (`figures.token_labels.chosen_labels`); the subtitle says how many
+    numbers' labels there is no room for, over all panels. Where cells are smaller than the PNG's pixels, a cell shows the value farthest
+    from 0 of its tokens. Lines part question and response (whole) and the response's steps (dotted); steps are numbered from 1 on the
+    right. The share of attention that falls on keys that are not drawn, mostly the template's first token, stands in the panel's title; the
+    table leaves out probabilities under 0.05 %, which count there too.
 
     Args:
         example: as `figures.example_folder.read_example` gives it.
@@ -83,7 +85,7 @@ def token_map(example: Example, head: tuple[int, int], queries: Span = "response
     slots = [slot for one in shown for slot in (*one.rows, *one.columns)]
     roles = [role for role in token_labels.MARKED_ROLES if any(slot.role == role for slot in slots)]
     title = f"Where head {head[1]} of layer {head[0]} looks: attention (probability)"
-    subtitle = style.joined(
+    said = style.joined(
         token_labels.problem_text(example),
         f"rows: {_told(queries, 'mean over')}",
         f"columns: {_told(keys, 'sum over')}",
@@ -102,16 +104,24 @@ def token_map(example: Example, head: tuple[int, int], queries: Span = "response
     beside = 2 if width >= 2 * 2.6 * at.zoom else 1
     bars = -(-len(scales) // beside) * BAR_ROOM * at.zoom
     legend = key + bars
-    down = max(_height(one, across) for one in shown)
-    if columns == len(shown):
-        down = at.height(down, style.titles_inches(width, title, subtitle) + legend + margins[2] + bottom, 1.2)
+    across -= 1e-6  # so that as many panels fit
+    # A note of labels that are left out may cost a line of room, and with it labels; rarely another round is needed.
+    subtitle, down = said, 0.0
+    for _ in range(4):
+        down = max(_height(one, across) for one in shown)
+        if columns == len(shown):
+            down = at.height(down, style.titles_inches(width, title, subtitle) + legend + margins[2] + bottom, 1.2)
+        without = sum(token_labels.left_out(one.rows, down) + token_labels.left_out(one.columns, across) for one in shown)
+        before, subtitle = subtitle, style.joined(said, token_labels.left_out_note(without))
+        if subtitle == before:
+            break
     room = tuple(inches / at.zoom for inches in margins)
     figure, every = style.panels(
         title,
         subtitle,
         len(shown),
         columns,
-        panel=(across - 1e-6, down / at.zoom),
+        panel=(across, down / at.zoom),
         margins=(room[0], room[1], room[2], room[3]),
         legend_room=legend / at.zoom,
         width=width,
@@ -120,7 +130,7 @@ def token_map(example: Example, head: tuple[int, int], queries: Span = "response
     images: list[AxesImage | None] = [None, None]
     for axes, one in zip(every, shown, strict=True):
         which = int(one is difference)
-        images[which] = _draw(axes, one, scales[which], (left, bottom)) or images[which]
+        images[which] = _draw(axes, one, scales[which], (left, bottom), (_unit(queries), _unit(keys))) or images[which]
     names = ("attention", "difference")
     for place, (image, one, name) in enumerate(zip(images, scales, names, strict=False)):
         if image is not None:
@@ -139,6 +149,11 @@ def _bar(figure: Figure, image: AxesImage, scale: Scale, label: str, left: float
     across = min(2.0 * zoom, width - left - 0.6 * zoom)
     axes = figure.add_axes(((0.2 * zoom + left) / width, 1 - (top + line_inches() + 0.1) / height, across / width, 0.08 / height))
     draw_colour_bar(figure.colorbar(image, cax=axes, orientation="horizontal"), scale)
+
+
+def _unit(span: Span) -> str:
+    """What a row or a column is."""
+    return "number" if span == "numbers" else "token"
 
 
 def _told(span: Span, by: str) -> str:
@@ -200,7 +215,7 @@ def _difference(example: Example, maps: Sequence[TokenMap]) -> TokenMap | None:
 def _signed(values: np.ndarray) -> Scale:
     """Diverging colours about 0, as far as the largest difference."""
     most = (float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0) or 1.0
-    return colour_scale(MeasureInfo("difference", "difference", "probability", -most, most, ""), values)
+    return round_ticks(colour_scale(MeasureInfo("difference", "difference", "probability", -most, most, ""), values))
 
 
 def _height(one: TokenMap, across: float) -> float:
@@ -226,8 +241,8 @@ def _thinned(values: np.ndarray, most: tuple[int, int]) -> tuple[np.ndarray, tup
     return np.take_along_axis(blocks, far[..., None], axis=2)[..., 0], (down, across)
 
 
-def _draw(axes: Axes, one: TokenMap, scale: Scale, outside: tuple[float, float]) -> AxesImage | None:
-    """One panel; None where it has no cell. `outside` is the room left of it and below it, inches."""
+def _draw(axes: Axes, one: TokenMap, scale: Scale, outside: tuple[float, float], units: tuple[str, str]) -> AxesImage | None:
+    """One panel; None where it has no cell. `outside` is the room left of it and below it, inches; `units` what rows and columns are."""
     at = style.look()
     width, height = style.axes_inches(axes)
     lines = style.wrapped(one.title, width, 2)
@@ -254,8 +269,8 @@ def _draw(axes: Axes, one: TokenMap, scale: Scale, outside: tuple[float, float])
     token_labels.draw_labels(axes, one.columns, token_labels.chosen_labels(one.columns, width), "bottom")
     left, bottom = outside
     beside = -(left - 0.03 - line_inches() / 2) / width
-    axes.text(beside, 0.5, "query token", transform=axes.transAxes, rotation=90, ha="center", va="center", color=at.grey)
-    axes.text(0.5, -(bottom - 0.05) / height, "key token", transform=axes.transAxes, ha="center", va="bottom", color=at.grey)
+    axes.text(beside, 0.5, f"query {units[0]}", transform=axes.transAxes, rotation=90, ha="center", va="center", color=at.grey)
+    axes.text(0.5, -(bottom - 0.05) / height, f"key {units[1]}", transform=axes.transAxes, ha="center", va="bottom", color=at.grey)
     _borders(axes, one)
     return image
 

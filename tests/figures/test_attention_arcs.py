@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.patches import PathPatch
 
 from figures import style, token_labels
-from figures.attention_arcs import LEAST, SAMPLES, _set, attention_arcs, opacity_of, width_of
+from figures.attention_arcs import LEAST, MOST_LINES, SAMPLES, WHOLE, _set, attention_arcs, opacity_of, width_of
 from figures.example_folder import Example, read_example
 from figures.token_labels import HeadError
 
@@ -128,6 +130,63 @@ def test_no_number_is_said(example_folder):
     figure = attention_arcs(read_example(example_folder(question="What?", answers=("none here",))), HEAD)
     assert not arcs_of(figure)
     assert any("no token of a number" in text.get_text() for text in figure.axes[0].texts)
+
+
+def with_arcs(example: Example, pairs: list[tuple[int, int, float]]) -> Example:
+    """The first model's head with these arcs alone."""
+    table = example.edges[(example.edges["layer"] == HEAD[0]) & (example.edges["head"] == HEAD[1])]
+    table = table.iloc[: len(pairs)].assign(**dict(zip(("query", "key", "probability"), zip(*pairs, strict=True), strict=True)))
+    return dataclasses.replace(example, edges=table)
+
+
+def test_of_a_long_text_only_lines_with_arcs_are_drawn(example_folder):
+    words = " ".join(f"word{at}" for at in range(500))
+    example = read_example(example_folder(question=f"5 {words} 7 {words} end", answers=("5+7=12",), layers=3, heads=2))
+    tokens = token_labels.tokens_of(example, "model-0")
+    seven = tokens.index[(tokens["shown"].str.strip() == "7") & (tokens["region"] == "question")][0]
+    query = tokens.index[(tokens["role"] == "operand") & (tokens["region"] == "response")][0]
+    figure = attention_arcs(with_arcs(example, [(query, seven, 0.5)]), HEAD)
+    assert len(arcs_of(figure)) == 1
+    bases = {round(text.get_position()[1], 6) for text in set_texts(figure)}
+    assert len(bases) == 1 + 3  # the key's line, question's first, the number's, the response's
+    drawn = {text.get_text() for text in set_texts(figure)}
+    assert "7" in drawn
+    assert "end" not in drawn
+    written = [text.get_text() for text in figure.axes[0].texts]
+    assert written.count("…") == 2  # before the number's line, and after it
+    subtitle = figure.texts[1].get_text().replace("\n", " ")
+    without, lines = map(int, re.findall(r"(\d+) of (\d+) lines of text left out, no arc", subtitle)[0])
+    assert lines - without == 3
+    assert lines > WHOLE
+
+
+def test_a_text_with_arcs_everywhere_keeps_the_strongest(example_folder):
+    words = " ".join(f"word{at}" for at in range(3000))
+    example = read_example(example_folder(question=f"{words} 7", answers=("5+7=12",), layers=3, heads=2))
+    tokens = token_labels.tokens_of(example, "model-0")
+    keys = tokens.index[(tokens["region"] == "question") & (tokens["shown"].str.strip() != "")][::8]
+    query = tokens.index[(tokens["role"] == "operand") & (tokens["region"] == "response")][0]
+    strengths = np.linspace(0.06, 0.9, len(keys))
+    figure = attention_arcs(with_arcs(example, [(query, int(key), float(p)) for key, p in zip(keys, strengths, strict=True)]), HEAD)
+    bases = {round(text.get_position()[1], 6) for text in set_texts(figure)}
+    assert len(bases) == 1 + MOST_LINES
+    subtitle = figure.texts[1].get_text().replace("\n", " ")
+    hidden, count = map(int, re.findall(r"and (\d+) of (\d+) arcs left out for room", subtitle)[0])
+    assert count == len(keys)
+    assert len(arcs_of(figure)) == count - hidden > 0
+    assert max(arc.get_linewidth() for arc in arcs_of(figure)) == pytest.approx(width_of(0.9))
+
+
+def test_a_text_that_fits_is_whole(example_folder):
+    figure = attention_arcs(read_example(example_folder()), HEAD)
+    assert "left out" not in figure.texts[1].get_text()
+    assert "…" not in {text.get_text() for text in figure.axes[0].texts}
+
+
+def test_right_to_left_text_is_said(example_folder):
+    figure = attention_arcs(read_example(example_folder(question="כמה הם 5?", answers=("5+5=10",))), HEAD)
+    said = figure.texts[1].get_text().replace("\n", " ")
+    assert "right-to-left text is drawn letter by letter; the page shows it right" in said
 
 
 def test_a_head_that_was_not_watched(example_folder):

@@ -96,6 +96,7 @@ def test_the_figures_say_what_is_compared_and_how(table):
         assert paired in said
         assert "Benjamini-Hochberg over 3 × 4 heads" in said
         assert "greedy" in said
+        assert "right minus wrong" in said.lower()
     rows = of(table, "two")
     assert f"two · {rows['n_right'].max()} right, {rows['n_wrong'].max()} wrong answers" in said_by(contrast_map(rows, INFOS[1]))
     assert "Welch's t test" in said_by(contrast_map(rows, INFOS[1]))

@@ -51,6 +51,21 @@ def test_t_is_drawn_on_one_symmetric_scale_and_low_q_marked(example_folder):
     assert any("against 20 other problems" in text for text in texts(figure))
 
 
+def test_the_bar_has_round_ticks_and_the_caption_names_dots_that_are_there(example_folder):
+    example = read_example(example_folder())
+    standing = example.standing.assign(t=example.standing["t"] / example.standing["t"].abs().max() * 1.51)
+    for q, said in ((0.9, "no head has q ≤ 0.05"), (LEVEL, "dot: q ≤ 0.05 over all heads")):
+        figure = standing_map(dataclasses.replace(example, standing=standing.assign(q=q)))
+        assert [said in text for text in texts(figure) if "q ≤" in text] == [True]
+        assert ("no head" in said) == (not any(len(np.asarray(line.get_xdata())) for line in figure.axes[0].lines))
+        ticks = figure.axes[-1].get_xticks()
+        low, high = figure.axes[0].images[0].get_clim()
+        assert len(ticks) >= 3
+        assert 0.0 in ticks
+        assert all(low <= tick <= high for tick in ticks)
+        assert np.diff(ticks) == pytest.approx(float(f"{ticks[1] - ticks[0]:.1g}"))  # a step of one digit
+
+
 def test_values_where_nothing_was_compared(example_folder):
     example = read_example(example_folder(compared=False))
     figure = standing_map(example)
@@ -176,17 +191,22 @@ def test_points_are_the_tables_in_the_order_of_the_text(example_folder):
             assert drawn[place][1] == to_rgba(token_labels.colour(roles[position]))
 
 
-@pytest.mark.parametrize(("least", "scale", "floor"), [(0.3, "linear", 0.0), (3e-4, "log", 1e-4), (0.0, "log", 1e-12)])
-def test_the_axis_fits(example_folder, least, scale, floor):
+@pytest.mark.parametrize(
+    ("least", "scale", "floor", "drawn"),
+    [(1.0, "log", 0.1, 1.0), (0.3, "log", 0.1, 0.3), (3e-4, "log", 1e-4, 3e-4), (1e-30, "log", 1e-12, 1e-12), (0.0, "linear", 0.0, 0.0)],
+)
+def test_the_axis_fits(example_folder, least, scale, floor, drawn):
     example = read_example(example_folder(answers=("3*12=36",)))
     table = example.next.copy()
-    table["probability"] = np.maximum(table["probability"], 0.4)
+    table["probability"] = np.maximum(table["probability"], least if least == 1.0 else 0.4)
     first = np.flatnonzero(table["is_read"])[0]
     table.loc[table.index[first], "probability"] = least
-    axes = number_probabilities(dataclasses.replace(example, next=table)).axes[0]
+    figure = number_probabilities(dataclasses.replace(example, next=table))
+    axes = figure.axes[0]
+    assert any(("logarithmic axis" if scale == "log" else "linear axis, as a probability is 0") in text for text in texts(figure))
     assert axes.get_yscale() == scale
     assert axes.get_ylim() == (floor, 1.0)
-    assert points(axes)[0][0] == pytest.approx(max(least, floor))
+    assert points(axes)[0][0] == pytest.approx(drawn)
 
 
 def test_low_ones_are_named_with_the_likeliest(example_folder):
@@ -201,7 +221,13 @@ def test_low_ones_are_named_with_the_likeliest(example_folder):
     table.loc[~first, "probability"] = 0.9
     example = dataclasses.replace(example, next=pd.concat([table, more], ignore_index=True))
     axes = number_probabilities(example).axes[0]
-    assert [text.get_text() for text in axes.texts if text.get_gid() == "likeliest"] == ["“$9⏎” 0.7"]
+    assert [text.get_text() for text in axes.texts if text.get_gid() == "likeliest"] == ["“$9⏎” 0.70"]
+
+
+def test_the_title_counts_models(example_folder):
+    one, two = (number_probabilities(read_example(example_folder(answers=("7",) * count))) for count in (1, 2))
+    assert any(text.startswith("How the model expected") for text in texts(one))
+    assert any(text.startswith("How models expected") for text in texts(two))
 
 
 def test_no_number_is_said(example_folder):

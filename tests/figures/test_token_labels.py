@@ -79,6 +79,49 @@ def test_a_key_flows_into_lines():
     assert flow([1.0, 1.0, 1.0, 5.0], 2.5) == [(0.0, 0), (1.0 + gap, 0), (0.0, 1), (0.0, 2)]
 
 
+@pytest.mark.parametrize(
+    ("source", "index", "told"),
+    [
+        ("/data/gsm8k/test.jsonl", 4, "test problem 4"),
+        ("C:\\data\\my.set.jsonl.gz", 4, "my.set problem 4"),
+        ("gsm8k", 4, "gsm8k problem 4"),
+        ("openai/gsm8k", 0, "gsm8k problem 0"),
+        ("--question", None, "own question"),
+    ],
+)
+def test_problems_are_named_without_folders_and_options(example_folder, source, index, told):
+    example = read_example(example_folder())
+    example.run["problem"].update(source=source, index=index)
+    assert token_labels.problem_text(example) == f"{told} · {example.run['text']} text"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("מה 5", "right-to-left text is"),
+        ("كم 5", "right-to-left"),
+        ("e\u0301", "combining"),
+        ("तो", "combining"),
+        ("مُ", "right-to-left text and combining"),
+        ("é 中 ❤\ufe0f", ""),
+        ("", ""),
+    ],
+)
+def test_scripts_that_are_drawn_wrongly_are_said(text, said):
+    note = token_labels.script_note(["plain", text])
+    assert note.startswith(said)
+    assert bool(note) == bool(said)
+
+
+def test_labels_left_out_are_counted():
+    words = slots([("a", "none", -1), *(("1", "operand", number) for number in range(40))])
+    line = token_labels.line_inches()
+    assert token_labels.left_out(words, 41 * line + 1e-6) == 0
+    assert token_labels.left_out(words, 10 * line) == 40 - len(chosen_labels(words, 10 * line)) >= 30
+    assert token_labels.left_out([], 1.0) == 0
+    assert [token_labels.left_out_note(count) for count in (0, 1, 7)] == ["", "1 label left out for room", "7 labels left out for room"]
+
+
 def test_heads_that_were_not_watched(example_folder):
     example = read_example(example_folder(watched=[(0, 1), (2, 3)]))
     token_labels.need_watched(example, (2, 3))

@@ -130,6 +130,27 @@ def test_labels_are_every_token_or_numbers(example_folder):
     assert {"5", "7", "6", "42"} <= set(shown)
 
 
+@pytest.mark.parametrize("span", ["numbers", "response"])
+def test_labels_without_room_are_counted_and_rows_named(example_folder, span):
+    sums = " ".join(f"{one}+{one}={2 * one}" for one in range(10, 70))
+    example = read_example(example_folder(question="a 5", answers=(sums,), layers=2, heads=3))
+    figure = token_map(example, HEAD, span, span)
+    (axes,) = [axes for axes in figure.axes if axes.images]
+    unit = "number" if span == "numbers" else "token"
+    assert {f"query {unit}", f"key {unit}"} <= set(texts(figure))
+    drawn = sum(text.get_text().isdigit() and text.get_position()[0] < 1 for text in axes.texts)  # the step's number stands right
+    shown = tokens(example, "model-0")
+    shown = shown if span == "numbers" else shown[shown["region"] == "response"]
+    count = shown.loc[shown["number"] >= 0, "number"].nunique()
+    assert drawn < 2 * count
+    assert any(f"{2 * count - drawn} labels left out for room" in text for text in texts(figure))
+
+
+def test_nothing_is_said_where_every_number_has_a_label(example_folder):
+    example = read_example(example_folder(question="a 5", answers=("3*12=36",)))
+    assert not any("left out" in text for text in texts(token_map(example, HEAD, "numbers", "numbers")))
+
+
 def test_no_cell_is_lost_between_pixels():
     values = np.zeros((5, 7))
     values[4, 6], values[0, 1], values[0, 0], values[2, 2] = -0.9, 0.5, -0.1, np.nan
