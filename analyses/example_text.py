@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+import unicodedata
 from typing import Any
 
 import pandas as pd
 
 from figures.example_folder import Example
 
-LISTED = 6
-"""Heads listed for each model."""
 NUMBERS = 4
 """Numbers listed for each head."""
+LINES = 8
+"""Unexpected numbers listed for each model."""
 LOW = 0.1
 """Below this probability a number that the model read is listed as unexpected."""
 CLEAR = 0.05
@@ -36,7 +37,13 @@ def describe(example: Example) -> str:
         lines += ["", *_answer(example, model, width), *_heads(example, model["name"], model), *_unexpected(example, model["name"])]
     for warning in example.run["warnings"]:
         lines += ["", f"warning: {warning}"]
-    return "\n".join([*lines, ""])
+    return visible("\n".join([*lines, ""]))
+
+
+def visible(text: str) -> str:
+    """The text with control and direction characters written out, so that no model's or stranger's text steers the terminal."""
+    kept = "\n\u200c\u200d"  # joiners are parts of letters and emoji
+    return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c not in kept else c for c in text)
 
 
 def _answer(example: Example, model: dict[str, Any], width: int) -> list[str]:
@@ -62,7 +69,7 @@ def _answer(example: Example, model: dict[str, Any], width: int) -> list[str]:
                 lines.append(f"      ? {check['written']} = {check['result']} cannot be checked")
     checked = [check["right"] for step in model["steps"] for check in step["sums"]]
     if checked:
-        lines.append(f"      {sum(map(bool, checked))} of {len(checked)} calculations are right")
+        lines.append(f"      {sum(map(bool, checked))} of {len(checked)} calculations found in it are right")
     if not model["steps"]:
         lines.append("      (it wrote nothing)")
     return lines
@@ -80,23 +87,24 @@ def _heads(example: Example, name: str, model: dict[str, Any]) -> list[str]:
     if compared and not (rows["q"] <= CLEAR).any():
         lines.append(f"  No head differs clearly (smallest q over all {len(rows)} heads: {rows['q'].min():.2g}); the furthest are:")
     listed = []
-    for layer, head in example.chosen[:LISTED]:
+    for layer, head in example.chosen:
         row = rows.loc[(layer, head)]
         entry = {"head": f"{layer}.{head}", "here": f"{row['value']:.3f}"}
         if compared:
             entry |= {"average": f"{row['mean']:.3f}", "t": f"{row['t']:+.1f}", "q": f"{row['q']:.2g}"}
-        listed.append({**entry, "looks at (mean share of a response token's attention)": _looks_at(example, name, layer, head)})
+        listed.append({**entry, f"looks at (mean share of attention, {region} queries)": _looks_at(example, name, layer, head)})
     return [*lines, textwrap.indent(pd.DataFrame(listed).to_string(index=False, justify="left", max_colwidth=None), "  ")]
 
 
 def _looks_at(example: Example, name: str, layer: int, head: int) -> str:
-    """The numbers that a watched head's response tokens look at most."""
+    """The numbers that a watched head's queries look at most: sums over the table's entries, which leave out those below 0.05 %."""
     if (layer, head) not in example.watched:
         return "(its map is not kept)"
     tokens = example.tokens[example.tokens["model"] == name].set_index("position")
     edges = example.edges
     mine = edges[(edges["model"] == name) & (edges["layer"] == layer) & (edges["head"] == head)]
-    queries = tokens.index[(tokens["region"] == "response") & tokens["is_query"]]
+    region = example.run["region"]
+    queries = tokens.index[tokens["is_query"] & ((tokens["region"] == region) if region != "all" else True)]
     mine = mine[mine["query"].isin(queries)]
     number = tokens["number"].reindex(mine["key"]).to_numpy()
     shares = (mine.loc[number >= 0, "probability"].groupby(number[number >= 0]).sum() / max(len(queries), 1)).nlargest(NUMBERS)
@@ -104,7 +112,9 @@ def _looks_at(example: Example, name: str, layer: int, head: int) -> str:
     for at, share in shares.items():
         of = tokens[tokens["number"] == at]
         text = "".join(of["shown"]).strip()
-        found.append(f"{text} ({ROLE_WORDS.get(str(of['role'].iloc[-1]), 'other')}) {share:.1%}")
+        step = int(of["step"].iloc[0])
+        place = f", step {step + 1}" if step >= 0 else ""
+        found.append(f"{text} ({ROLE_WORDS.get(str(of['role'].iloc[-1]), 'other')}{place}) {share:.1%}")
     return ", ".join(found) or "no number"
 
 
@@ -121,4 +131,5 @@ def _unexpected(example: Example, name: str) -> list[str]:
         before = "".join(tokens["shown"].loc[max(0, position - 6) : position - 1])
         likely = f"{first['token']!r} {first['probability']:.0%}"
         lines.append(f"    after {before!r}: {row['token']!r} had {row['probability']:.1%} (rank {row['rank']}); likeliest: {likely}")
-    return ["", "  Number tokens that it did not expect:", *lines[:8]] if lines else []
+    more = [f"    and {len(lines) - LINES} more (next.parquet)"] if len(lines) > LINES else []
+    return ["", "  Number tokens that it did not expect:", *lines[:LINES], *more] if lines else []

@@ -47,10 +47,11 @@ class ExamplesConfig:
         problem: its number in --problems, counted from 0; default 0.
         question: a problem typed by hand, instead.
         answer: its reference: a number, or a whole solution that ends in "#### 36".
-        problems: shipped (our own set, the default), gsm8k (the hub's openai/gsm8k), or a JSONL file in GSM8K's format; with --contrast
-            by default those of the first head run named.
+        problems: shipped (our own set), gsm8k (the hub's openai/gsm8k), or a JSONL file in GSM8K's format; default those of the first
+            head run named, or else shipped.
         split: of gsm8k, train or test.
-        text: generated reads the model's own greedy answer; gold reads the reference solution, the same for every model.
+        text: generated reads the model's own greedy answer; gold reads the reference solution, the same for every model. Default: as the
+            first head run named, or else generated.
         heads: shown first: 12.3 (layer 12, head 3), 12 (the layer), or auto (those that stand out); several by comma or blank.
         watch: keep the maps of these heads alone, and statistics of all others: for long texts and large models.
         by: measure by which heads stand out.
@@ -60,15 +61,15 @@ class ExamplesConfig:
         contrast: instead of one problem: heads that differ between right and wrong answers, over --limit problems.
         limit: with --contrast: first N problems.
         measures: with --contrast: names; all where none is given.
-        others: problems measured to compare with, where the model has no run; default 12 of gold text, and none of answers, which take
-            long to write.
+        others: problems measured to compare with, where the model has no run, at least 3; default 12 of gold text, and none of answers,
+            which take long to write.
         grader: whose verdict is shown (docs/study.md).
         base: base model of adapters, where their config names none or another place.
         device: auto, cpu, cuda, cuda:N, mps, or balanced.
         dtype: auto is the checkpoint's own, but float32 on a CPU.
         batch_tokens: with --contrast: padded tokens of a batch, at most.
         chat: use the chat template where the tokenizer has one.
-        max_new_tokens: cut of an answer, in tokens; default 256, with --contrast that of the first head run named.
+        max_new_tokens: cut of an answer, in tokens; default that of the first head run named, or else 256.
         seed: of the shuffled token sets, and of the bootstrap of --contrast.
         force: with --contrast: replace a finished one.
         figures: draw PNG and PDF, for a paper: the heads named with --heads, or the first that auto takes.
@@ -82,7 +83,7 @@ class ExamplesConfig:
     answer: str | None = None
     problems: str | None = None
     split: str = "test"
-    text: Literal["generated", "gold"] = "generated"
+    text: Literal["generated", "gold"] | None = None
     heads: tuple[str, ...] = ("auto",)
     watch: tuple[str, ...] = ()
     by: str = "numeric_mass"
@@ -134,6 +135,10 @@ class ExamplesConfig:
                 raise OptionError(f"--{option} is not valid Unicode") from None
         if self.contrast and (self.problem is not None or self.question is not None or self.watch or self.heads != ("auto",)):
             raise OptionError("--contrast looks at many problems and all heads: leave out --problem, --question, --heads and --watch")
+        if self.contrast and (self.others is not None or self.by != "numeric_mass" or self.answer is not None):
+            raise OptionError("--contrast tests every head under every measure: leave out --others, --by and --answer")
+        if self.contrast and self.open:
+            raise OptionError("--contrast makes figures and no page: leave out --open")
         if self.contrast and self.text == "gold":
             raise OptionError("--contrast needs the models' own answers: leave out --text gold")
         if not self.contrast and (self.limit is not None or self.measures or self.force):
@@ -159,7 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     command = shlex.join(["python", "-m", "analyses.examples", *(sys.argv[1:] if arguments is None else arguments)])
-    kept = f"head runs that were finished are kept in {config.folder() / 'heads'}: the same command goes on"
+    heads = config.folder() / "heads"
+    kept = f"head runs that were finished are kept in {heads}: the same command goes on" if heads.is_dir() else "nothing was finished"
     return guarded(
         lambda: (contrast if config.contrast else look_at)(config, command),
         debug=config.debug,
@@ -174,12 +180,10 @@ def look_at(config: ExamplesConfig, command: str) -> int:
     """One problem: tables, text, figures, page."""
     from analyses.head_runs import all_named
     from analyses.one_problem import ExampleError, Wish, check_folder
-    from distill.grading import GRADERS
 
-    if config.grader not in GRADERS:
-        raise ExampleError(f"--grader {config.grader!r}; known: {', '.join(GRADERS)}")
-    problem, pool, about = the_problem(config)
     models = all_named(config.model, config.base)
+    config = settled(config, models)
+    problem, pool, about = the_problem(config)
     unlike = [m.name for m in models if m.source is None]
     if unlike:
         raise ExampleError(f"the run of {unlike[0]} does not say where its model is; name the model itself")
@@ -189,7 +193,7 @@ def look_at(config: ExamplesConfig, command: str) -> int:
     out = config.folder()
     check_folder(out)
     wish = Wish(
-        text=config.text,
+        text=config.text or "generated",
         heads=config.heads,
         watch=config.watch,
         by=config.by,
@@ -202,13 +206,14 @@ def look_at(config: ExamplesConfig, command: str) -> int:
     )
     _look(config, wish, models, problem, pool, {"command": command, "problem": about}, out)
     from analyses.example_text import describe
+    from analyses.one_problem import parse_heads
     from figures.example_figures import draw_example, write_page
     from figures.example_folder import read_example
 
     example = read_example(out)
     print(describe(example))
-    named_heads = [head for head in example.chosen if f"{head[0]}.{head[1]}" in ",".join(config.heads).replace(" ", "").split(",")]
-    files = draw_example(out, heads=named_heads or example.chosen[:1]) if config.figures else [write_page(example, out)]
+    named_first = parse_heads(config.heads, example.run["layers"], example.run["n_heads"], "--heads")
+    files = draw_example(out, heads=named_first or example.chosen[:1]) if config.figures else [write_page(example, out)]
     print(f"tables:  {out}")
     if config.figures:
         print(f"figures: {len(files) - 1} files in {out / 'figures'}")
@@ -226,6 +231,25 @@ def _look(
 
     say(f"opening {', '.join(str(m.source) for m in models)}")
     look(models, OpenModels(models, Opening(config.device, config.dtype, config.trust_remote_code)), problem, wish, out, about, pool)
+
+
+def settled(config: ExamplesConfig, models: Sequence[Named]) -> ExamplesConfig:
+    """What was not asked for, taken from the first head run named."""
+    from dataclasses import replace
+
+    from analyses.head_runs import read_run_json
+
+    folder = next((m.folder for m in models if m.folder is not None), None)
+    run = read_run_json(folder) if folder is not None else {}
+    config = replace(
+        config,
+        text=config.text or run.get("text", "generated"),
+        max_new_tokens=config.max_new_tokens or (run.get("generated") or {}).get("max_new_tokens") or 256,
+        chat=config.chat and bool(run.get("config", {}).get("chat", True)),
+    )
+    if run and config.problems is None and config.question is None:
+        config = replace(config, problems=run["problems"]["source"], split=run["problems"]["split"])
+    return config
 
 
 def the_problem(config: ExamplesConfig) -> tuple[Problem, list[Problem], dict[str, Any]]:

@@ -290,6 +290,10 @@ def plan(config: HeadsConfig, checkpoint: Checkpoint, problems: list[Problem], c
         raise InputError(f"the tokenizer gives token id {highest}, the model knows 0 to {embedded - 1}: the tokenizer is another model's")
     limit = checkpoint.position_limit
     longest = max(range(len(lengths)), key=lengths.__getitem__)
+    if limit is not None and len(lengths) == 1 and lengths[0] > limit:
+        fewer = f"; --max-new-tokens {limit - lengths[0] + extra} fits" if extra and lengths[0] - extra < limit else ""
+        new = f" and {extra} new ones" if extra else ""
+        raise InputError(f"the problem has {lengths[0] - extra} tokens{new}, the model has {limit} positions{fewer}")
     if limit is not None and lengths[longest] > limit:
         raise InputError(
             f"problem {texts.texts[longest].example} (counted from 0) has {lengths[longest]} tokens"

@@ -56,7 +56,7 @@ class _Open:
 def show(
     *models: Checkpoint | str | Path,
     question: str,
-    answer: str | None = None,
+    answer: str | float | None = None,
     text: Literal["generated", "gold"] = "generated",
     heads: str | Sequence[str] = "auto",
     watch: str | Sequence[str] = (),
@@ -93,10 +93,19 @@ def show(
     Raises:
         ExampleError: an empty question, a head that does not exist, gold text without an answer; other errors as `open_checkpoint`.
     """
-    if not question.strip():
-        raise ExampleError("the question is empty")
+    if not isinstance(question, str) or not question.strip():
+        raise ExampleError(f"the question is {question!r}; a text is needed (empty ones cannot be looked at)")
+    answer = None if answer is None else str(answer).strip()
     if text == "gold" and not answer:
         raise ExampleError("text='gold' reads a reference solution: give it as answer")
+    for model in models:
+        if not isinstance(model, (Checkpoint, str, Path)):
+            raise ExampleError(
+                f"a model is a {type(model).__name__}; give Checkpoint(model, tokenizer, name, {{}}), or what open_checkpoint takes"
+            )
+    for given in (question, answer or ""):
+        if any("\ud800" <= character <= "\udfff" for character in given):
+            raise ExampleError("question or answer holds half of a surrogate pair; it must be valid Unicode")
     if answer and "####" not in answer and text == "generated":
         answer = f"#### {answer}"
     known = [m if isinstance(m, Checkpoint) else named(str(m)) for m in models or ("smollm2",)]

@@ -29,7 +29,7 @@ def measure(config: ShiftsConfig, model: Named, problems: Sequence[Problem] | No
     folder = out / "heads" / model.name
     source, limit = config.problems or "shipped", config.limit
     if problems is not None and config.problems is None:
-        source, limit = str(_written(problems[: limit or 100], out / "problems.jsonl")), None
+        source, limit = str(written(problems[: limit or 100], out / "problems.jsonl")), None
     digest = problems_digest(load_problems(source, config.split, limit))
     wanted = HeadsConfig(
         model=model.source,
@@ -70,12 +70,14 @@ def measured(wanted: HeadsConfig, identity: dict[str, Any], opened: Callable[[],
         if _is_of(folder, digest, wanted, identity):
             return folder
         wanted = replace(wanted, resume=False, force=True)
+    elif not wanted.resume and folder.with_name(folder.name + ".partial").exists():
+        wanted = replace(wanted, force=True)  # what a killed call left, perhaps of other settings
     print(f"measuring the heads of {wanted.name}", file=sys.stderr, flush=True)
     run(wanted, "measured by another command", opened)
     return folder
 
 
-def _written(problems: Sequence[Problem], file: Path) -> Path:
+def written(problems: Sequence[Problem], file: Path) -> Path:
     """Problems as the JSONL file that a head run names."""
     from distill.atomic import write_whole
 
@@ -92,8 +94,19 @@ def _is_of(folder: Path, digest: str, wanted: Any, identity: dict[str, Any]) -> 
         return False
     settings = ("measures", "dtype", "seed", "text", "chat", *(["max_new_tokens"] if wanted.text == "generated" else []))
     same = all(run["config"].get(key) == json.loads(json.dumps(getattr(wanted, key))) for key in settings)
-    own = run["model"].get("adapter") or run["model"]
-    weights = all(own.get(key) == identity[key] for key in ("weights_sha256", "revision") if key in identity)
-    based = identity.get("base", {})
-    weights = weights and all(run["model"].get(key) == based[key] for key in ("weights_sha256", "revision") if key in based)
-    return same and weights and run["problems"]["sha256"] == digest
+    return same and same_weights(run["model"], identity) and run["problems"]["sha256"] == digest
+
+
+def same_weights(run: dict[str, Any], identity: dict[str, Any]) -> bool:
+    """A run's model and another have the same weights, wherever their files lie.
+
+    Args:
+        run: `model` of run.json: an open checkpoint's identity.
+        identity: another open checkpoint's, or that of `interp.checkpoints.identify`.
+    """
+    parts = [(run.get("adapter") or run, identity.get("adapter") or identity)]
+    if run.get("adapter"):
+        parts.append((run, identity.get("base") or identity))
+    return bool(run.get("adapter")) == bool(identity.get("adapter") or identity.get("base")) and all(
+        theirs.get(key) == ours[key] for theirs, ours in parts for key in ("weights_sha256", "revision") if key in ours
+    )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -13,14 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import pandas as pd
 
-from analyses.head_runs import Named, read_run_json
+from analyses.head_runs import InputError, Named, read_run_json
+from analyses.measuring import same_weights
 from distill.atomic import write_whole
-from distill.grading import Grade, grade
+from distill.grading import GRADERS, Grade, grade
 from distill.problems import Problem
 from distill.steps import Step, steps
 from interp.example import EXAMPLE_TABLES, STRONG
 from interp.inference import benjamini_hochberg, new_observation
-from interp.table import INPUTS, REGIONS, read, read_values, write
+from interp.table import INPUTS, REGIONS, TableError, read, read_values, write
 
 if TYPE_CHECKING:
     from interp.checkpoints import Checkpoint
@@ -68,6 +72,25 @@ class Wish:
     others: int = 0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Check what can be checked without a model.
+
+        Raises:
+            ExampleError: a value out of range, or no head named.
+        """
+        if self.text not in ("generated", "gold"):
+            raise ExampleError(f"text is {self.text!r}; generated and gold are allowed")
+        if self.region not in REGIONS:
+            raise ExampleError(f"region is {self.region!r}; allowed: {', '.join(REGIONS)}")
+        if self.grader not in GRADERS:
+            raise ExampleError(f"grader is {self.grader!r}; known: {', '.join(GRADERS)}")
+        if self.max_new_tokens < 1 or self.seed < 0:
+            raise ExampleError(f"{self.max_new_tokens} new tokens and seed {self.seed}: at least 1 and 0 are needed")
+        if self.others < 0 or 0 < self.others < FEWEST:
+            raise ExampleError(f"{self.others} other problems to compare with: 0 for none, or at least {FEWEST}")
+        if not any(part.strip() for given in self.heads for part in given.split(",")):
+            raise ExampleError("no head is named; write 12.3, 12 (a whole layer) or auto")
+
 
 class Opens(Protocol):
     """Who opens models: `analyses.open_models.OpenModels`, or a notebook that has them open."""
@@ -90,6 +113,7 @@ class Reading:
     grade: Grade | None
     standing: pd.DataFrame
     compared_with: dict[str, Any] | None
+    notes: list[str]
     identity: dict[str, Any]
     layers: tuple[int, ...]
     n_heads: int
@@ -117,8 +141,6 @@ def look(
     measures = load_measures()
     if wish.by not in measures:
         raise ExampleError(f"--by {wish.by} is no measure; known: {', '.join(measures)}")
-    if wish.region not in REGIONS:
-        raise ExampleError(f"--region {wish.region!r}; known: {', '.join(REGIONS)}")
     named_heads(wish, *_shape(opened.open(models[0])))  # before the model answers
     readings = [read_problem(model, opened, problem, wish, measures, out, pool) for model in models]
     form = (readings[0].layers, readings[0].n_heads)
@@ -158,7 +180,10 @@ def read_problem(
     checkpoint = opened.open(model)
     config = HeadsConfig(model=str(model.source), text=wish.text, max_new_tokens=wish.max_new_tokens, chat=wish.chat)
     chat = wish.chat and getattr(checkpoint.tokenizer, "chat_template", None) is not None
+    if checkpoint.model.training:
+        raise ExampleError(f"{model.name} is in training mode, so dropout would change its numbers; call model.eval()")
     prompts, _ = plan(config, checkpoint, [problem], chat)
+    others, compared, notes = compared_values(model, checkpoint, prompts, wish, list(measures), out, pool, problem)
     finish = None
     if wish.text == "generated":
         if not checkpoint.model.can_generate():
@@ -183,7 +208,6 @@ def read_problem(
         decoder_of(checkpoint.model)(**inputs, use_cache=False)
     values, counts = heads.totals.values()
     layers, n_heads = attention_layers(checkpoint.model.config), int(values.shape[2])
-    others, compared = compared_values(model, checkpoint, tokens, wish, list(measures), out, pool, problem)
     return Reading(
         model,
         tokens,
@@ -194,6 +218,7 @@ def read_problem(
         verdict,
         standing_table(values[0], counts[0], others, layers, list(measures)),
         compared,
+        notes,
         checkpoint.identity,
         layers,
         n_heads,
@@ -222,41 +247,57 @@ def compared_values(
     out: Path,
     pool: Sequence[Problem],
     problem: Problem,
-) -> tuple[np.ndarray | None, dict[str, Any] | None]:
-    """Every head's measures on other problems, [example, layer, head, measure, region], and where they are from.
+) -> tuple[np.ndarray | None, dict[str, Any] | None, list[str]]:
+    """Every head's measures on other problems, [example, layer, head, measure, region], where they are from, and why not from elsewhere.
 
     They are of the run that was named, of the model's usual run folder, or of a small run that is made here; always of the same kind of
     text, since a head looks otherwise at a reference solution than at an answer.
     """
     usual = Path("runs") / (model.name if wish.text == "gold" else f"{model.name}-generated")
-    for folder in dict.fromkeys(f for f in (model.folder or usual, usual) if (f / "run.json").is_file()):
-        reason = _unlike(folder, checkpoint, wish, measures)
-        if reason is None:
-            found = _others(folder, tokens, measures)
-            if len(found) >= FEWEST:
-                return found, {"source": str(folder), "text": wish.text, "n_examples": len(found)}
-            reason = f"it has {len(found)} other problems, {FEWEST} are needed"
-        say(f"note: {model.name} is not compared with {folder}: {reason}")
+    known = checkpoint.identity.get("weights_sha256") or checkpoint.identity.get("revision")
+    tried = dict.fromkeys(folder for folder in (model.folder, usual if known else None) if folder is not None)
+    notes: list[str] = []
+    for folder in [f for f in tried if (f / "run.json").is_file()]:
+        try:
+            reason = _unlike(folder, checkpoint, wish, measures)
+            found = None if reason else _others(folder, tokens, measures)
+        except (InputError, TableError) as error:
+            if folder == model.folder:
+                raise
+            reason, found = str(error), None
+        if found is not None and len(found) >= FEWEST:
+            return found, {"source": str(folder), "text": wish.text, "n_examples": len(found)}, notes
+        reason = reason or f"it has {0 if found is None else len(found)} other problems, {FEWEST} are needed"
+        notes.append(f"{model.name} is not compared with {folder}: {reason}")
     others = [p for p in pool if p.question != problem.question][: wish.others]
     if len(others) < FEWEST:
-        return None, None
+        return None, None, notes
     found = _others(_small_run(model, checkpoint, wish, others, out), tokens, measures)
-    return found, {"source": "measured for it", "text": wish.text, "n_examples": len(found)}
+    return found, {"source": "measured for it", "text": wish.text, "n_examples": len(found)}, notes
 
 
 def _unlike(folder: Path, checkpoint: Checkpoint, wish: Wish, measures: list[str]) -> str | None:
     """Why a run does not fit; None where it does."""
     run = read_run_json(folder)
-    own, theirs = checkpoint.identity, run["model"]
     chat = wish.chat and getattr(checkpoint.tokenizer, "chat_template", None) is not None
-    if any(own.get(key) != theirs.get(key) for key in ("weights_sha256", "adapter")):
+    if not same_weights(run["model"], checkpoint.identity):
         return "it is of other weights"
     if run["text"] != wish.text or run["chat"] != chat:
         return f"it read {run['text']} text{'' if run['chat'] == chat else ' through another template'} (--text {run['text']} fits it)"
-    if wish.text == "generated" and run["generated"]["max_new_tokens"] != wish.max_new_tokens:
-        return f"its answers were cut at {run['generated']['max_new_tokens']} tokens (--max-new-tokens)"
+    cut = (run.get("generated") or {}).get("max_new_tokens")
+    if wish.text == "generated" and cut != wish.max_new_tokens:
+        return f"its answers were cut at {cut} tokens, this one at {wish.max_new_tokens} (--max-new-tokens)"
+    here = {"dtype": _dtype(checkpoint), "seed": wish.seed}
+    differ = [f"{key} {run.get(key)}, here {value}" for key, value in here.items() if run.get(key) != value]
+    if differ:
+        return f"it has {' and '.join(differ)}"
     missing = sorted(set(measures) - {info["name"] for info in run["measures"]})
     return f"it lacks {', '.join(missing)}" if missing else None
+
+
+def _dtype(checkpoint: Checkpoint) -> Any:
+    """As options name it."""
+    return str(checkpoint.model.dtype).removeprefix("torch.")
 
 
 def _others(folder: Path, tokens: Tokens, measures: list[str]) -> np.ndarray:
@@ -274,12 +315,10 @@ def _others(folder: Path, tokens: Tokens, measures: list[str]) -> np.ndarray:
 def _small_run(model: Named, checkpoint: Checkpoint, wish: Wish, others: Sequence[Problem], out: Path) -> Path:
     """A head run of a few problems, kept in the folder for the next look."""
     from analyses.heads import HeadsConfig
-    from analyses.measuring import measured
+    from analyses.measuring import measured, written
     from interp.checkpoints import identify
 
-    file = out / "problems.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, "".join(json.dumps({"question": p.question, "answer": p.answer}, ensure_ascii=False) + "\n" for p in others))
+    file = written(others, out / "problems.jsonl")
     wanted = HeadsConfig(
         model=str(model.source),
         problems=str(file),
@@ -287,7 +326,7 @@ def _small_run(model: Named, checkpoint: Checkpoint, wish: Wish, others: Sequenc
         max_new_tokens=wish.max_new_tokens,
         out=out / "heads" / model.name,
         base=model.base,
-        dtype=checkpoint.identity["dtype"],
+        dtype=cast("Any", _dtype(checkpoint)),
         chat=wish.chat,
         seed=wish.seed,
         name=model.name,
@@ -295,8 +334,9 @@ def _small_run(model: Named, checkpoint: Checkpoint, wish: Wish, others: Sequenc
     )
     say(f"{model.name} on {len(others)} other problems, to compare with")
     identity = identify(model.source) if model.source else {}
+    known = {"dtype": _dtype(checkpoint), "device": str(checkpoint.model.device), "unused_weights": [], **checkpoint.identity}
     with redirect_stdout(sys.stderr):
-        return measured(wanted, identity, lambda: checkpoint)
+        return measured(wanted, identity, lambda: dataclasses.replace(checkpoint, identity=known))
 
 
 def standing_table(
@@ -438,13 +478,13 @@ def _write(
     out: Path,
     about: dict[str, Any],
 ) -> None:
-    import dataclasses
-
     from interp.trace import token_rows
     from interp.versions import versions
 
     out.mkdir(parents=True, exist_ok=True)
-    (out / "run.json").unlink(missing_ok=True)  # its being there says that the tables are whole
+    for name in ("run.json", "example.html"):  # run.json's being there says that the tables are whole
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / "figures", ignore_errors=True)  # of another problem, perhaps
     found: dict[str, list[pd.DataFrame]] = {name: [] for name in EXAMPLE_TABLES}
     warnings: list[str] = []
     models = []
@@ -459,6 +499,7 @@ def _write(
         }
         for key, frame in frames.items():
             found[key].append(frame.assign(model=name))
+        warnings += reading.notes
         if reading.finish == "length":
             warnings.append(f"{name}: the answer ran into the cut of {wish.max_new_tokens} tokens (--max-new-tokens)")
         if reading.compared_with is None:
@@ -549,6 +590,9 @@ def check_folder(out: Path) -> None:
             kind = json.loads((out / "run.json").read_text(encoding="utf-8")).get("kind", "head run")
         except (ValueError, AttributeError):
             kind = "damaged run"
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise ExampleError(f"--out {out} cannot be written to; name another folder")
     if strange or kind != "example":
         raise ExampleError(
             f"--out {out} holds {strange[0] if strange else f'a {kind}'}, which no look at a problem wrote; name another folder"

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analyses.head_runs import Named
 from interp.checkpoints import Checkpoint, CheckpointError, identify, open_adapters, open_checkpoint
-from interp.map_divergence import BASE, Student
+
+if TYPE_CHECKING:
+    from interp.map_divergence import Student
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class OpenModels:
 
     def students(self, models: Sequence[Named]) -> list[Student]:
         """Models that can run in lockstep: adapters, and their base, on the shared model; each other one loaded by itself."""
+        from interp.map_divergence import BASE, Student
+
         shared, found = self._adapters(), []
         base = self._base_of_adapters()
         for model in models:

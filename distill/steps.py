@@ -36,9 +36,9 @@ class Sum:
         written: what is calculated, as written: "48/2".
         result: as written: "24".
         value: the exact value of what is calculated; None where it has none (a division by zero), is too large or cannot be read.
-        right: the result is the value, or the value rounded to as many decimals as the result has (either way where it lies in the
-            middle; but never rounded to nothing: 1/3 = 0 is wrong). An integer value therefore needs its own equal. "20 %" and "20 cents"
-            may stand for 20 or for 0.2. None without a value or without a result that can be read.
+        right: the result is the value, or the value rounded to as many decimals as the result has (from the middle away from zero or to
+            the even digit; but never rounded to nothing: 1/3 = 0 is wrong). An integer value therefore needs its own equal. "20 %" and
+            "20 cents" may stand for 20 or for 0.2. None without a value or without a result that can be read.
     """
 
     start: int
@@ -391,7 +391,9 @@ def _is_right(exact: Fraction | None, given: _Given | None) -> bool | None:
 def _rounds_to(exact: Fraction, number: Fraction, decimals: int | None) -> bool:
     if decimals is None or exact == number:
         return exact == number
-    return number != 0 and 2 * abs(exact - number) <= Fraction(1, 10**decimals)
+    off = 2 * abs(exact - number) * 10**decimals
+    in_the_middle = abs(number) > abs(exact) or number * 10**decimals % 2 == 0  # half away from zero, or half to even
+    return number != 0 and (off < 1 or (off == 1 and in_the_middle))
 
 
 def _as_text(exact: Fraction) -> str:

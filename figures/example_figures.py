@@ -64,9 +64,7 @@ def write_page(example: Example, out: Path) -> Path:
     """
     from figures.example_page import example_page
 
-    page = out / "example.html"
-    page.write_text(example_page(example), encoding="utf-8")
-    return page
+    return style.write_whole(out / "example.html", example_page(example).encode("utf-8"))
 
 
 def draw_figures(example: Example, out: Path, heads: Sequence[tuple[int, int]] | None = None) -> list[Path]:

@@ -8,6 +8,8 @@ untouched; settings hold only inside `paper_style`.
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -427,10 +429,25 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     Raises:
         OSError: the folder is missing or cannot be written to.
     """
-    png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+    png, pdf = io.BytesIO(), io.BytesIO()  # a full disk in the middle of a PDF is no OSError of matplotlib's
     with paper_style():
-        figure.savefig(png, dpi=look().dpi, metadata={"Software": None})
+        figure.savefig(png, format="png", dpi=look().dpi, metadata={"Software": None})
         figure.set_layout_engine("none")  # the layout is found; the PDF takes the same
-        figure.savefig(pdf, dpi=PNG_DPI, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        figure.savefig(pdf, format="pdf", dpi=PNG_DPI, metadata={"CreationDate": None, "Creator": None, "Producer": None})
     figure.clear()
-    return [png, pdf]
+    return [write_whole(folder / f"{name}.{ending}", made.getvalue()) for ending, made in (("png", png), ("pdf", pdf))]
+
+
+def write_whole(place: Path, content: bytes) -> Path:
+    """Write a file under another name beside its place, and rename it: it is there whole or not at all.
+
+    Raises:
+        OSError: the folder is missing or full, or cannot be written to.
+    """
+    draft = place.with_name(f".{place.name}.draft-{os.getpid()}")
+    try:
+        draft.write_bytes(content)
+        draft.replace(place)
+    finally:
+        draft.unlink(missing_ok=True)
+    return place

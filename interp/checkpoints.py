@@ -27,6 +27,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps", "balanced")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 _CONVERTED = "safetensors-v1"
+_OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice", "ForMaskedLM")
+"""Ends of the names of models with a head that writes no text."""
 
 
 class CheckpointError(ValueError):
@@ -406,6 +408,9 @@ def _check_causal(config: Any, source: str) -> None:
         raise CheckpointError(f"{source}: {kind} is an encoder-decoder; a causal (decoder-only) language model is needed")
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         raise CheckpointError(f"{source}: {kind} is encoder-only; a causal (decoder-only) language model is needed")
+    heads = [name for name in getattr(config, "architectures", None) or () if name.endswith(_OTHER_HEADS)]
+    if heads:
+        raise CheckpointError(f"{source}: {heads[0]} predicts no next token; a causal language model is needed")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not remote:
         raise CheckpointError(f"{source}: {kind} is no causal language model of transformers")
 

@@ -2,7 +2,8 @@
 
 A folder of `analyses.examples` holds them, and everything drawn of it (`figures.example_page`, `figures.example_figures`) comes from them.
 Attention is in `EDGES`: of the watched heads every entry that shows in tenths of a per cent (`FAINT` and above), of all other heads
-the strong entries alone (`STRONG` and above), so a table is as long as its text and not as long as its maps.
+the strong entries alone (`STRONG` and above). A row of a map adds up to 1, so a token has at most 2,000 entries under a watched head and
+10 under another: beyond that many tokens a table grows with its text, and not with its square.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -122,7 +124,7 @@ def test_answers_of_two_models_share_the_prompt_at_least(look: Callable[..., Ran
 
 def test_standing_out_is_a_test_against_the_other_problems(look: Callable[..., Ran], heads: Callable[..., Any]) -> None:
     assert heads("--text", "gold", "--out", "run", "--name", "measured").code == 0
-    ran = look("--model", "run", "--text", "gold", "--problem", 4)
+    ran = look("--model", "run", "--problem", 4)  # text and problems are the run's
     assert ran.code == 0, ran.err
     assert about()["models"][0]["compared_with"] == {"source": "run", "text": "gold", "n_examples": 6}
     assert not Path("out/heads").exists()
@@ -159,7 +161,7 @@ def test_wrong_sums_are_told_with_their_right_result(look: Callable[..., Ran], t
     ran = look("--problems", tmp_path / "wrong.jsonl", "--text", "gold")
     assert ran.code == 0, ran.err
     assert "3*4 is 12, not 13" in ran.out
-    assert "1 of 2 calculations are right" in ran.out
+    assert "1 of 2 calculations found in it are right" in ran.out
     steps = about()["models"][0]["steps"]
     assert [step["text"] for step in steps] == lines
     assert steps[0]["sums"] == [{"written": "3*4", "result": "13", "value": "12", "right": False}]
@@ -176,12 +178,15 @@ def test_a_question_typed_by_hand(look: Callable[..., Ran]) -> None:
     assert about()["problem"]["answer"] is None
 
 
-@pytest.mark.parametrize(("answer", "verdict"), [("24", False), ("two dozen, so #### 24", False)])
-def test_a_typed_answer_grades(look: Callable[..., Ran], answer: str, verdict: bool) -> None:
-    ran = look("--question", "How much is 12 + 12?", "--answer", answer, *SHORT, "--others", 0)
-    assert ran.code == 0, ran.err
-    assert about()["models"][0]["grade"]["correct"] is verdict
-    assert "the reference is 24" in ran.out
+def test_a_typed_answer_grades(look: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    from distill.grading import GRADERS
+
+    monkeypatch.setitem(GRADERS, "first_final", lambda text, cut: "24")  # what the tiny model writes holds no number
+    for answer, verdict in (("24", True), ("two dozen, so #### 24", True), ("25", False)):
+        ran = look("--question", "How much is 12 + 12?", "--answer", answer, *SHORT, "--others", 0)
+        assert ran.code == 0, ran.err
+        assert about()["models"][0]["grade"]["correct"] is verdict
+        assert f"the reference is {answer[-2:]}" in ran.out
 
 
 def test_only_watched_heads_are_kept(look: Callable[..., Ran]) -> None:
@@ -243,6 +248,69 @@ def test_a_base_goes_to_the_adapters_alone(look: Callable[..., Ran], checkpoint:
     assert "is no adapter" in ran.err
 
 
+def test_what_a_killed_call_left_is_begun_anew(look: Callable[..., Ran], checkpoint: Path) -> None:
+    assert look("--text", "gold", "--others", 3).code == 0
+    shutil.move(Path("out/heads") / checkpoint.name, Path("out/heads") / f"{checkpoint.name}.partial")
+    ran = look("--text", "gold", "--others", 4)
+    assert ran.code == 0, ran.err
+    assert about()["models"][0]["compared_with"]["n_examples"] == 4
+
+
+def test_nothing_of_another_problem_stays(look: Callable[..., Ran]) -> None:
+    assert look("--text", "gold", "--others", 0, "--heads", "1.1", "--figures").code == 0
+    assert look("--text", "gold", "--others", 0, "--heads", "0.2", "--problem", 1).code == 0
+    assert not Path("out/figures").exists()
+
+
+def test_every_named_head_is_listed_and_drawn(look: Callable[..., Ran]) -> None:
+    ran = look("--text", "gold", "--others", 0, "--heads", "1,0.3", "--figures")
+    assert ran.code == 0, ran.err
+    for head in ("1.0", "1.1", "1.2", "1.3", "0.3"):
+        assert re.search(rf"^\s+{re.escape(head)}\s", ran.out, re.MULTILINE), head
+        assert Path(f"out/figures/map_{head.replace('.', '_')}.png").is_file()
+
+
+def test_a_full_disk_is_told_and_leaves_no_torn_file(look: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    ran = look("--text", "gold", "--others", 0)
+    assert ran.code == 2
+    assert "No space left on device" in ran.err.splitlines()[-1]
+    assert [path.name for path in Path("out").iterdir() if "example" in path.name] == []
+
+
+def test_a_run_counts_wherever_the_adapter_is_named_from(
+    look: Callable[..., Ran], heads: Callable[..., Any], adapter: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(adapter, tmp_path / "lora")
+    assert heads("--model", tmp_path / "lora", "--out", "runs/lora").code == 0
+    ran = look("--model", "lora", "--text", "gold")
+    assert ran.code == 0, ran.err
+    assert about()["models"][0]["compared_with"]["source"] == "runs/lora"
+
+
+def test_a_run_of_another_type_or_seed_is_not_compared_with(look: Callable[..., Ran], heads: Callable[..., Any], checkpoint: Path) -> None:
+    assert heads("--out", f"runs/{checkpoint.name}", "--seed", 3).code == 0
+    ran = look("--text", "gold", "--dtype", "bfloat16", "--others", 0)
+    assert ran.code == 0, ran.err
+    assert "dtype float32, here bfloat16 and seed 3, here 0" in ran.out
+    (Path("runs") / checkpoint.name / "run.json").write_text("{")
+    ran = look("--text", "gold", "--others", 0)
+    assert ran.code == 0, ran.err  # a run that nobody named stops nobody
+    assert "run.json cannot be read" in ran.out
+
+
+def test_text_does_not_steer_the_terminal(look: Callable[..., Ran]) -> None:
+    ran = look("--question", "Is \x1b[31m3\u202e red?", *SHORT, "--others", 0)
+    assert ran.code == 0, ran.err
+    assert "\x1b" not in ran.out
+    assert "\\u001b[31m3\\u202e red?" in ran.out
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +332,7 @@ def test_a_base_goes_to_the_adapters_alone(look: Callable[..., Ran], checkpoint:
         (["--watch", "9"], ["--watch", "no head 9"]),
         (["--watch", "0.0", "--heads", "1.1"], ["1.1", "--watch"]),
         (["--by", "entropy"], ["--by entropy", "entropy_nats"]),
-        (["--grader", "mine"], ["--grader 'mine'", "first_final"]),
+        (["--grader", "mine"], ["grader is 'mine'", "first_final"]),
         (["--model", "nowhere/at/all"], ["no such model"]),
         (["--problems", "nowhere.jsonl"], ["nowhere.jsonl"]),
         (["--limit", "5"], ["--limit", "--contrast"]),
@@ -272,10 +340,14 @@ def test_a_base_goes_to_the_adapters_alone(look: Callable[..., Ran], checkpoint:
         (["--contrast", "--text", "gold"], ["--contrast", "own answers"]),
         (["--contrast", "--problem", "2"], ["--contrast", "--problem"]),
         (["--others", "-1"], ["--others is -1"]),
+        (["--others", "2"], ["2 other problems", "at least 3"]),
+        (["--heads", ","], ["no head is named"]),
+        (["--contrast", "--others", "4"], ["--contrast", "--others"]),
+        (["--max-new-tokens", "500"], ["the model has 512 positions", "--max-new-tokens"]),
     ],
 )
 def test_bad_input_is_told_in_a_line(look: Callable[..., Ran], arguments: list[str], told: list[str]) -> None:
-    ran = look(*arguments, *(SHORT if "--text" not in arguments else ()))
+    ran = look(*arguments, *(SHORT if not {"--text", "--max-new-tokens"} & {*arguments} else ()))
     assert ran.code == 2
     last = ran.err.strip().splitlines()[-1]
     assert last.startswith("error: ")
@@ -363,3 +435,32 @@ def test_a_notebook_is_told_what_is_wrong(checkpoint: Path) -> None:
         show(opened, opened, question="How?")
     with pytest.raises(ExampleError, match="no head 7"):
         show(opened, question="How?", heads="7", max_new_tokens=4)
+    with pytest.raises(ExampleError, match="LlamaForCausalLM; give Checkpoint"):
+        show(opened.model, question="How?")
+    with pytest.raises(ExampleError, match="region is 'zz'"):
+        show(opened, question="How?", region="zz")  # type: ignore[arg-type]
+    with pytest.raises(ExampleError, match="surrogate"):
+        show(opened, question="\ud800?")
+    opened.model.train()
+    with pytest.raises(ExampleError, match="training mode"):
+        show(opened, question="How?", max_new_tokens=4)
+
+
+def test_a_model_without_a_head_cannot_write(checkpoint: Path) -> None:
+    from transformers import AutoModel
+
+    from analyses.one_problem import ExampleError
+    from interp import open_checkpoint, show
+
+    opened = open_checkpoint(checkpoint, device="cpu")
+    bare = dataclasses.replace(opened, model=AutoModel.from_pretrained(checkpoint).eval(), identity={})
+    with pytest.raises(ExampleError, match="cannot generate; --text gold"):
+        show(bare, question="How?", max_new_tokens=4)
+
+
+def test_a_model_of_ones_own_is_compared_with_problems_measured_for_it(checkpoint: Path) -> None:
+    from interp import open_checkpoint, show
+
+    own = dataclasses.replace(open_checkpoint(checkpoint, device="cpu"), identity={}, name="mine")
+    page = show(own, question="How much is 3 times 4?", answer=12, max_new_tokens=4, others=3)
+    assert "measured for it" in page.html

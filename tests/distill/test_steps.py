@@ -308,10 +308,17 @@ def test_rounded_results_are_right_and_others_wrong(exact: Fraction, decimals: i
         return f"{Decimal(round(exact * 10**decimals) + shift).scaleb(-decimals):f}"
 
     text = f"<<{exact.numerator}/{exact.denominator}="
+    scaled = exact * 10**decimals
+    up = int(abs(scaled) + Fraction(1, 2)) * (-1 if scaled < 0 else 1)  # half away from zero, as people round
+    allowed = {Fraction(round(scaled), 10**decimals), Fraction(up, 10**decimals)}  # Python's round takes half to even
     assert sums(f"{text}{result(0)}>>")[0].right is (Fraction(result(0)) != 0 or exact == 0)
     for shift in (-1, 1):
-        tied = abs(exact - Fraction(result(shift))) * 10**decimals * 2 <= 1
-        assert sums(f"{text}{result(shift)}>>")[0].right is (tied and Fraction(result(shift)) != 0)
+        assert sums(f"{text}{result(shift)}>>")[0].right is (Fraction(result(shift)) in allowed - {0})
+
+
+def test_half_is_not_rounded_towards_zero() -> None:
+    found = [each.right for each in sums("7/2 = 3\n7/2 = 4\n5/2 = 2\n5/2 = 3\n1/8 = 0.12\n1/8 = 0.13\n3/8 = 0.37")]
+    assert found == [False, True, True, True, True, True, False]
 
 
 # --- any text ---------------------------------------------------------------------------------------------------------

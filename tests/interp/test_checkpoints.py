@@ -584,3 +584,11 @@ def test_the_embedded_model() -> None:
     with torch.inference_mode():
         following = checkpoint.model(**ids).logits[0, -1].argmax().item()
     assert checkpoint.tokenizer.decode([following]) == " Paris"
+
+
+def test_a_classifier_is_no_language_model(tmp_path: Path, checkpoint: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "classifier"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForSequenceClassification"]}))
+    with pytest.raises(CheckpointError, match="LlamaForSequenceClassification predicts no next token"):
+        open_checkpoint(folder, device="cpu")
