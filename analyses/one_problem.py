@@ -326,7 +326,7 @@ def _small_run(model: Named, checkpoint: Checkpoint, wish: Wish, others: Sequenc
         max_new_tokens=wish.max_new_tokens,
         out=out / "heads" / model.name,
         base=model.base,
-        dtype=cast("Any", _dtype(checkpoint)),
+        dtype=_dtype(checkpoint),
         chat=wish.chat,
         seed=wish.seed,
         name=model.name,
