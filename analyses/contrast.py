@@ -504,7 +504,7 @@ def summarise(table: pd.DataFrame, about: dict[str, Any], out: Path) -> None:
     lengths = pd.DataFrame(about["lengths"])[
         ["model", "right_mean", "wrong_mean", "difference", "ci_low", "ci_high", "p", "n_right", "n_wrong"]
     ]
-    print("\nLength of the answers in tokens, right less wrong:\n")
+    print("\nLength of the answers in tokens, right minus wrong:\n")
     print(shown(lengths))
     for model in dict.fromkeys(table["model"].astype(str)):
         rows = table[(table["model"] == model) & (table["region"] == region) & table["q"].notna()]
@@ -515,7 +515,7 @@ def summarise(table: pd.DataFrame, about: dict[str, Any], out: Path) -> None:
             both = f"{about['n_problems_both']} problems that some solve and some do not"
             print(f"\nModels paired by problem: {both}; t test with the variance clustered by problem (CR2)")
         else:
-            print(f"\n{model}: right less wrong answers, which are to different problems; Welch's t test")
+            print(f"\n{model}: right minus wrong answers, which are to different problems; Welch's t test")
         print(f"Benjamini-Hochberg over the {n_heads} heads of a measure, queries in {region}; 95 % intervals. Heads with q <= 0.05:\n")
         clear = [
             {"measure": measure, "q<=0.05": f"{int((group['q'] <= 0.05).sum())} of {len(group)}", "smallest q": group["q"].min()}
@@ -524,7 +524,7 @@ def summarise(table: pd.DataFrame, about: dict[str, Any], out: Path) -> None:
         print(shown(clear))
         top = top_rows(table, model, region, SHOWN)
         top.insert(0, "layer.head", top["layer"].astype(str) + "." + top["head"].astype(str))
-        print(f"\nThe {len(top)} smallest q:\n")
+        print(f"\nThe {len(top)} smallest q, of all measures together (q is corrected over heads, not over measures):\n")
         print(shown(top.drop(columns=["model", "layer", "head", "region"])))
     print()
     for caution in cautions(about):

@@ -55,8 +55,10 @@ def bars(axes: Axes, shapes: list[str], values: dict[str, dict[str, float]], mis
 @style.paper_style()
 def draw(saved: dict[str, Any]) -> Figure:
     """Ratios of time at the left, memory above the plain forward at the right."""
-    times = {row["shape"]: row["seconds"] for row in reversed(saved["rows"])}  # the table of times before the single forwards
-    times = {row["shape"]: times[row["shape"]] for row in saved["rows"]}
+    times: dict[str, dict[str, float]] = {}
+    for row in saved["rows"]:  # the table of times comes before the single forwards
+        if "seconds" in row:
+            times.setdefault(row["shape"], row["seconds"])
     peaks = {row["shape"]: row["peak_mb"] for row in saved["rows"] if "peak_mb" in row}
     at = style.look()
     figure = Figure(figsize=(at.two, 2.5), layout="constrained")
