@@ -230,12 +230,12 @@
     const own = less === null && measure !== null && measures[measure].name === page.by && regions[region] === page.region;
     const listed = (own ? page.foremost.map(place) : sorted).slice(0, TOP), heads = listed.slice(0, allTop ? TOP : FIRST);
     const least = compared ? Math.min(...known.map((head) => standingAt(of, "q", measure, region, head)).filter((q) => !Number.isNaN(q))) : Infinity;
-    $("top-title").textContent = less !== null ? "Largest differences" : !compared ? "Highest heads" : least <= 0.05 ? "Heads that stand out" : "No head stands out";
+    $("top-title").textContent = less !== null ? "Largest differences" : !compared ? "Highest heads" : least <= 0.05 ? "Heads that stand out" : "Furthest heads";
+    const over = own && models.length > 1 ? ", over all models" : "";
     $("top-note").textContent = less !== null ? `${called(of)} minus ${called(less)}.`
-      : compared ? (least <= 0.05 ? "Furthest from the run's other problems, by t; * has q ≤ 0.05."
-        : Number.isFinite(least) ? `No head differs clearly (smallest q ${least.toFixed(2)}); the furthest are:` : "No head has a t.")
-        : measure !== null ? "There is no run to compare with: sorted by value." : "Sorted by value.";
-    if (own && models.length > 1) $("top-note").textContent += " All models together.";
+      : compared ? (least <= 0.05 ? `Furthest from the run's other problems by t${over}; * has q ≤ 0.05.`
+        : Number.isFinite(least) ? `No head differs clearly (smallest q ${least.toFixed(2)}); the furthest${over}:` : "No head has a t.")
+        : measure !== null ? `There is no run to compare with: sorted by value${over}.` : "Sorted by value.";
     const columns = compared ? ["head", "value", "run's mean", "t", "q"] : ["head", less === null ? "value" : "difference"];
     $("top").tHead.replaceChildren(el("tr", {}, ...columns.map((column) => el("th", { scope: "col" }, column))));
     $("top").tBodies[0].replaceChildren(...heads.map((head) => {
@@ -476,6 +476,7 @@
     $("unpin").hidden = !kept;
   }
 
+  const flow = models.map(() => "2.1rem");  // height that the panel takes in the page; what it shows of a token pointed at lies over the rest
   function drawDetail(m, now, outgoing, incoming) {
     const box = $(`detail-${m}`), v = views[m], model = models[m];
     const kept = inModel(state.pin, m) === now || (state.hover?.byKey ?? false);
@@ -487,7 +488,7 @@
         : "Point at a token to see where it looks and who looks at it; click to keep it."));
       return;
     }
-    const title = el("h4", {}, bdi(m, now), ` token ${now} ·${models[m].number[now] >= 0 && models[m].step[now] >= 0 ? ` step ${models[m].step[now] + 1} ·` : ""} ${role(m, now) === "none" ? "" : role(m, now).replace("_", " ") + " · "}head ${name(state.head)}`);
+    const title = el("h4", {}, bdi(m, now), ` token ${now}${models[m].number[now] >= 0 && models[m].step[now] >= 0 ? ` · step ${models[m].step[now] + 1}` : ""}${role(m, now) === "none" ? "" : " · " + role(m, now).replace("_", " ")}`);
     const list = (kind, heading, entries, rest) => {
       const items = entries.slice(0, LISTED).map(([i, value]) => el("li", {}, el("button", { type: "button", "data-token": i,
         onclick: () => keep(m, i) },
@@ -508,7 +509,7 @@
       const [probability, rank, others] = expected;
       const line = el("p", { class: "likely" }, `Expected here with ${percent(probability)} (rank ${rank})${probability < page.low ? " ▼ low" : ""}; likeliest:`);
       others.slice(0, 3).forEach(([token, p]) => line.append(" ", el("span", {}, el("bdi", { title: partOf(token) }, visible(token)), ` ${percent(p)}`)));
-      parts.push(line);
+      parts.splice(1, 0, line);
     }
     box.replaceChildren(...parts);
     // A panel never grows over the token that is pointed at, and what comes after the text does not move.
@@ -516,7 +517,9 @@
       const boxes = elements[m][now].getClientRects(), below = innerHeight - (boxes[boxes.length - 1]?.bottom ?? 0) - 4;
       box.style.maxHeight = `min(var(--detail), max(2.1rem, ${below}px))`;
     }
-    box.style.marginBlockEnd = `calc(2.1rem - ${box.offsetHeight}px)`;
+    const pinned = inModel(state.pin, m);
+    if (pinned === now || pinned === null) flow[m] = pinned === null ? "2.1rem" : `${box.offsetHeight}px`;
+    if (pinned !== now) box.style.marginBlockEnd = `calc(${flow[m]} - ${box.offsetHeight}px)`;
   }
 
   /** The attention from number to number, as a list. */
