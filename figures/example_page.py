@@ -24,7 +24,7 @@ from figures.example_folder import Example
 from interp.example import ALTERNATIVES, FAINT, STEP_QUANTITIES, STRONG
 from interp.table import REGIONS, ROLES, TOKEN_REGIONS
 
-UNIT = 1_000_000
+UNIT = 200_000
 """Steps of a stored probability of 1."""
 LOW = 0.1
 """A token that was read although its probability was below this is marked."""

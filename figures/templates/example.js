@@ -60,7 +60,7 @@
     while (number[first - 1] === number[i]) first--;
     while (number[last + 1] === number[i]) last++;
     const before = texts.slice(first, i).join("").trimStart(), after = texts.slice(i + 1, last + 1).join("").trimEnd();
-    return el("bdi", { class: role(m, i), title }, before, before || after ? el("b", {}, shown(m, i)) : shown(m, i), after);
+    return el("bdi", { class: role(m, i), title }, before, before || after ? el("b", {}, shown(m, i).trim()) : shown(m, i), after);
   }
   const stepOf = (m, i) => models[m].number[i] >= 0 && models[m].step[i] >= 0 ? [el("small", { class: "of" }, `· step ${models[m].step[i] + 1}`)] : [];
   const headButton = (head) => el("button", { type: "button", class: "head-button", onclick: () => selectHead(head) }, name(head));
