@@ -1,8 +1,9 @@
 """One HTML page for one problem under the lens: what models read, what their heads looked at, what they expected; no network needed.
 
 Attention is in the page as packed blocks, one for each watched head (all its stored entries) and one for each layer's other heads (their
-strong entries), so that a browser unpacks only what it shows. `pack_edges` says how. A probability is stored in steps of `STEP`, so rounded
-that the percentage shown, with one decimal, is exactly `percent` of the table's value (`in_steps`). Values of measures are stored as float32.
+strong entries), so that a browser unpacks only what it shows. `pack_edges` says how. A probability is stored in `UNIT` steps, so rounded that
+the percentage shown, with one decimal, is exactly `percent` of the table's value (`in_steps`). Values of measures are stored as float32. A
+difference of two probabilities is that of the stored ones: within a step, 0.0005 percentage points, of the tables'.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ STANDING_FIELDS = ("value", "mean", "t", "q")
 
 
 INVISIBLE = {
-    "\u00ad": "SHY", "\u200b": "ZWSP", "\u200c": "ZWNJ", "\u200d": "ZWJ", "\u200e": "LRM", "\u200f": "RLM", "\u202a": "LRE", "\u202b": "RLE",
-    "\u202c": "PDF", "\u202d": "LRO", "\u202e": "RLO", "\u2060": "WJ", "\u2066": "LRI", "\u2067": "RLI", "\u2068": "FSI", "\u2069": "PDI",
-    "\ufe0f": "VS16", "\ufeff": "BOM",
+    "\u00ad": "SHY", "\u200b": "ZWSP", "\u200c": "ZWNJ", "\u200d": "ZWJ", "\u200e": "LRM", "\u200f": "RLM",
+    "\u202a": "LRE", "\u202b": "RLE", "\u202c": "PDF", "\u202d": "LRO", "\u202e": "RLO", "\u2060": "WJ",
+    "\u2066": "LRI", "\u2067": "RLI", "\u2068": "FSI", "\u2069": "PDI", "\ufe0f": "VS16", "\ufeff": "BOM",
 }  # fmt: skip
 """Short names of characters that leave no mark of their own; others have their number."""
 NOT_WHOLE = "not a whole character"
@@ -272,7 +273,9 @@ def _token(shown: str, role: str) -> Markup:
     visible = re.sub(r"[\x00-\x08\x0b-\x1f]", lambda found: chr(0x2400 + ord(found[0])), shown)
     kind = f"alone {role}" if re.search("[\u202a-\u202e\u2066-\u2069]", shown) else role
     title = Markup(' title="{}"').format(NOT_WHOLE) if "\ufffd" in shown else ""
-    return Markup('<span class="t {}"{}>{}</span>').format(kind, title, Markup('<i class="nl"></i>\n').join(map(escape, visible.split("\n"))))
+    return Markup('<span class="t {}"{}>{}</span>').format(
+        kind, title, Markup('<i class="nl"></i>\n').join(map(escape, visible.split("\n")))
+    )
 
 
 def expectations(rows: pd.DataFrame, tokens: pd.DataFrame) -> list[Expected]:
@@ -296,7 +299,18 @@ def expectations(rows: pd.DataFrame, tokens: pd.DataFrame) -> list[Expected]:
         mine = np.flatnonzero(number == number[place]) if number[place] >= 0 else np.array([place])
         before, after = ("".join(shown[at] for at in side) for side in (mine[mine < place], mine[mine > place]))
         step = int(tokens["step"].iloc[place])
-        found.append(Expected(place, str(text), before.strip(), after.rstrip(), step, float(read["probability"].iloc[0]), int(read["rank"].iloc[0]), others))  # type: ignore[arg-type]
+        found.append(
+            Expected(
+                place,
+                str(text),
+                before.strip(),
+                after.rstrip(),
+                step,
+                float(read["probability"].iloc[0]),
+                int(read["rank"].iloc[0]),
+                others,
+            )
+        )  # type: ignore[arg-type]
     return found
 
 

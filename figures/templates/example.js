@@ -698,7 +698,7 @@
     document.querySelector(`#model-${m} .map-high`).textContent = differ ? points(most / UNIT) : "100 %";
     document.querySelector(`#model-${m} .map-kind`).textContent = differ ? `, minus ${called(0)}` : "";
     document.querySelector(`#model-${m} .map-note`).textContent =
-      "Who looks, downwards; at what, across. Shade by the root of the probability. Ticks: numbers. Lines: regions" + (stepLines ? " and steps." : ".") +
+      `Who looks, downwards; at what, across. Shade by the root of the ${differ ? "difference" : "probability"}. Ticks: numbers. Lines: regions` + (stepLines ? " and steps." : ".") +
       (count < n ? ` ${Math.ceil(n / count)} × ${Math.ceil(n / count)} tokens a point, the largest of them.` : "") +
       (v.whole ? "" : " This head is not watched: only entries of at least 10 % are stored.");
   }

@@ -128,7 +128,9 @@ def strongest(example: Example, model: str, head: tuple[int, int], column: str, 
 
 def listed(page: Any, model: int, side: str) -> list[tuple[str, str]]:
     buttons = page.locator(f"#detail-{model} .{side} button")
-    return buttons.evaluate_all("(all) => all.map((one) => [one.querySelector('small').textContent, one.querySelector(':scope > b').textContent])")
+    return buttons.evaluate_all(
+        "(all) => all.map((one) => [one.querySelector('small').textContent, one.querySelector(':scope > b').textContent])"
+    )
 
 
 def numbers(example: Example, model: int = 0) -> list[int]:
@@ -605,10 +607,14 @@ def test_a_kept_token_is_scrolled_to(opened, example_folder):
     page = opened(example, address=f"#head=2.3&token=0:{last}")
     for position in (last, numbers(example)[0]):
         page.evaluate("(at) => { location.hash = `#head=2.3&token=0:${at}`; }", position)
-        page.wait_for_selector(f"#text-0 .t[aria-pressed='true'] >> nth=0")
+        page.wait_for_selector("#text-0 .t[aria-pressed='true'] >> nth=0")
         page.wait_for_function("(at) => document.querySelectorAll('#text-0 .t')[at].getAttribute('aria-pressed') === 'true'", arg=position)
         settle(page)
-        box, panel, bar = token(page, 0, position).bounding_box(), page.locator("#detail-0").bounding_box(), page.locator("#bar").bounding_box()
+        box, panel, bar = (
+            token(page, 0, position).bounding_box(),
+            page.locator("#detail-0").bounding_box(),
+            page.locator("#bar").bounding_box(),
+        )
         assert bar["y"] + bar["height"] <= box["y"]
         assert box["y"] + box["height"] <= panel["y"]
 
@@ -661,4 +667,6 @@ def test_what_was_expected_is_said_of_the_token_itself(opened, example):
     line = page.locator("#detail-0 .likely").inner_text()
     assert line.startswith(f"Expected here with {percent(read['probability'])} (rank {read['rank']})")
     values = rows.sort_values("rank")["probability"].head(3)
-    assert [one.split()[-2] for one in page.locator("#detail-0 .likely > span").all_inner_texts()] == [percent(p).split()[0] for p in values]
+    assert [one.split()[-2] for one in page.locator("#detail-0 .likely > span").all_inner_texts()] == [
+        percent(p).split()[0] for p in values
+    ]
