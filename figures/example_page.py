@@ -1,8 +1,8 @@
 """One HTML page for one problem under the lens: what models read, what their heads looked at, what they expected; no network needed.
 
 Attention is in the page as packed blocks, one for each watched head (all its stored entries) and one for each layer's other heads (their
-strong entries), so that a browser unpacks only what it shows. `pack_edges` says how. A probability is stored in `UNIT` steps, so rounded that
-the percentage shown, with one decimal, is exactly `percent` of the table's value (`in_steps`). Values of measures are stored as float32. A
+strong entries), so that a browser unpacks only what it shows. `pack_edges` says how. A probability is stored in `UNIT` steps, so rounded
+that the percentage shown, with one decimal, is exactly `percent` of the table's value (`in_steps`). Values of measures are stored as float32. A
 difference of two probabilities is that of the stored ones: within a step, 0.0005 percentage points, of the tables'.
 """
 

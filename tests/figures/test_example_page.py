@@ -181,13 +181,13 @@ def test_every_percentage_shown_is_the_tables(example):
     random = np.random.default_rng(0)
     middles = (np.arange(1001) + 0.5).astype(np.float32) / np.float32(1000)
     close = np.concatenate([np.nextafter(middles, np.float32(0)), middles, np.nextafter(middles, np.float32(1))])
-    for p in (
+    for values in (
         example.edges["probability"].to_numpy(),
         random.random(100_000, np.float32) ** 4,
         close[close <= 1],
-        np.float32([0, 0.0005, 1]),
+        np.array([0, 0.0005, 1], np.float32),
     ):
-        p = p.astype(np.float64)
+        p = np.asarray(values, np.float64)
         steps = in_steps(p).astype(np.int64)
         assert np.abs(steps - p * UNIT).max() <= 1
         by_script = (steps + UNIT // 2000) // (UNIT // 1000)
