@@ -2,8 +2,8 @@
 
 Attention is in the page as packed blocks, one for each watched head (all its stored entries) and one for each layer's other heads (their
 strong entries), so that a browser unpacks only what it shows. `pack_edges` says how. A probability is stored in `UNIT` steps, so rounded
-that the percentage shown, with one decimal, is exactly `percent` of the table's value (`in_steps`). Values of measures are stored as float32. A
-difference of two probabilities is that of the stored ones: within a step, 0.0005 percentage points, of the tables'.
+that the percentage shown, with one decimal, is exactly `percent` of the table's value (`in_steps`). A difference of two probabilities is
+that of the stored ones: within 0.001 percentage points of the tables'. Values of measures are stored as float32.
 """
 
 from __future__ import annotations
