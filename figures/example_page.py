@@ -392,7 +392,7 @@ def _model_data(model: dict[str, Any], tokens: pd.DataFrame, blocks: list, expec
 def _page_data(run: dict[str, Any]) -> dict[str, Any]:
     return {
         **{key: run[key] for key in ("layers", "n_heads", "watched", "chosen", "by", "region")},
-        "foremost": run.get("foremost", run["chosen"]),
+        "foremost": run.get("foremost"),
         "unit": UNIT,
         "invisible": INVISIBLE,
         "not_whole": NOT_WHOLE,

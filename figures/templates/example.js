@@ -226,8 +226,8 @@
     const { of, less, measure, region } = chosen, compared = measure !== null && less === null && models[of].compared;
     const by = (head) => compared ? Math.abs(standingAt(of, "t", measure, region, head)) : less !== null ? Math.abs(values[head]) : values[head];
     const known = [...values.keys()].filter((head) => !Number.isNaN(by(head))), sorted = known.sort((a, b) => by(b) - by(a) || a - b);
-    // What heads were chosen by has one order for all models, the command's own.
-    const own = less === null && measure !== null && measures[measure].name === page.by && regions[region] === page.region;
+    // What heads were chosen by has one order for all models, the command's own; older folders do not have it.
+    const own = page.foremost !== null && less === null && measure !== null && measures[measure].name === page.by && regions[region] === page.region;
     const listed = (own ? page.foremost.map(place) : sorted).slice(0, TOP), heads = listed.slice(0, allTop ? TOP : FIRST);
     const least = compared ? Math.min(...known.map((head) => standingAt(of, "q", measure, region, head)).filter((q) => !Number.isNaN(q))) : Infinity;
     $("top-title").textContent = less !== null ? "Largest differences" : !compared ? "Highest heads" : least <= 0.05 ? "Heads that stand out" : "Furthest heads";

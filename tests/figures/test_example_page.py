@@ -441,4 +441,4 @@ def test_numbers_expected_show_the_whole_number(example):
 def test_folders_without_foremost_heads_open(example):
     assert Page(example_page(example)).data["foremost"] == [[0, 1], [2, 3], [0, 0], [0, 2], [0, 3]]
     del example.run["foremost"]
-    assert Page(example_page(example)).data["foremost"] == [[0, 1], [2, 3]]
+    assert Page(example_page(example)).data["foremost"] is None

@@ -652,6 +652,15 @@ def test_what_a_text_without_numbers_says(opened, example_folder):
     assert page.locator("#steps-0 tbody .n").first.inner_text() == str(len(rows))
 
 
+def test_without_foremost_heads_the_page_sorts_them_itself(opened, example):
+    del example.run["foremost"]
+    page = opened(example)
+    rows = example.standing.query("model == 'model-0' and measure == @example.run['by'] and region == @example.run['region']")
+    first = rows.assign(size=rows["t"].abs()).sort_values("size", ascending=False).head(5)
+    heads = page.locator("#top tbody .head-button").all_inner_texts()
+    assert heads == [f"{layer}.{head}" for layer, head in zip(first["layer"], first["head"], strict=True)]
+
+
 def test_no_head_that_differs_is_said(opened, example):
     example.standing["q"] = 0.9
     page = opened(example)
