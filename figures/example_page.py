@@ -1,17 +1,19 @@
 """One HTML page for one problem under the lens: what models read, what their heads looked at, what they expected; no network needed.
 
 Attention is in the page as packed blocks, one for each watched head (all its stored entries) and one for each layer's other heads (their
-strong entries), so that a browser unpacks only what it shows. `pack_edges` says how. A probability is stored in steps of `STEP`, rounded
-half to even, and shown as a percentage with one decimal, rounded half up from what is stored: it differs from the table's own tenth of a
-per cent only where the table's value is within half a step of the middle between two tenths. Values of measures are stored as float32.
+strong entries), so that a browser unpacks only what it shows. `pack_edges` says how. A probability is stored in `UNIT` steps, so rounded
+that the percentage shown, with one decimal, is exactly `percent` of the table's value (`in_steps`). A difference of two probabilities is
+that of the stored ones: within 0.001 percentage points of the tables'. Values of measures are stored as float32.
 """
 
 from __future__ import annotations
 
 import base64
 import re
+import unicodedata
 import zlib
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -23,12 +25,22 @@ from figures.example_folder import Example
 from interp.example import ALTERNATIVES, FAINT, STEP_QUANTITIES, STRONG
 from interp.table import REGIONS, ROLES, TOKEN_REGIONS
 
-STEP = 1e-4
-"""Of the stored probabilities."""
+UNIT = 200_000
+"""Steps of a stored probability of 1."""
 LOW = 0.1
 """A token that was read although its probability was below this is marked."""
 STANDING_FIELDS = ("value", "mean", "t", "q")
 """Columns of `interp.example.STANDING` that the page has."""
+
+
+INVISIBLE = {
+    "\u00ad": "SHY", "\u200b": "ZWSP", "\u200c": "ZWNJ", "\u200d": "ZWJ", "\u200e": "LRM", "\u200f": "RLM",
+    "\u202a": "LRE", "\u202b": "RLE", "\u202c": "PDF", "\u202d": "LRO", "\u202e": "RLO", "\u2060": "WJ",
+    "\u2066": "LRI", "\u2067": "RLI", "\u2068": "FSI", "\u2069": "PDI", "\ufe0f": "VS16", "\ufeff": "BOM",
+}  # fmt: skip
+"""Short names of characters that leave no mark of their own; others have their number."""
+NOT_WHOLE = "not a whole character"
+"""Said where a token's bytes are a part of a character only."""
 
 
 class ExamplePageError(ValueError):
@@ -59,6 +71,9 @@ class Expected:
     Attributes:
         position: of the token.
         token: its text.
+        before: what its number has before it.
+        after: what its number has after it.
+        step: of the response, counted from 0; -1 elsewhere.
         probability: of the token that stands there.
         rank: of that token; 1 is the most likely one.
         others: (token, probability) of the most likely ones.
@@ -66,6 +81,9 @@ class Expected:
 
     position: int
     token: str
+    before: str
+    after: str
+    step: int
     probability: float
     rank: int
     others: list[tuple[str, float]]
@@ -78,7 +96,7 @@ def example_page(example: Example) -> str:
         example: as `figures.example_folder.read_example` gives it. Every text in it is shown as text, whatever it contains.
 
     Returns:
-        HTML; the same for the same example. Two models of 512 tokens with 30 x 9 heads, 8 of them watched, take some 3 MB.
+        HTML; the same for the same example. Two models of 512 tokens with 30 x 9 heads, 8 of them watched, take some 4 MB.
 
     Raises:
         ExamplePageError: a table has a token or a head that the tokens' table or run.json lacks.
@@ -89,7 +107,7 @@ def example_page(example: Example) -> str:
         loader=PackageLoader("figures"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "ensure_ascii": False, "separators": (",", ":")}
-    environment.filters.update(percent=percent, words=in_words)
+    environment.filters.update(percent=percent, words=in_words, plain=plain, part=lambda text: NOT_WHOLE if "\ufffd" in text else "")
     models, data, packs = [], [], {}
     for number, model in enumerate(run["models"]):
         name = str(model["name"])
@@ -103,11 +121,13 @@ def example_page(example: Example) -> str:
         packs[f"pack-steps-{number}"] = pack_steps(example, name, len(model["steps"]))
         expected = expectations(_of_model(example.next, name), tokens)
         data.append(_model_data(model, tokens, [(heads, whole) for heads, whole, _ in blocks], expected))
-        models.append({**model, "blocks": text_blocks(tokens, model["steps"]), "expected": expected})
+        numbers = bool((tokens["role"].astype(str) == "question_number").any())
+        models.append({**model, "blocks": text_blocks(tokens, model["steps"]), "expected": expected, "asks_with_numbers": numbers})
     html = environment.get_template("example.html.j2").render(
         run=run,
         problem=run["problem"],
         models=models,
+        title=_title(run["problem"]),
         roles=[role for role in ROLES if role != "none"],
         facts=_facts(run),
         low=LOW,
@@ -126,6 +146,26 @@ def percent(probability: float) -> str:
     return f"{np.floor(probability * 1000 + 0.5) / 10:.1f} %"
 
 
+def in_steps(probability: np.ndarray) -> np.ndarray:
+    """Probabilities in steps of 1 / `UNIT`: the nearest step of those that round to the same tenth of a per cent.
+
+    A page that shows floor(steps / `UNIT` * 1000 + 1/2) / 10 so shows what `percent` makes of the table's value, of every value.
+    """
+    p = np.asarray(probability, np.float64)
+    tenth, size = np.floor(p * 1000 + 0.5), UNIT // 1000
+    return np.clip(np.rint(p * UNIT), tenth * size - size // 2, tenth * size + size // 2 - 1)
+
+
+def plain(text: Any) -> str:
+    """A printed string whose format characters (Unicode's category Cf), such as those that turn the writing round, are escapes."""
+    return "".join(_escape(c) if unicodedata.category(c) == "Cf" else c for c in str(text))
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
 def in_words(value: Any) -> str:
     """A value of run.json in words: parts with a comma between them."""
     if isinstance(value, dict):
@@ -141,8 +181,8 @@ def pack_edges(heads: int, tokens: int, head: np.ndarray, query: np.ndarray, key
 
     - entries of each row, uint32 [heads * tokens];
     - gaps, uint32 [entries]: a row's first key, then each key less the one before it;
-    - probabilities in steps of `STEP`, uint16 [entries];
-    - with `whole`: what the row has beyond its entries, 1 less their sum, in steps of `STEP`, uint16 [heads * tokens].
+    - probabilities in steps of 1 / `UNIT`, uint32 [entries];
+    - with `whole`: what the row has beyond its entries, 1 less their sum, in the same steps, uint32 [heads * tokens].
 
     Args:
         heads: how many the block has.
@@ -163,9 +203,9 @@ def pack_edges(heads: int, tokens: int, head: np.ndarray, query: np.ndarray, key
     first = np.ones(len(row), bool)
     first[1:] = row[1:] != row[:-1]
     gaps = np.where(first, key, key - np.concatenate([[0], key[:-1]]))
-    packed = _planes(counts, "<u4") + _planes(gaps, "<u4") + _planes(np.rint(p / STEP), "<u2")
+    packed = _planes(counts, "<u4") + _planes(gaps, "<u4") + _planes(in_steps(p), "<u4")
     if whole:
-        packed += _planes(np.rint((1 - np.bincount(row, p, minlength=heads * tokens)).clip(0, 1) / STEP), "<u2")
+        packed += _planes(in_steps((1 - np.bincount(row, p, minlength=heads * tokens)).clip(0, 1)), "<u4")
     return zlib.compress(packed, 9)
 
 
@@ -182,7 +222,7 @@ def pack_standing(example: Example, model: str) -> bytes:
     place = _codes(rows["measure"], measures), _codes(rows["region"], REGIONS), _heads(run, rows, "standing")
     for number, field in enumerate(STANDING_FIELDS):
         values[number][place] = rows[field].to_numpy()
-    return zlib.compress(_planes(values, "<f4"), 9)
+    return zlib.compress(_planes(_in_float32(values), "<f4"), 9)
 
 
 def pack_steps(example: Example, model: str, steps: int) -> bytes:
@@ -197,7 +237,7 @@ def pack_steps(example: Example, model: str, steps: int) -> bytes:
     counts = np.zeros_like(values)
     place = rows["step"].to_numpy(), _codes(rows["quantity"], STEP_QUANTITIES), _heads(run, rows, "steps")
     values[place], counts[place] = rows["value"].to_numpy(), rows["n_queries"].to_numpy()
-    return zlib.compress(_planes(values, "<f4") + _planes(counts, "<u4"), 9)
+    return zlib.compress(_planes(_in_float32(values), "<f4") + _planes(counts, "<u4"), 9)
 
 
 def text_blocks(tokens: pd.DataFrame, steps: list[dict[str, Any]]) -> list[Block]:
@@ -206,8 +246,12 @@ def text_blocks(tokens: pd.DataFrame, steps: list[dict[str, Any]]) -> list[Block
     Args:
         tokens: of one model, sorted by position.
         steps: of the model, as in run.json.
+
+    Blank tokens between two steps, line breaks as a rule, stand with the step before them.
     """
-    region, step = tokens["region"].astype(str), tokens["step"]
+    region = tokens["region"].astype(str)
+    blank = (region == "response") & (tokens["step"] < 0) & (tokens["shown"].str.strip() == "")
+    step = tokens["step"].mask(blank & region.eq(region.shift())).ffill().astype(int)
     runs = ((region != region.shift()) | (step != step.shift())).cumsum()
     blocks = []
     for _, rows in tokens.groupby(runs, sort=True):
@@ -221,9 +265,17 @@ def _token(shown: str, role: str) -> Markup:
     """A token's element. Line breaks and other control characters get a sign; half a character gets a mark of its own."""
     if not shown:
         return Markup('<span class="t half {}" title="part of the character before"></span>').format(role)
+    if all(unicodedata.category(c) in ("Cf", "Mn", "Mc", "Me") for c in shown):
+        signs = " ".join(INVISIBLE.get(c, f"U+{ord(c):04X}") for c in shown)
+        names = ", ".join(unicodedata.name(c, "no name").lower() for c in shown)
+        return Markup('<span class="t chip {}" data-chip="{}" title="{}"><i>{}</i></span>').format(role, signs, names, shown)
     # Control characters have pictures of their own in Unicode, from U+2400 on.
     visible = re.sub(r"[\x00-\x08\x0b-\x1f]", lambda found: chr(0x2400 + ord(found[0])), shown)
-    return Markup('<span class="t {}">{}</span>').format(role, Markup('<i class="nl"></i>\n').join(map(escape, visible.split("\n"))))
+    kind = f"alone {role}" if re.search("[\u202a-\u202e\u2066-\u2069]", shown) else role
+    title = Markup(' title="{}"').format(NOT_WHOLE) if "\ufffd" in shown else ""
+    return Markup('<span class="t {}"{}>{}</span>').format(
+        kind, title, Markup('<i class="nl"></i>\n').join(map(escape, visible.split("\n")))
+    )
 
 
 def expectations(rows: pd.DataFrame, tokens: pd.DataFrame) -> list[Expected]:
@@ -233,7 +285,7 @@ def expectations(rows: pd.DataFrame, tokens: pd.DataFrame) -> list[Expected]:
         rows: of `interp.example.NEXT`, of one model.
         tokens: of the same model, sorted by position.
     """
-    found = []
+    found, number, shown = [], tokens["number"].to_numpy(), tokens["shown"].tolist()
     for position, listed in rows.sort_values(["position", "rank"]).groupby("position", sort=True):
         read = listed.loc[listed["is_read"]]
         if len(read) != 1 or not 0 <= int(position) < len(tokens):  # type: ignore[arg-type]
@@ -243,7 +295,22 @@ def expectations(rows: pd.DataFrame, tokens: pd.DataFrame) -> list[Expected]:
         top = listed.loc[listed["rank"] <= ALTERNATIVES]
         text = tokens["shown"].iloc[int(position)] or tokens["token"].iloc[int(position)]  # type: ignore[arg-type]
         others = [(str(token), float(p)) for token, p in zip(top["token"], top["probability"], strict=True)]
-        found.append(Expected(int(position), str(text), float(read["probability"].iloc[0]), int(read["rank"].iloc[0]), others))  # type: ignore[arg-type]
+        place = int(position)  # type: ignore[arg-type]
+        mine = np.flatnonzero(number == number[place]) if number[place] >= 0 else np.array([place])
+        before, after = ("".join(shown[at] for at in side) for side in (mine[mine < place], mine[mine > place]))
+        step = int(tokens["step"].iloc[place])
+        found.append(
+            Expected(
+                place,
+                str(text),
+                before.strip(),
+                after.rstrip(),
+                step,
+                float(read["probability"].iloc[0]),
+                int(read["rank"].iloc[0]),
+                others,
+            )
+        )  # type: ignore[arg-type]
     return found
 
 
@@ -273,6 +340,14 @@ def _planes(values: np.ndarray, dtype: str) -> bytes:
     """All lowest bytes, then all second bytes and so on: bytes that are alike stand together, which deflate likes."""
     numbers = np.ascontiguousarray(values, dtype=dtype).reshape(-1)
     return numbers.view(np.uint8).reshape(-1, numbers.itemsize).T.tobytes()
+
+
+def _in_float32(values: np.ndarray) -> np.ndarray:
+    """The nearest float32 of those that round to the same tenth of a per cent, as the page would show a share."""
+    near = values.astype(np.float32)
+    tenth = np.floor(values * 1000 + 0.5)
+    other = np.nextafter(near, np.where(near < values, np.float32(np.inf), np.float32(-np.inf)))
+    return np.where(np.floor(near.astype(np.float64) * 1000 + 0.5) == tenth, near, np.where(np.isnan(values), near, other))
 
 
 def _of_model(table: pd.DataFrame, model: str) -> pd.DataFrame:
@@ -317,6 +392,10 @@ def _model_data(model: dict[str, Any], tokens: pd.DataFrame, blocks: list, expec
 def _page_data(run: dict[str, Any]) -> dict[str, Any]:
     return {
         **{key: run[key] for key in ("layers", "n_heads", "watched", "chosen", "by", "region")},
+        "foremost": run.get("foremost"),
+        "unit": UNIT,
+        "invisible": INVISIBLE,
+        "not_whole": NOT_WHOLE,
         "measures": [{key: measure[key] for key in ("name", "title", "unit", "formula")} for measure in run["measures"]],
         "shared": run["shared_tokens"],
         "strong": STRONG,
@@ -327,6 +406,16 @@ def _page_data(run: dict[str, Any]) -> dict[str, Any]:
         "token_regions": TOKEN_REGIONS,
         "quantities": STEP_QUANTITIES,
     }
+
+
+def _title(problem: dict[str, Any]) -> str:
+    """Which problem of which set."""
+    source, index = str(problem["source"]), problem["index"]
+    if index is None:
+        return "Own question" if source in ("--question", "notebook") else "One problem"
+    path = PurePath(source.replace("\\", "/"))
+    of = "the shipped problems" if source == "shipped" else " ".join(part for part in (path.parent.name, path.stem) if part)
+    return f"Problem {index} of {of}"
 
 
 def _facts(run: dict[str, Any]) -> list[tuple[str, str]]:

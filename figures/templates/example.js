@@ -2,10 +2,10 @@
 (() => {
   const $ = (id) => document.getElementById(id);
   const page = JSON.parse($("data").textContent);
-  const { models, layers, n_heads: H, measures, regions, quantities, shared } = page;
+  const { models, layers, n_heads: H, measures, regions, quantities, shared, unit: UNIT } = page;
   const N_HEADS = layers.length * H;
   const FIELDS = { value: 0, mean: 1, t: 2, q: 3 };  // of a packed `standing`
-  const LISTED = 6, TOP = 10, ARCS = 12, ARC_LEAST = 100, NUMBER_ARCS = 200, NUMBER_LEAST = 500;  // least: in steps of 0.01 %
+  const LISTED = 6, TOP = 12, FIRST = 5, ARCS = 12, ARC_LEAST = UNIT / 100, NUMBER_ARCS = 200, NUMBER_LEAST = UNIT / 20;
   const NUMERIC = new Set(["question_number", "operand", "intermediate_result", "final_answer"]);
   const watched = new Set(page.watched.map(([layer, head]) => `${layer}.${head}`));
   const name = (head) => head.join(".");
@@ -13,7 +13,8 @@
   const headAt = (index) => [layers[Math.floor(index / H)], index % H];
 
   // What is shown. `pin` and `hover` are {model, token}.
-  const state = { head: page.chosen[0] ?? [layers[0], 0], pin: null, hover: null, step: 0 };
+  const FIRST_HEAD = page.chosen[0] ?? [layers[0], 0];
+  const state = { head: FIRST_HEAD, pin: null, hover: null, step: 0 };
   let views = [];  // attention of the head shown, a view a model
   let standing = [], steps = [];
 
@@ -21,15 +22,21 @@
 
   const tenths = (share) => Math.sign(share) * Math.floor(Math.abs(share) * 1000 + 0.5) / 10;
   const percent = (share) => tenths(share).toFixed(1) + " %";
-  const stored = (quantum) => (Math.floor((quantum + 5) / 10) / 10).toFixed(1) + " %";  // in steps of 0.01 %
-  const signed = (text, number) => (number > 0 && !/^0\.?0*( %)?$/.test(text) ? "+" : "") + text.replace("-", "−").replace(/^−(0\.0 %)$/, "$1");
-  const inUnit = (value, unit) => Number.isNaN(value) ? "–"
-    : unit === "probability" || unit === "share" ? percent(value) : String(Number(value.toPrecision(3))).replace("-", "−");
+  const stored = (steps) => (Math.floor((steps + UNIT / 2000) / (UNIT / 1000)) / 10).toFixed(1) + " %";  // of 1 / UNIT
+  const signed = (text, number) => (number > 0 && !/^0\.?0*( %| pp)?$/.test(text) ? "+" : "") + text.replace("-", "−").replace(/^−(0\.0( %| pp))$/, "$1");
+  const points = (share) => signed(tenths(share).toFixed(1) + " pp", share);  // percentage points
+  const isShare = (unit) => unit === "probability" || unit === "share";
+  const inUnit = (value, unit) => Number.isNaN(value) ? "–" : isShare(unit) ? percent(value) : String(Number(value.toPrecision(3))).replace("-", "−");
+  const differenceIn = (value, unit) => Number.isNaN(value) ? "–" : isShare(unit) ? points(value) : signed(inUnit(value, unit), value);
 
+  const code = (c) => "U+" + c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+  const escaped = (text) => text.replace(/\p{Cf}/gu, (c) => c.length > 1 ? code(c) : "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
+  /** A model's name within a sentence: whichever way it is written, the sentence keeps its own. */
+  const called = (m) => `\u2068${escaped(models[m].name)}\u2069`;
   function visible(text) {
     if (text === "") return "◦";
     const marked = text.replace(/\n/g, "⏎").replace(/[\u0000-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)));
-    if (/^[\p{Cf}\p{M}]+$/u.test(marked)) return [...marked].map((c) => "U+" + c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")).join(" ");
+    if (/^[\p{Cf}\p{M}]+$/u.test(marked)) return [...marked].map((c) => page.invisible[c] ?? code(c)).join(" ");
     return marked.trim() === "" ? marked.replace(/ /g, "␣") : marked;
   }
   const shown = (m, i) => visible(models[m].shown[i]);
@@ -44,7 +51,18 @@
     made.append(...children);
     return made;
   }
-  const bdi = (m, i) => el("bdi", { class: role(m, i) }, shown(m, i));
+  const partOf = (text) => text.includes("\ufffd") ? page.not_whole : null;
+  /** A token; one of several of a number within the whole number. */
+  function bdi(m, i) {
+    const { number, shown: texts } = models[m], title = partOf(texts[i]);
+    if (number[i] < 0) return el("bdi", { class: role(m, i), title }, shown(m, i));
+    let first = i, last = i;
+    while (number[first - 1] === number[i]) first--;
+    while (number[last + 1] === number[i]) last++;
+    const before = texts.slice(first, i).join("").trimStart(), after = texts.slice(i + 1, last + 1).join("").trimEnd();
+    return el("bdi", { class: role(m, i), title }, before, before || after ? el("b", {}, shown(m, i).trim()) : shown(m, i), after);
+  }
+  const stepOf = (m, i) => models[m].number[i] >= 0 && models[m].step[i] >= 0 ? [el("small", { class: "of" }, `· step ${models[m].step[i] + 1}`)] : [];
   const headButton = (head) => el("button", { type: "button", class: "head-button", onclick: () => selectHead(head) }, name(head));
   const say = (text) => { $("said").textContent = text; };
 
@@ -85,8 +103,8 @@
     for (let row = 0; row < rows; row++) {
       for (let e = start[row] + 1; e < start[row + 1]; e++) keys[e] += keys[e - 1];
     }
-    const values = take(Uint16Array, start[rows]);
-    return { heads: heads.map(name), whole, start, keys, values, rest: whole ? take(Uint16Array, rows) : null };
+    const values = take(Uint32Array, start[rows]);
+    return { heads: heads.map(name), whole, start, keys, values, rest: whole ? take(Uint32Array, rows) : null };
   }
 
   const cache = new Map();
@@ -119,7 +137,7 @@
       },
       rest(q) {
         if (block.rest) return block.rest[from + q];
-        return Math.max(0, 10000 - this.entries(q).reduce((sum, [, value]) => sum + value, 0));
+        return Math.max(0, UNIT - this.entries(q).reduce((sum, [, value]) => sum + value, 0));
       },
     };
   }
@@ -130,9 +148,9 @@
   let printing = false;
   const STOPS = {
     light: { ground: "#ffffff", later: "#eceef1", ink: "#1a1a1a", map: ["#ffffff", "#c3dcf0", "#4b97c9", "#0d4f8b", "#06254a"],
-      both: ["#8a4308", "#e3a066", "#f5f5f5", "#7fb6dd", "#0d4f8b"] },
+      both: ["#0d4f8b", "#7fb6dd", "#f5f5f5", "#f0a084", "#a31523"] },
     dark: { ground: "#16181c", later: "#22252b", ink: "#ececec", map: ["#16181c", "#1c456b", "#2f86c4", "#8ac6f2", "#f2faff"],
-      both: ["#ffb27a", "#a3622c", "#2a2d33", "#2f75ab", "#9fd3fa"] },
+      both: ["#9fd3fa", "#2f75ab", "#2a2d33", "#b0453c", "#ffb3a6"] },
   };
   const look = () => STOPS[DARK.matches && !printing ? "dark" : "light"];
   const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
@@ -148,7 +166,6 @@
     standing[m][((FIELDS[field] * measures.length + measure) * regions.length + region) * N_HEADS + head];
   const stepsAt = (m, step, quantity, head) =>
     step < models[m].steps ? steps[m].values[(step * quantities.length + quantity) * N_HEADS + head] : NaN;
-  const stepQueries = (m, step, quantity, head) => steps[m].counts[(step * quantities.length + quantity) * N_HEADS + head];
   const QUANTITY_TITLES = { question_numbers: "to the question's numbers", earlier_results: "to earlier results" };
 
   function chosenQuantity() {
@@ -179,7 +196,7 @@
     const both = less !== null || low < 0;
     if (!Number.isFinite(low)) low = high = 0;
     if (both) { high = Math.max(Math.abs(low), Math.abs(high)); low = -high; } else low = Math.min(low, 0);
-    const stops = look()[both ? "both" : "map"], text = (v) => less === null ? inUnit(v, unit) : signed(inUnit(v, unit), v);
+    const stops = look()[both ? "both" : "map"], text = (v) => less !== null ? differenceIn(v, unit) : both ? signed(inUnit(v, unit), v) : inUnit(v, unit);
     cells.forEach((cell, head) => {
       const undefinedValue = Number.isNaN(values[head]), label = `${name(headAt(head))}: ${undefinedValue ? "undefined" : text(values[head])}`;
       cell.classList.toggle("undefined", undefinedValue);
@@ -193,35 +210,46 @@
     $("scale").style.background = gradient(stops);
     $("scale-low").textContent = text(low);
     $("scale-high").textContent = text(high);
-    const who = less === null ? models[of].name : `${models[of].name} less ${models[less].name}`;
+    const who = less === null ? called(of) : `${called(of)} minus ${called(less)}`;
     const head = place(state.head);
     $("grid-caption").textContent =
-      `${chosen.title}. ${who}. Head ${name(state.head)}: ${text(values[head])}. The scale follows the data${less === null && models.length > 1 ? " of all models" : ""}.`;
+      `${chosen.title}. ${who}. Head ${name(state.head)}: ${text(values[head])}. ` + (high > low || !Number.isFinite(values[head])
+        ? `The scale follows the data${less === null && models.length > 1 ? " of all models" : ""}.`
+        : `Every head has the same value${models[of].role.some((_, i) => NUMERIC.has(role(of, i))) ? "" : ": the text has no numbers"}.`);
     $("grid").setAttribute("aria-label", `Heads, ${chosen.title}, ${who}`);
     for (const id of ["region", "as"]) $(id).disabled = chosen.measure === null;
     drawTop(chosen, values, text);
   }
 
+  let allTop = false;
   function drawTop(chosen, values, text) {
     const { of, less, measure, region } = chosen, compared = measure !== null && less === null && models[of].compared;
     const by = (head) => compared ? Math.abs(standingAt(of, "t", measure, region, head)) : less !== null ? Math.abs(values[head]) : values[head];
-    const heads = [...values.keys()].filter((head) => !Number.isNaN(by(head))).sort((a, b) => by(b) - by(a) || a - b).slice(0, TOP);
-    $("top-title").textContent = compared ? "Heads that stand out" : less === null ? "Highest heads" : "Largest differences";
-    $("top-note").textContent = compared
-      ? "Furthest from the run's other problems, by t; * has q below 0.05."
-      : less !== null ? `${models[of].name} less ${models[less].name}.`
-        : measure !== null ? "There is no run to compare with, so they are sorted by value." : "Sorted by value.";
+    const known = [...values.keys()].filter((head) => !Number.isNaN(by(head))), sorted = known.sort((a, b) => by(b) - by(a) || a - b);
+    // What heads were chosen by has one order for all models, the command's own; older folders do not have it.
+    const own = page.foremost !== null && less === null && measure !== null && measures[measure].name === page.by && regions[region] === page.region;
+    const listed = (own ? page.foremost.map(place) : sorted).slice(0, TOP), heads = listed.slice(0, allTop ? TOP : FIRST);
+    const least = compared ? Math.min(...known.map((head) => standingAt(of, "q", measure, region, head)).filter((q) => !Number.isNaN(q))) : Infinity;
+    $("top-title").textContent = less !== null ? "Largest differences" : !compared ? "Highest heads" : least <= 0.05 ? "Heads that stand out" : "Furthest heads";
+    const over = own && models.length > 1 ? ", over all models" : "";
+    $("top-note").textContent = less !== null ? `${called(of)} minus ${called(less)}.`
+      : compared ? (least <= 0.05 ? `Furthest from the run's other problems by t${over}; * has q ≤ 0.05.`
+        : Number.isFinite(least) ? `No head differs clearly (smallest q ${least.toFixed(2)}); the furthest${over}:` : "No head has a t.")
+        : measure !== null ? `There is no run to compare with: sorted by value${over}.` : "Sorted by value.";
     const columns = compared ? ["head", "value", "run's mean", "t", "q"] : ["head", less === null ? "value" : "difference"];
     $("top").tHead.replaceChildren(el("tr", {}, ...columns.map((column) => el("th", { scope: "col" }, column))));
     $("top").tBodies[0].replaceChildren(...heads.map((head) => {
       const at = (field) => standingAt(of, field, measure, region, head);
       const texts = compared
         ? [inUnit(at("value"), measures[measure].unit), inUnit(at("mean"), measures[measure].unit), signed(at("t").toFixed(1), at("t")),
-          (at("q") < 0.0005 ? "<0.001" : at("q").toFixed(3)) + (at("q") < 0.05 ? " *" : "")]
+          (at("q") < 0.0005 ? "<0.001" : at("q").toFixed(3)) + (at("q") <= 0.05 ? " *" : "")]
         : [text(values[head])];
       return el("tr", {}, el("th", { scope: "row" }, headButton(headAt(head))), ...texts.map((cell) => el("td", {}, cell)));
     }));
     if (!heads.length) $("top").tBodies[0].replaceChildren(el("tr", {}, el("td", { colspan: columns.length }, "undefined for every head")));
+    $("top-more").hidden = listed.length <= FIRST;
+    $("top-more").textContent = allTop ? `The first ${FIRST} only` : `${listed.length - FIRST} more`;
+    $("top-more").setAttribute("aria-expanded", allTop);
   }
 
   let cells = [];
@@ -276,7 +304,9 @@
       models.forEach((model, m) => $("less").append(el("option", { value: m }, model.name)));
     }
     if (!models.some((model) => model.compared)) $("as").querySelector('[value="t"]').disabled = true;
-    for (const id of ["quantity", "region", "as", "of", "less"]) $(id)?.addEventListener("change", drawHeads);
+    for (const id of ["quantity", "region", "as", "of", "less"]) $(id)?.addEventListener("change", () => { drawHeads(); writeAddress(); });
+    $("top-more").addEventListener("click", () => { allTop = !allTop; drawHeads(); });
+    $("differ")?.addEventListener("change", () => drawMap(1));
     $("head-select").append(el("option", { value: "" }, page.watched.length ? "choose" : "none"));
     const first = page.chosen.map(name), rest = page.watched.map(name).filter((key) => !first.includes(key));
     [...first, ...rest].forEach((key) => $("head-select").append(el("option", { value: key }, key + (watched.has(key) ? "" : " (strong entries)"))));
@@ -319,7 +349,7 @@
     $("head-select").value = [...$("head-select").options].some((option) => option.value === key) ? key : "";
     document.querySelectorAll(".head-name").forEach((part) => { part.textContent = key; });
     drawHeads();
-    models.forEach((_, m) => { drawMap(m); drawSteps(m); drawToken(m); });
+    models.forEach((_, m) => { drawMap(m); drawSteps(m); drawToken(m); drawBetween(m); });
     drawDifference();
     writeAddress();
     say(`Head ${key}${watched.has(key) ? ", watched" : ", strong entries only"}`);
@@ -342,18 +372,21 @@
       token.setAttribute("aria-pressed", "false");
       token.tabIndex = i === 0 ? 0 : -1;
       const s = models[m].shown[i];
-      if (s.trim() === "") token.setAttribute("aria-label", s === "" ? "part of the character before" : s.includes("\n") ? "new line" : "space");
+      if (token.dataset.chip) token.setAttribute("aria-label", token.title);
+      else if (s.trim() === "") token.setAttribute("aria-label", s === "" ? "part of the character before" : s.includes("\n") ? "new line" : "space");
     });
     const of = (event) => index.get(event.target.closest(".t"));
     text.addEventListener("pointerover", (event) => { const i = of(event); if (i !== undefined && event.pointerType !== "touch") hover({ model: m, token: i }); });
-    text.addEventListener("pointerleave", () => hover(null));
-    text.addEventListener("focusin", (event) => { if (of(event) !== undefined && event.target.matches(":focus-visible")) hover({ model: m, token: of(event) }, true); });
+    // A panel that has grown under the pointer keeps what it shows.
+    text.addEventListener("pointerleave", (event) => { if (!$(`detail-${m}`).contains(event.relatedTarget)) hover(null); });
+    $(`detail-${m}`).addEventListener("pointerleave", (event) => { if (!text.contains(event.relatedTarget)) hover(null); });
+    text.addEventListener("focusin", (event) => { if (of(event) !== undefined && event.target.matches(":focus-visible")) hover({ model: m, token: of(event), byKey: true }, true); });
     // On the way from a token to the buttons of its panel, the panel stays.
     text.addEventListener("focusout", (event) => { if (!$(`detail-${m}`).contains(event.relatedTarget)) hover(null); });
     $(`detail-${m}`).addEventListener("focusout", (event) => {
       if (event.relatedTarget && !$(`detail-${m}`).contains(event.relatedTarget) && !text.contains(event.relatedTarget)) hover(null);
     });
-    text.addEventListener("click", (event) => { const i = of(event); if (i !== undefined) { rove(m, i); toggle({ model: m, token: i }); } });
+    text.addEventListener("click", (event) => { const i = of(event); if (i !== undefined) { rove(m, i); toggle({ model: m, token: i }); inSight(m, i); } });
     text.addEventListener("keydown", (event) => {
       const i = of(event);
       if (i === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -363,7 +396,7 @@
         ArrowDown: lineStep(tokens, i, 1), ArrowUp: lineStep(tokens, i, -1) }[event.key];
       if (to === undefined) return;
       event.preventDefault();
-      if (tokens[to]) { rove(m, to); tokens[to].focus(); }
+      if (tokens[to]) { rove(m, to); tokens[to].focus({ preventScroll: true }); inSight(m, to); }
     });
     new ResizeObserver(() => drawArcs(m)).observe(text);
   }
@@ -386,6 +419,14 @@
   function rove(m, i) {
     for (const token of elements[m]) if (token.tabIndex === 0) token.tabIndex = -1;
     elements[m][i].tabIndex = 0;
+  }
+
+  /** Scroll so that a token stands between the bar and its panel. */
+  function inSight(m, i) {
+    const token = elements[m][i], boxes = token.getClientRects(), first = boxes[0] ?? token.getBoundingClientRect(), last = boxes[boxes.length - 1] ?? first;
+    const top = $("bar").getBoundingClientRect().bottom + 6, bottom = Math.min(innerHeight, $(`detail-${m}`).getBoundingClientRect().top) - 6;
+    if (first.top < top) scrollBy(0, first.top - top);
+    else if (last.bottom > bottom) scrollBy(0, last.bottom - bottom);
   }
 
   let waiting = false;
@@ -435,32 +476,29 @@
     $("unpin").hidden = !kept;
   }
 
+  const flow = models.map(() => "2.1rem");  // height that the panel takes in the page; what it shows of a token pointed at lies over the rest
   function drawDetail(m, now, outgoing, incoming) {
     const box = $(`detail-${m}`), v = views[m], model = models[m];
+    const kept = inModel(state.pin, m) === now || (state.hover?.byKey ?? false);
+    box.classList.toggle("full", now !== null);
+    box.style.maxHeight = box.style.marginBlockEnd = "";
     if (now === null) {
-      const elsewhere = state.hover ?? state.pin, edges = numberEdges(m);
-      const item = ([q, key, value]) => el("li", {}, el("button", { type: "button", onclick: () => keep(m, q) }, bdi(m, q), el("small", {}, String(q)), "→", bdi(m, key),
-        el("small", {}, String(key)), el("b", {}, stored(value))));
-      const lists = [edges.slice(0, LISTED), edges.slice(LISTED, 2 * LISTED)].map((some) => el("div", {}, el("ol", {}, ...some.map(item))));
-      box.replaceChildren(
-        el("p", { class: "soft" }, elsewhere ? `The token is in ${models[elsewhere.model].name}'s own text. Point at one here.`
-          : "Point at a token to see where it looks and who looks at it; click to keep it."),
-        el("h4", {}, `From number to number, head ${name(state.head)}`),
-        el("div", { class: "looks" }, ...lists),
-        el("p", { class: "soft" }, edges.length ? `${edges.length} arcs of 5 % and above${edges.length > NUMBER_ARCS ? `; the strongest ${NUMBER_ARCS} are drawn` : ""}.` : "No number looks at another one with 5 % or more."));
+      const elsewhere = state.hover ?? state.pin;
+      box.replaceChildren(el("p", { class: "soft hint" }, elsewhere ? `The token is in ${called(elsewhere.model)}'s own text. Point at one here.`
+        : "Point at a token to see where it looks and who looks at it; click to keep it."));
       return;
     }
-    const title = el("h4", {}, bdi(m, now), ` token ${now} · ${role(m, now) === "none" ? "" : role(m, now).replace("_", " ") + " · "}head ${name(state.head)}`);
+    const title = el("h4", {}, bdi(m, now), ` token ${now}${models[m].number[now] >= 0 && models[m].step[now] >= 0 ? ` · step ${models[m].step[now] + 1}` : ""}${role(m, now) === "none" ? "" : " · " + role(m, now).replace("_", " ")}`);
     const list = (kind, heading, entries, rest) => {
       const items = entries.slice(0, LISTED).map(([i, value]) => el("li", {}, el("button", { type: "button", "data-token": i,
         onclick: () => keep(m, i) },
-      bdi(m, i), el("small", {}, String(i)), el("b", {}, stored(value)))));
-      items.forEach((item, n) => item.firstChild.style.setProperty("--p", entries[n][1] / 10000));
+      bdi(m, i), el("small", {}, String(i)), ...stepOf(m, i), el("b", {}, stored(value)))));
+      items.forEach((item, n) => item.firstChild.style.setProperty("--p", entries[n][1] / UNIT));
       return el("div", { class: kind }, el("h5", {}, heading), el("ol", {}, ...items), el("p", { class: "soft" }, rest));
     };
     const more = outgoing.slice(LISTED), moreShare = more.reduce((sum, [, value]) => sum + value, 0), remainder = v.rest(now);
-    const unstored = now + 1 - outgoing.length, least = (v.whole ? page.faint : page.strong) * 10000;
-    const noKey = remainder > unstored * least + 10 ? " or on no token (an attention sink)" : "";
+    const unstored = now + 1 - outgoing.length, least = (v.whole ? page.faint : page.strong) * UNIT;
+    const noKey = remainder > unstored * least + UNIT / 1000 ? " or on no token (an attention sink)" : "";
     const restText = (more.length ? `${more.length} more: ${stored(moreShare)}. ` : "") +
       (v.whole ? `${stored(remainder)} spread over keys below 0.05 %${noKey}.` : `${stored(remainder)} on keys below 10 %${noKey}, not stored.`);
     const inText = incoming.length ? (incoming.length > LISTED ? `${incoming.length - LISTED} more.` : "")
@@ -468,11 +506,31 @@
     const parts = [title, el("div", { class: "looks" }, list("out", "looks at →", outgoing, restText), list("in", "← looked at by", incoming, inText))];
     const expected = model.expected[now];
     if (expected) {
-      const [probability, rank, others] = expected, line = el("p", {}, `Next token: ${percent(probability)}, rank ${rank}${probability < page.low ? " ▼ low" : ""}. Most likely: `);
-      others.slice(0, 3).forEach(([token, p], n) => line.append(n ? ", " : "", el("bdi", {}, visible(token)), ` ${percent(p)}`));
-      parts.push(line);
+      const [probability, rank, others] = expected;
+      const line = el("p", { class: "likely" }, `Expected here with ${percent(probability)} (rank ${rank})${probability < page.low ? " ▼ low" : ""}; likeliest:`);
+      others.slice(0, 3).forEach(([token, p]) => line.append(" ", el("span", {}, el("bdi", { title: partOf(token) }, visible(token)), ` ${percent(p)}`)));
+      parts.splice(1, 0, line);
     }
     box.replaceChildren(...parts);
+    // A panel never grows over the token that is pointed at, and what comes after the text does not move.
+    if (!kept && state.hover?.model === m) {
+      const boxes = elements[m][now].getClientRects(), below = innerHeight - (boxes[boxes.length - 1]?.bottom ?? 0) - 4;
+      box.style.maxHeight = `min(var(--detail), max(2.1rem, ${below}px))`;
+    }
+    const pinned = inModel(state.pin, m);
+    if (pinned === now || pinned === null) flow[m] = pinned === null ? "2.1rem" : `${box.offsetHeight}px`;
+    if (pinned !== now) box.style.marginBlockEnd = `calc(${flow[m]} - ${box.offsetHeight}px)`;
+  }
+
+  /** The attention from number to number, as a list. */
+  function drawBetween(m) {
+    const edges = numberEdges(m), box = $(`between-${m}`);
+    const item = ([q, key, value]) => el("li", {}, el("button", { type: "button", onclick: () => keep(m, q) }, bdi(m, q), el("small", {}, String(q)), ...stepOf(m, q), "→", bdi(m, key),
+      el("small", {}, String(key)), ...stepOf(m, key), el("b", {}, stored(value))));
+    box.firstElementChild.textContent = edges.length ? `From number to number: ${edges.length} of 5 % and above` : "From number to number: none of 5 % and above";
+    box.lastElementChild.replaceChildren(
+      el("ol", { class: "looks" }, ...edges.slice(0, 2 * LISTED).map(item)),
+      ...(edges.length > NUMBER_ARCS ? [el("p", { class: "soft" }, `The strongest ${NUMBER_ARCS} are drawn as arcs.`)] : []));
   }
 
   /** [query, key, value] from a token of a number to one of another number, the strongest first. */
@@ -488,8 +546,8 @@
   function keep(m, i) {
     rove(m, i);
     pin({ model: m, token: i });
-    elements[m][i].scrollIntoView({ block: "nearest" });
     elements[m][i].focus({ preventScroll: true });
+    inSight(m, i);
   }
 
   function drawArcs(m, now = active(m), outgoing = null, incoming = null) {
@@ -529,8 +587,8 @@
       }
       path.setAttribute("d", d);
       path.setAttribute("class", kind);
-      path.setAttribute("stroke-width", (0.8 + 5 * value / 10000).toFixed(2));
-      path.setAttribute("stroke-opacity", (now === null ? 0.25 + 0.5 * value / 10000 : 0.45 + 0.5 * value / 10000).toFixed(2));
+      path.setAttribute("stroke-width", (0.8 + 5 * value / UNIT).toFixed(2));
+      path.setAttribute("stroke-opacity", (now === null ? 0.25 + 0.5 * value / UNIT : 0.45 + 0.5 * value / UNIT).toFixed(2));
       return path;
     });
     svg.append(...paths);
@@ -542,26 +600,40 @@
   const maps = models.map(() => ({ cells: 0, size: 0, cursor: null }));
   const ROLE_COLOURS = () => page.roles.map((key) => key === "none" ? null : getComputedStyle(document.documentElement).getPropertyValue(`--${key}`).trim());
 
+  /** Whether a model's map shows how it differs from the first model's. */
+  const differs = (m) => m === 1 && ($("differ")?.checked ?? false) && views[0].whole;
+  /** [key, second minus first] of a query that both texts share. */
+  function changes(query) {
+    const found = new Map(views[0].entries(query).map(([key, value]) => [key, -value]));
+    for (const [key, value] of views[1].entries(query)) found.set(key, (found.get(key) ?? 0) + value);
+    return [...found];
+  }
+
   function drawMap(m) {
     const canvas = $(`map-${m}`), v = views[m], n = models[m].n, width = canvas.clientWidth;
+    if (m === 1 && $("differ") && v) $("differ").disabled = !v.whole || !shared;
     if (!v || !width || !n) return;
     if (!$(`map-value-${m}`).hasChildNodes()) $(`map-value-${m}`).textContent = "Point at the map, or move over it with the arrow keys.";
     const ratio = devicePixelRatio || 1, size = Math.round(width * ratio), strip = Math.round(STRIP * ratio), plot = size - strip;
-    const count = Math.min(n, plot), map = maps[m], { map: stops, later, ground, ink } = look();
+    const count = Math.min(n, plot), map = maps[m], { map: stops, both, later, ground, ink } = look();
     Object.assign(map, { cells: count, size, strip, plot });
-    const pooled = new Uint16Array(count * count);
-    for (let q = 0; q < n; q++) {
-      const row = Math.floor(q * count / n) * count, [from, to] = v.row(q);
-      for (let e = from; e < to; e++) {
-        const at = row + Math.floor(v.keys[e] * count / n);
-        if (v.values[e] > pooled[at]) pooled[at] = v.values[e];
+    const differ = differs(m), pooled = new Int32Array(count * count);
+    let most = UNIT;
+    for (let q = 0; q < (differ ? shared : n); q++) {
+      const row = Math.floor(q * count / n) * count;
+      for (const [key, value] of differ ? changes(q) : v.entries(q)) {
+        const at = row + Math.floor(key * count / n);
+        if (Math.abs(value) > Math.abs(pooled[at])) pooled[at] = value;
       }
     }
-    const shades = Array.from({ length: 101 }, (_, i) => colour(stops, i / 100)), shade = rgb(later), blank = shades[0];
+    if (differ) most = pooled.reduce((found, value) => Math.max(found, Math.abs(value)), 1);
+    const used = differ ? both : stops, root = (part) => differ ? 0.5 + 0.5 * Math.sign(part) * Math.sqrt(Math.abs(part)) : Math.sqrt(part);
+    const shades = Array.from({ length: 201 }, (_, i) => colour(used, i / 200)), shade = rgb(later), blank = shades[differ ? 100 : 0];
     const image = new ImageData(count, count);
     for (let r = 0; r < count; r++) {
       for (let c = 0; c < count; c++) {
-        const value = pooled[r * count + c], parts = c > r ? shade : value ? shades[Math.round(100 * Math.sqrt(value / 10000))] : blank;
+        const value = pooled[r * count + c], beyond = differ && Math.floor(r * n / count) >= shared;
+        const parts = c > r || beyond ? shade : value ? shades[Math.round(200 * root(value / most))] : blank;
         image.data.set(parts, 4 * (r * count + c));
         image.data[4 * (r * count + c) + 3] = 255;
       }
@@ -596,6 +668,16 @@
     }
     context.stroke();
     context.globalAlpha = 1;
+    // Names of regions, at the right where no token can look.
+    const letters = Math.round(11 * ratio);
+    context.font = `${letters}px system-ui, sans-serif`;
+    context.textAlign = "right";
+    context.fillStyle = ink;
+    for (let from = 0, to; from < n; from = to) {
+      for (to = from + 1; to < n && models[m].region[to] === models[m].region[from];) to++;
+      const text = page.token_regions[models[m].region[from]], top = strip + from * cell;
+      if ((to - from) * cell >= 1.3 * letters && size - top - letters > context.measureText(text).width + letters) context.fillText(text, size - 4 * ratio, top + 1.1 * letters);
+    }
     const pinned = inModel(state.pin, m);
     context.lineWidth = Math.max(1, Math.round(ratio));
     if (pinned !== null) {
@@ -611,9 +693,12 @@
       context.lineWidth = 2 * ratio;
       context.strokeRect(strip + c * one - ratio, strip + r * one - ratio, one + 2 * ratio, one + 2 * ratio);
     }
-    document.querySelector(`#model-${m} .map-scale`).style.background = gradient(Array.from({ length: 11 }, (_, i) => css(colour(stops, Math.sqrt(i / 10)))));
+    document.querySelector(`#model-${m} .map-scale`).style.background = gradient(Array.from({ length: 11 }, (_, i) => css(colour(used, root(differ ? i / 5 - 1 : i / 10)))));
+    document.querySelector(`#model-${m} .map-low`).textContent = differ ? points(-most / UNIT) : "0 %";
+    document.querySelector(`#model-${m} .map-high`).textContent = differ ? points(most / UNIT) : "100 %";
+    document.querySelector(`#model-${m} .map-kind`).textContent = differ ? `, minus ${called(0)}` : "";
     document.querySelector(`#model-${m} .map-note`).textContent =
-      "Who looks, downwards; at what, across. Shade by the root of the probability. Ticks: numbers. Lines: regions" + (stepLines ? " and steps." : ".") +
+      `Who looks, downwards; at what, across. Shade by the root of the ${differ ? "difference" : "probability"}. Ticks: numbers. Lines: regions` + (stepLines ? " and steps." : ".") +
       (count < n ? ` ${Math.ceil(n / count)} × ${Math.ceil(n / count)} tokens a point, the largest of them.` : "") +
       (v.whole ? "" : " This head is not watched: only entries of at least 10 % are stored.");
   }
@@ -623,11 +708,14 @@
     if (!v) return;
     const [q0, q1] = range(r), [k0, k1] = range(c);
     let best = [q0, k0, null];
+    const differ = differs(m);
     for (let q = q0; q <= q1; q++) {
-      for (const [key, value] of v.entries(q)) if (key >= k0 && key <= k1 && (best[2] === null || value > best[2])) best = [q, key, value];
+      for (const [key, value] of !differ ? v.entries(q) : q < shared ? changes(q) : []) {
+        if (key >= k0 && key <= k1 && (best[2] === null || Math.abs(value) > Math.abs(best[2]))) best = [q, key, value];
+      }
     }
     const [q, k, value] = best;
-    const text = value !== null ? stored(value) : k > q ? "a later token, which it cannot see" : `below ${v.whole ? "0.05 %" : "10 %, not stored"}`;
+    const text = differ && k <= q ? (q >= shared ? "not shared" : value === null ? "below 0.05 % in both" : points(value / UNIT)) : value !== null ? stored(value) : k > q ? "a later token, which it cannot see" : `below ${v.whole ? "0.05 %" : "10 %, not stored"}`;
     $(`map-value-${m}`).replaceChildren(bdi(m, q), ` (${q}) looks at `, bdi(m, k), ` (${k}): `, el("b", {}, text));
     return best;
   }
@@ -674,9 +762,11 @@
     [...table.tBodies[0].rows].forEach((row, step) => {
       quantities.forEach((_, quantity) => {
         const value = stepsAt(m, step, quantity, head);
-        row.querySelector(quantity ? ".e" : ".q").textContent = Number.isNaN(value) ? "–" : percent(value);
+        const change = m && models.length === 2 && models.every((model) => shared >= model.n) ? value - stepsAt(0, step, quantity, head) : NaN;
+        row.querySelector(quantity ? ".e" : ".q").replaceChildren(Number.isNaN(value) ? "–" : percent(value),
+          ...(Number.isNaN(change) ? [] : [el("small", { title: `minus ${called(0)}` }, points(change))]));
       });
-      row.querySelector(".n").textContent = Math.max(...quantities.map((_, quantity) => stepQueries(m, step, quantity, head)));
+      row.querySelector(".n").textContent = models[m].step.filter((of) => of === step).length;
       row.classList.toggle("now", step === state.step);
       row.querySelector("button").setAttribute("aria-pressed", step === state.step);
     });
@@ -685,7 +775,8 @@
       const heads = [...values.keys()].filter((at) => !Number.isNaN(values[at])).sort((a, b) => values[b] - values[a] || a - b).slice(0, 5);
       return el("div", {}, el("h5", {}, `Step ${state.step + 1}, highest ${QUANTITY_TITLES[key]}`),
         heads.length ? el("ol", {}, ...heads.map((at) => el("li", {}, headButton(headAt(at)), ` ${percent(values[at])}`)))
-          : el("p", { class: "soft note" }, state.step < models[m].steps ? "There is nothing before this step to look at." : "The text has no such step."));
+          : el("p", { class: "soft note" }, state.step >= models[m].steps ? "The text has no such step."
+            : key === "question_numbers" ? "The question has no numbers." : "There is no earlier result."));
     }));
   }
 
@@ -709,7 +800,7 @@
       return;
     }
     if (kept.token >= shared) {
-      note.textContent = `Token ${kept.token} stands in ${models[kept.model].name}'s own text: the texts are the same up to token ${shared - 1} only, ` +
+      note.textContent = `Token ${kept.token} stands in ${called(kept.model)}'s own text: the texts are the same up to token ${shared - 1} only, ` +
         "so no other model has a row of the same token over the same keys to compare with.";
       return;
     }
@@ -720,31 +811,65 @@
     note.replaceChildren("Where ", bdi(kept.model, kept.token), ` (token ${kept.token}) looks, under head ${name(state.head)}, the ${most.length} keys that differ most. ` +
       (whole ? "What is below 0.05 % counts as 0." : "The head is not watched: below 10 % nothing is stored, and there is no difference to show (–)."));
     table.tHead.replaceChildren(el("tr", {}, el("th", { scope: "col" }, "key"), ...models.map((model) => el("th", { scope: "col", dir: "auto" }, model.name)),
-      ...models.slice(1).map((model) => el("th", { scope: "col", dir: "auto" }, `${model.name} less ${models[0].name}`))));
+      ...models.slice(1).map((model) => el("th", { scope: "col", dir: "auto" }, `${escaped(model.name)} minus ${escaped(models[0].name)}`))));
     table.tBodies[0].replaceChildren(...most.map((key) => {
       const known = (m) => whole || rows[m].has(key);
-      return el("tr", {}, el("th", { scope: "row" }, bdi(kept.model, key), ` ${key}`),
+      return el("tr", {}, el("th", { scope: "row" }, bdi(kept.model, key), " ", ...stepOf(kept.model, key), ` ${key}`),
         ...rows.map((row) => el("td", {}, row.has(key) ? stored(row.get(key)) : whole ? "<0.1 %" : "<10 %")),
-        ...rows.slice(1).map((_, other) => el("td", {}, known(0) && known(other + 1)
-          ? signed(percent(change(key, other + 1) / 10000), change(key, other + 1)) : "–")));
+        ...rows.slice(1).map((_, other) => el("td", {}, known(0) && known(other + 1) ? points(change(key, other + 1) / UNIT) : "–")));
     }));
   }
 
-  // --- address: #head=12.3&token=0:34&step=2
+  // --- address: #head=12.3&token=0:34&step=2&colour=entropy_nats&region=question&as=t&model=1&minus=0
+
+  // A page within a notebook (about:srcdoc) has no address of its own.
+  const ADDRESSED = location.protocol !== "about:";
+  const COLOURS = [...measures.map((measure, number) => [measure.name, `measure:${number}`]), ...quantities.map((key, number) => [`step.${key}`, `step:${number}`])];
+  /** What the address holds of the pickers: [name, its element, [text in the address, value of the picker]...]. */
+  const PICKED = [
+    ["colour", "quantity", COLOURS], ["region", "region", regions.map((key, number) => [key, String(number)])], ["as", "as", [["value", "value"], ["t", "t"]]],
+    ["model", "of", models.map((_, m) => [String(m), String(m)])], ["minus", "less", [["", ""], ...models.map((_, m) => [String(m), String(m)])]],
+  ].filter(([, id]) => $(id));
+  const initial = {};  // what the pickers show without an address
 
   function writeAddress() {
+    if (!ADDRESSED) return;
     const parts = [`head=${name(state.head)}`, ...(state.pin ? [`token=${state.pin.model}:${state.pin.token}`] : []), ...(state.step ? [`step=${state.step + 1}`] : [])];
+    for (const [key, id, known] of PICKED) if ($(id).value !== initial[id]) parts.push(`${key}=${known.find(([, value]) => value === $(id).value)[0]}`);
     history.replaceState(null, "", "#" + parts.join("&"));
   }
 
+  /** Take over what the address holds; gives what is not here, or null where the address is no view at all. */
   function readAddress() {
-    if (!/^#(head|token|step)=/.test(location.hash)) return false;
-    const found = new URLSearchParams(location.hash.slice(1)), head = parseHead(found.get("head") ?? ""), token = /^(\d+):(\d+)$/.exec(found.get("token") ?? "");
-    if (head) state.head = head;
-    state.pin = token && models[Number(token[1])] && Number(token[2]) < models[Number(token[1])].n ? { model: Number(token[1]), token: Number(token[2]) } : null;
-    const step = Number(found.get("step") ?? 1) - 1;
-    if (Number.isInteger(step) && step >= 0 && models.some((model) => step < model.steps)) state.step = step;
-    return true;
+    const text = location.hash.slice(1);
+    if (text === "" || document.getElementById(text)) return null;
+    const found = new URLSearchParams(text), bad = [], has = (key) => found.has(key);
+    const wrong = (key) => bad.push(`${key}=${found.get(key)}`);
+    for (const key of found.keys()) if (!["head", "token", "step", ...PICKED.map(([of]) => of)].includes(key)) wrong(key);
+    const head = has("head") ? parseHead(found.get("head")) : FIRST_HEAD;
+    if (head) state.head = head; else wrong("head");
+    const token = /^(\d+):(\d+)$/.exec(found.get("token") ?? ""), place = token && { model: Number(token[1]), token: Number(token[2]) };
+    state.pin = place && place.token < (models[place.model]?.n ?? 0) ? place : null;
+    if (has("token") && !state.pin) wrong("token");
+    const step = has("step") ? Number(found.get("step")) - 1 : 0;
+    if (step === 0 || (Number.isInteger(step) && step > 0 && models.some((model) => step < model.steps))) state.step = step; else wrong("step");
+    for (const [key, id, known] of PICKED) {
+      const value = has(key) ? known.find(([of]) => of === found.get(key))?.[1] : initial[id];
+      if (value === undefined || ![...$(id).options].some((option) => option.value === value && !option.disabled)) wrong(key); else $(id).value = value;
+    }
+    return bad;
+  }
+
+  async function followAddress() {
+    const bad = readAddress();
+    await selectHead(state.head);
+    if (bad?.length) $("head-problem").textContent = `Not in this page: ${bad.join(", ")}.`;
+    if (bad && state.pin) {
+      const { model, token } = state.pin;
+      rove(model, token);
+      elements[model][token].scrollIntoView({ block: "center" });
+      inSight(model, token);
+    }
   }
 
   // --- start
@@ -754,7 +879,7 @@
     standing = await Promise.all(models.map(async (_, m) => (await unpack(`pack-standing-${m}`))(Float32Array, Object.keys(FIELDS).length * first)));
     steps = await Promise.all(models.map(async (model, m) => {
       const take = await unpack(`pack-steps-${m}`), size = model.steps * quantities.length * N_HEADS;
-      return { values: take(Float32Array, size), counts: take(Uint32Array, size) };
+      return { values: take(Float32Array, size) };
     }));
     buildPickers();
     buildGrid();
@@ -764,11 +889,25 @@
     document.addEventListener("keydown", (event) => { if (event.key === "Escape" && state.pin) pin(null); });
     const redraw = () => { if (views.length) { drawHeads(); models.forEach((_, m) => drawMap(m)); } };
     DARK.addEventListener("change", redraw);
-    addEventListener("beforeprint", () => { printing = true; redraw(); });
-    addEventListener("afterprint", () => { printing = false; redraw(); });
-    addEventListener("hashchange", () => { if (readAddress()) selectHead(state.head); });
-    readAddress();
-    await selectHead(state.head);
+    let folded = [];
+    addEventListener("beforeprint", () => {
+      printing = true;
+      folded = [...document.querySelectorAll("details:not([open])")];
+      folded.forEach((part) => { part.open = true; });
+      redraw();
+    });
+    addEventListener("afterprint", () => { printing = false; folded.forEach((part) => { part.open = false; }); redraw(); });
+    // Sections are gone to without the address, which holds the view and which a notebook's frame has not.
+    document.querySelectorAll('nav a[href^="#"]').forEach((link) => link.addEventListener("click", (event) => {
+      const target = $(link.getAttribute("href").slice(1));
+      event.preventDefault();
+      target.tabIndex = -1;
+      target.scrollIntoView();
+      target.focus({ preventScroll: true });
+    }));
+    for (const [, id] of PICKED) initial[id] = $(id).value;
+    addEventListener("hashchange", followAddress);
+    await followAddress();
     document.documentElement.dataset.ready = "yes";
   }
 

@@ -335,6 +335,7 @@ def make_example(
         "n_heads": heads,
         "watched": [list(head) for head in watched],
         "chosen": [list(head) for head in (list(watched) or all_heads)[:3]],
+        "foremost": [list(head) for head in dict.fromkeys([*(list(watched) or all_heads)[:3], *all_heads])][:5],
         "by": "numeric_mass",
         "region": "response",
         "shared_tokens": _shared(tokens),

@@ -16,7 +16,7 @@ import pytest
 
 import figures
 from figures.example_folder import Example, read_example
-from figures.example_page import STANDING_FIELDS, STEP, ExamplePageError, example_page, pack_edges, percent
+from figures.example_page import STANDING_FIELDS, UNIT, ExamplePageError, example_page, in_steps, pack_edges, percent, plain, text_blocks
 from interp.example import STEP_QUANTITIES, STRONG
 from interp.table import REGIONS, ROLES
 
@@ -76,11 +76,11 @@ def unplane(packed: bytes, dtype: str, count: int) -> tuple[np.ndarray, bytes]:
 
 
 def unpack_edges(packed: bytes, heads: list, tokens: int, whole: bool) -> tuple[dict[tuple, int], np.ndarray | None]:
-    """{(layer, head, query, key): probability in steps of 1e-4} and what rows have beyond their entries."""
+    """{(layer, head, query, key): probability in steps of 1 / UNIT} and what rows have beyond their entries."""
     counts, packed = unplane(packed, "<u4", len(heads) * tokens)
     gaps, packed = unplane(packed, "<u4", int(counts.sum()))
-    values, packed = unplane(packed, "<u2", int(counts.sum()))
-    rest, packed = unplane(packed, "<u2", len(heads) * tokens) if whole else (None, packed)
+    values, packed = unplane(packed, "<u4", int(counts.sum()))
+    rest, packed = unplane(packed, "<u4", len(heads) * tokens) if whole else (None, packed)
     assert packed == b""
     found, at = {}, 0
     for row, count in enumerate(counts):
@@ -166,33 +166,42 @@ def test_attention_is_the_tables(example):
                 rows = example.edges[(example.edges["model"] == model["name"]) & (example.edges["layer"] == heads[0][0])]
                 rows = rows[rows["head"] == heads[0][1]]
                 sums = rows["probability"].astype(float).groupby(rows["query"]).sum().reindex(range(model["n"]), fill_value=0)
-                np.testing.assert_allclose(rest * STEP, 1 - sums, atol=STEP / 2 + 1e-9)
+                np.testing.assert_allclose(rest / UNIT, (1 - sums).clip(0), atol=1 / UNIT)
         assert sorted(seen) == [(layer, head) for layer in range(3) for head in range(4)]
         rows = example.edges[example.edges["model"] == model["name"]]
         expected = {
-            (int(layer), int(head), int(query), int(key)): round(float(p) * 10000)
+            (int(layer), int(head), int(query), int(key)): round(float(p) * UNIT)
             for layer, head, query, key, p in rows[["layer", "head", "query", "key", "probability"]].itertuples(index=False)
         }
-        assert found == expected
+        assert found.keys() == expected.keys()
+        assert all(abs(found[entry] - expected[entry]) <= 1 for entry in expected)
 
 
-def test_a_shown_percentage_is_the_tables_or_its_neighbour_at_the_middle(example):
-    p = example.edges["probability"].astype(float).to_numpy()
-    shown = np.floor((np.rint(p / STEP) + 5) / 10) / 10
-    exact = 100 * p
-    assert np.abs(shown - exact).max() <= 0.05 + 100 * STEP / 2 + 1e-9
-    far = np.abs(exact * 10 % 1 - 0.5) > 0.06
-    assert far.any()
-    np.testing.assert_array_equal(shown[far], np.round(exact[far], 1))
+def test_every_percentage_shown_is_the_tables(example):
+    random = np.random.default_rng(0)
+    middles = (np.arange(1001) + 0.5).astype(np.float32) / np.float32(1000)
+    close = np.concatenate([np.nextafter(middles, np.float32(0)), middles, np.nextafter(middles, np.float32(1))])
+    for values in (
+        example.edges["probability"].to_numpy(),
+        random.random(100_000, np.float32) ** 4,
+        close[close <= 1],
+        np.array([0, 0.0005, 1], np.float32),
+    ):
+        p = np.asarray(values, np.float64)
+        steps = in_steps(p).astype(np.int64)
+        assert np.abs(steps - p * UNIT).max() <= 1
+        by_script = (steps + UNIT // 2000) // (UNIT // 1000)
+        np.testing.assert_array_equal(by_script, np.floor(p * 1000 + 0.5))
+        assert [percent(x) for x in p[:50]] == [f"{tenth / 10:.1f} %" for tenth in by_script[:50]]
 
 
 def test_entries_pack_in_any_order():
     head, query, key = np.array([1, 0, 1, 0]), np.array([2, 1, 2, 1]), np.array([2, 1, 0, 0])
-    p = np.array([0.25, 0.75, 0.5, 0.00005])
+    p = np.array([0.25, 0.75, 0.5, 0.5 / UNIT])
     found, rest = unpack_edges(zlib.decompress(pack_edges(2, 3, head, query, key, p, whole=True)), [(4, 0), (4, 1)], 3, True)
-    assert found == {(4, 0, 1, 0): 0, (4, 0, 1, 1): 7500, (4, 1, 2, 0): 5000, (4, 1, 2, 2): 2500}, "half to even: 0.00005 is half a step"
+    assert found == {(4, 0, 1, 0): 0, (4, 0, 1, 1): UNIT * 3 // 4, (4, 1, 2, 0): UNIT // 2, (4, 1, 2, 2): UNIT // 4}
     assert rest is not None
-    assert rest.tolist() == [10000, 2500, 10000, 10000, 10000, 2500]
+    np.testing.assert_allclose(rest, [UNIT, UNIT // 4, UNIT, UNIT, UNIT, UNIT // 4], atol=1)
 
 
 def test_keys_beyond_sixteen_bits_are_kept():
@@ -213,7 +222,9 @@ def test_standing_and_steps_are_the_tables(example):
         rows = example.standing[example.standing["model"] == model["name"]]
         for row in rows.to_dict("records"):
             place = measures.index(row["measure"]), REGIONS.index(row["region"]), row["layer"] * 4 + row["head"]
-            assert [values[(field, *place)] for field in range(4)] == [np.float32(row[field]) for field in STANDING_FIELDS]
+            mine = [values[(field, *place)] for field in range(4)]
+            np.testing.assert_allclose(mine, [row[field] for field in STANDING_FIELDS], rtol=2e-7)
+            assert [percent(float(x)) for x in mine[:2]] == [percent(row[field]) for field in STANDING_FIELDS[:2]]
         size = model["steps"] * len(STEP_QUANTITIES) * 12
         means, rest = unplane(page.pack(f"steps-{number}"), "<f4", size)
         counts, rest = unplane(rest, "<u4", size)
@@ -222,7 +233,8 @@ def test_standing_and_steps_are_the_tables(example):
         assert len(rows) == size
         for row in rows.to_dict("records"):
             place = (row["step"] * len(STEP_QUANTITIES) + STEP_QUANTITIES.index(row["quantity"])) * 12 + row["layer"] * 4 + row["head"]
-            np.testing.assert_array_equal(means[place], np.float32(row["value"]))
+            np.testing.assert_allclose(means[place], row["value"], rtol=2e-7)
+            assert np.isnan(row["value"]) or percent(float(means[place])) == percent(row["value"])
             assert counts[place] == row["n_queries"]
 
 
@@ -366,3 +378,67 @@ def test_roles_in_the_page_are_the_tables(example):
         rows = example.tokens[example.tokens["model"] == model["name"]]
         assert [ROLES[code] for code in model["role"]] == rows["role"].astype(str).tolist()
         assert model["step"] == rows["step"].tolist()
+
+
+def test_lines_between_steps_stand_with_the_step_before(example):
+    tokens = example.tokens[example.tokens["model"] == "model-0"].reset_index(drop=True)
+    breaks = tokens["shown"].str.strip().eq("") & tokens["region"].eq("response")
+    assert breaks.any()
+    blocks = text_blocks(tokens.assign(step=tokens["step"].mask(breaks, -1)), example.run["models"][0]["steps"])
+    assert [block.step for block in blocks if block.region == "response"] == [0, 1, 2]
+
+
+def test_gold_texts_are_no_answers(example_folder):
+    example = read_example(example_folder(answers=["3*12=36\n#### 36"] * 2))
+    assert example.run["text"] == "gold"
+    html = example_page(example)
+    assert html.count("reads the reference solution</b>") == 2
+    assert "– no reference" not in html
+
+
+@pytest.mark.parametrize(
+    ("source", "index", "title"),
+    [
+        ("/data/gsm8k/test.jsonl", 4, "Problem 4 of gsm8k test"),
+        ("shipped", 0, "Problem 0 of the shipped problems"),
+        ("--question", None, "Own question"),
+        ("<b>.jsonl", 1, "Problem 1 of &lt;b&gt;"),
+    ],
+)
+def test_the_title_names_the_set(example, source, index, title):
+    example.run["problem"].update(source=source, index=index)
+    assert f"<title>{title}</title>" in example_page(example)
+
+
+def test_format_characters_in_printed_strings_are_escapes(example):
+    assert plain("a\u202eb\u200d\U000e0001 é") == "a\\u202eb\\u200d\\U000e0001 é"
+    turned = "x\u202eliving"
+    example.run["command"] = turned
+    example.run["warnings"] = [turned]
+    example.run["models"][0]["identity"] = {"name": turned}
+    html = example_page(example)
+    assert html.count("x\\u202eliving") == 4
+    assert turned not in html
+
+
+def test_characters_without_a_mark_get_a_sign(example):
+    rows = example.tokens.index[example.tokens["model"] == "model-0"][6:10]
+    example.tokens.loc[rows, "shown"] = ["\u200d", "\u0323", "\u202ea", "\ufffd"]
+    html = example_page(example)
+    assert 'data-chip="ZWJ" title="zero width joiner"' in html
+    assert 'data-chip="U+0323" title="combining dot below"' in html
+    assert re.search('class="t alone [a-z_]+">\u202ea<', html)
+    assert re.search('class="t [a-z_]+" title="not a whole character">\ufffd<', html)
+    assert Page(html).texts[0][6:10] == ["\u200d", "\u0323", "\u202ea", "\ufffd"]
+
+
+def test_numbers_expected_show_the_whole_number(example):
+    html = example_page(example)
+    assert "<bdi><b>1</b>2</bdi> <small>step 1</small>" in html
+    assert "<bdi>1<b>2</b></bdi> <small>step 1</small>" in html
+
+
+def test_folders_without_foremost_heads_open(example):
+    assert Page(example_page(example)).data["foremost"] == [[0, 1], [2, 3], [0, 0], [0, 2], [0, 3]]
+    del example.run["foremost"]
+    assert Page(example_page(example)).data["foremost"] is None

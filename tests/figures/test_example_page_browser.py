@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analyses.inline import Page
 from figures.example_folder import Example, read_example
-from figures.example_page import example_page, percent
+from figures.example_page import UNIT, example_page, percent
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra browser: pip install 'primed-heads[browser]'")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the extra browser: pip install 'primed-heads[browser]'")
@@ -110,8 +111,8 @@ def choose_head(page: Any, head: str) -> None:
 
 
 def shown(p: float) -> str:
-    """As the page shows a probability: kept in steps of 0.01 %, then rounded half up."""
-    return f"{(int(np.rint(float(p) * 10000)) + 5) // 10 / 10:.1f} %"
+    """As the page shows a probability of the table."""
+    return f"{np.floor(float(p) * 1000 + 0.5) / 10:.1f} %"
 
 
 def strongest(example: Example, model: str, head: tuple[int, int], column: str, position: int, count: int = 6) -> list[tuple[str, str]]:
@@ -121,13 +122,15 @@ def strongest(example: Example, model: str, head: tuple[int, int], column: str, 
         (edges["model"] == model) & (edges["layer"] == head[0]) & (edges["head"] == head[1]) & (edges[column] == position)
     ]
     other = "key" if column == "query" else "query"
-    rows = rows.assign(steps=np.rint(rows["probability"].astype(float) * 10000)).sort_values(["steps", other], ascending=[False, True])
+    rows = rows.assign(steps=np.rint(rows["probability"].astype(float) * UNIT)).sort_values(["steps", other], ascending=[False, True])
     return [(str(int(at)), shown(p)) for at, p in zip(rows[other].head(count), rows["probability"].head(count), strict=True)]
 
 
 def listed(page: Any, model: int, side: str) -> list[tuple[str, str]]:
     buttons = page.locator(f"#detail-{model} .{side} button")
-    return buttons.evaluate_all("(all) => all.map((one) => [one.querySelector('small').textContent, one.querySelector('b').textContent])")
+    return buttons.evaluate_all(
+        "(all) => all.map((one) => [one.querySelector('small').textContent, one.querySelector(':scope > b').textContent])"
+    )
 
 
 def numbers(example: Example, model: int = 0) -> list[int]:
@@ -143,8 +146,7 @@ def test_pointing_shows_both_directions_and_clicking_keeps_them(opened, example)
     for side, column in (("out", "query"), ("in", "key")):
         assert [tuple(row) for row in listed(page, 0, side)] == strongest(example, "model-0", (0, 1), column, position)
     row = example.edges.query("model == 'model-0' and layer == 0 and head == 1 and query == @position")["probability"].astype(float)
-    rest = float(np.rint((1 - row.sum()) * 10000) / 10000)
-    assert f"{percent(max(0.0, rest))} spread over keys below 0.05 %" in page.locator("#detail-0 .out").inner_text()
+    assert f"{percent(max(0.0, 1 - row.sum()))} spread over keys below 0.05 %" in page.locator("#detail-0 .out").inner_text()
     page.mouse.move(2, 2)
     settle(page)
     assert page.locator("#detail-0 .out").count() == 0
@@ -196,7 +198,7 @@ def test_heads_by_grid_keys_text_field_and_table(opened, example):
 def test_heads_that_stand_out_are_the_tables(opened, example):
     page = opened(example)
     rows = example.standing.query("model == 'model-0' and measure == @example.run['by'] and region == @example.run['region']")
-    rows = rows.assign(size=rows["t"].abs()).sort_values("size", ascending=False).head(10)
+    rows = rows.set_index(["layer", "head"], drop=False).loc[[tuple(head) for head in example.run["foremost"]]]
     expected = [
         [
             f"{row.layer}.{row.head}",
@@ -207,6 +209,14 @@ def test_heads_that_stand_out_are_the_tables(opened, example):
         for row in rows.rename(columns={"mean": "mean_"}).rename(columns={"mean_": "mean"}).itertuples()
     ]
     assert [line.split("\t")[:4] for line in page.locator("#top tbody").inner_text().split("\n")] == expected
+    other = next(number for number, measure in enumerate(example.run["measures"]) if measure["name"] == "entropy_nats")
+    page.select_option("#quantity", f"measure:{other}")
+    page.click("#top-more")
+    rows = example.standing.query("model == 'model-0' and measure == 'entropy_nats' and region == @example.run['region']")
+    rows = rows.assign(size=rows["t"].abs()).sort_values("size", ascending=False).head(12)
+    heads = [line.split("\t")[0] for line in page.locator("#top tbody").inner_text().split("\n")]
+    assert heads == [f"{layer}.{head}" for layer, head in zip(rows["layer"], rows["head"], strict=True)]
+    page.select_option("#quantity", f"measure:{[m['name'] for m in example.run['measures']].index('numeric_mass')}")
     page.select_option("#as", "t")
     title = page.locator('#grid [aria-selected="true"]').get_attribute("title")
     t = example.standing.query("model == 'model-0' and measure == 'numeric_mass' and region == 'response' and layer == 0 and head == 1")[
@@ -236,7 +246,7 @@ def test_steps_and_differences_of_models_are_the_tables(opened, example):
     page.select_option("#less", "0")
     both = example.steps.query("step == 1 and quantity == 'earlier_results' and layer == 0 and head == 1").set_index("model")["value"]
     difference = np.float32(both["model-1"]).astype(float) - np.float32(both["model-0"]).astype(float)
-    text = f"{'+' if difference > 0 else '−'}{percent(abs(difference))}"
+    text = f"{'+' if difference > 0 else '−'}{percent(abs(difference))}".replace("%", "pp")
     assert page.locator('#grid [aria-selected="true"]').get_attribute("title") == f"0.1: {text}"
 
 
@@ -250,14 +260,14 @@ def test_the_shared_prefix_is_kept_in_both_and_compared(opened, example):
         at = int(key.split()[-1])
         a, b = (edges.get((model, at)) for model in example.models)
         assert [first, second] == ["<0.1 %" if p is None else shown(p) for p in (a, b)]
-        steps = int(np.rint((b or 0) * 10000)) - int(np.rint((a or 0) * 10000))
-        tenths = (abs(steps) + 5) // 10 / 10
-        assert change == ("" if not tenths else "+" if steps > 0 else "−") + f"{tenths:.1f} %"
+        steps = int(np.rint((b or 0) * UNIT)) - int(np.rint((a or 0) * UNIT))
+        tenths = (abs(steps) + UNIT // 2000) // (UNIT // 1000) / 10
+        assert change == ("" if not tenths else "+" if steps > 0 else "−") + f"{tenths:.1f} pp"
     own = example.run["shared_tokens"] + 5
     token(page, 1, own).click()
     assert token(page, 0, own).get_attribute("aria-pressed") == "false"
     assert not page.locator("#difference-table").is_visible()
-    assert "model-1's own text" in page.locator("#difference-note").inner_text()
+    assert "model-1\u2069's own text" in page.locator("#difference-note").inner_text()
 
 
 def test_the_map_tells_each_entry(opened, example):
@@ -363,7 +373,10 @@ def test_the_address_holds_the_view(opened, example):
     choose_head(page, "0.1")
     page.keyboard.press("Escape")
     assert page.evaluate("location.hash") == "#head=0.1&step=2"
-    assert opened(example, address="#head=99.1&token=7:1&step=x").locator("#head-input").input_value() == "0.1"
+    bad = opened(example, address="#head=99.1&token=7:1&step=x&colour=beauty&other=1")
+    assert bad.locator("#head-input").input_value() == "0.1"
+    for part in ("head=99.1", "token=7:1", "step=x", "colour=beauty", "other=1"):
+        assert part in bad.locator("#head-problem").inner_text()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -471,11 +484,198 @@ def test_it_prints(opened, example):
     printed = page.pdf(format="A4")
     assert printed[:5] == b"%PDF-"
     page.emulate_media(media="print")
-    for seen in ("#text-0", "#map-0", "#map-1", "#steps-0", "#top", "#grid", "#next-1"):
+    for seen in ("#detail-0 .out", "#text-0", "#map-0", "#map-1", "#steps-0", "#top", "#grid", "#next-1"):
         assert page.locator(seen).is_visible(), seen
-    for unseen in ("#bar", "#detail-0", "#save-0"):
+    for unseen in ("#bar", "#save-0"):
         assert not page.locator(unseen).is_visible(), unseen
     cut = page.evaluate(
         "[...document.querySelectorAll('.scroll, .chooser, .text')].filter((box) => getComputedStyle(box).overflowY === 'auto').length"
     )
     assert cut == 0
+    grounds = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--page')")
+    assert grounds.strip() == "#ffffff", "paper is white, whatever the screen is"
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() == 0
+
+
+def above_its_panel(page: Any) -> tuple[float, float, float]:
+    """Lower edge of the bar, and how far the focused token is from it and from its panel; both positive where it is in sight."""
+    return page.evaluate(
+        """() => {
+          const token = document.activeElement.getBoundingClientRect();
+          const panel = document.activeElement.closest(".reading").querySelector(".detail").getBoundingClientRect();
+          const bar = document.getElementById("bar").getBoundingClientRect();
+          return [token.height, token.top - bar.bottom, Math.min(innerHeight, panel.top) - token.bottom];
+        }"""
+    )
+
+
+LONG = "\n".join(f"Then she takes {i} boxes of {i + 1} pens, so {i}+{i + 1}={2 * i + 1}." for i in range(2, 40)) + "\n#### 79"
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844), (844, 390)])
+def test_no_token_lies_under_its_panel(opened, example_folder, width, height):
+    example = read_example(example_folder(answers=(LONG,), watched=WATCHED))
+    page = opened(example, width=width, height=height)
+    assert page.locator("#detail-0").bounding_box()["height"] < 45
+    token(page, 0, 0).focus()
+    for _ in range(4):
+        for _ in range(40):
+            page.keyboard.press("ArrowRight")
+        size, below_bar, above_panel = above_its_panel(page)
+        assert size > 5
+        assert min(below_bar, above_panel) >= 0
+    for position in (numbers(example)[-1], numbers(example)[len(numbers(example)) // 2], numbers(example)[0]):
+        page.locator(f'#next-0 button.go[data-token="{position}"]').click()
+        assert token(page, 0, position).get_attribute("aria-pressed") == "true"
+        assert min(above_its_panel(page)) >= 0
+        assert page.locator("#detail-0").bounding_box()["height"] <= min(0.4 * height, 240) + 1
+
+
+def test_a_panel_does_not_cover_the_token_pointed_at(opened, example_folder):
+    page = opened(read_example(example_folder(answers=(LONG,), watched=WATCHED)))
+    page.evaluate("scrollTo(0, 600)")
+    hint = page.locator("#detail-0").bounding_box()
+    before = page.evaluate("document.documentElement.scrollHeight")
+    x, y, width, height = page.evaluate(
+        """(edge) => {
+          const boxes = [...document.querySelectorAll("#text-0 .t")].map((token) => token.getBoundingClientRect());
+          const lowest = boxes.filter((box) => box.bottom < edge && box.width > 6).reduce((a, b) => b.bottom >= a.bottom ? b : a);
+          return [lowest.x, lowest.y, lowest.width, lowest.height];
+        }""",
+        hint["y"],
+    )
+    for way in (0, 1, 2):
+        page.mouse.move(x + width / 2 + way, y + height / 2)
+        settle(page)
+        assert page.locator("#detail-0 .out").count() == 1
+        assert page.locator("#detail-0").bounding_box()["y"] >= min(y + height, hint["y"])
+    assert page.evaluate("document.documentElement.scrollHeight") == before, "nothing moves while the pointer does"
+
+
+def test_the_page_in_a_notebook(browser, example, tmp_path):
+    wrong: list[str] = []
+    host = tmp_path / "notebook.html"
+    framed = Page(example_page(example), 700)._repr_html_()
+    host.write_text(f"<!DOCTYPE html><meta charset='utf-8'><title>Notebook</title><p id='top'>cell</p>{framed}", encoding="utf-8")
+    context = browser.new_context(offline=True, viewport={"width": 1100, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(host.as_uri())
+    frame = page.frame_locator("iframe")
+    frame.locator("html[data-ready]").wait_for(state="attached")
+    assert not frame.locator("#failed").is_visible()
+    frame.locator("#grid .cell").nth(6).click()
+    frame.locator('html[data-head="1.2"]').wait_for(state="attached")
+    frame.locator("#text-0 .t").nth(5).click()
+    assert frame.locator("#text-0 .t").nth(5).get_attribute("aria-pressed") == "true"
+    for section in ("expected", "texts"):
+        frame.locator(f'nav a[href="#{section}"]').click()
+        assert frame.locator(f"#{section}").evaluate("(heading) => document.activeElement === heading")
+        top = frame.locator(f"#{section}").evaluate("(heading) => heading.getBoundingClientRect().top")
+        assert 0 <= top < 700
+    assert frame.locator("#head-input").input_value() == "1.2"
+    assert page.url == host.as_uri()
+    context.close()
+    assert wrong == []
+
+
+def test_the_address_holds_the_pickers_and_survives_sections(opened, example):
+    page = opened(example)
+    page.select_option("#quantity", "step:1")
+    page.select_option("#of", "1")
+    page.select_option("#less", "0")
+    address = page.evaluate("location.hash")
+    assert address == "#head=0.1&colour=step.earlier_results&model=1&minus=0"
+    page.click('nav a[href="#run"]')
+    assert page.evaluate("location.hash") == address
+    assert page.evaluate("document.activeElement.id") == "run"
+    again = opened(example, address=address)
+    assert [again.locator(f"#{id}").input_value() for id in ("quantity", "of", "less")] == ["step:1", "1", "0"]
+    assert again.locator("#top-title").inner_text() == "Largest differences"
+    assert again.locator("#head-problem").inner_text() == ""
+
+
+def test_a_kept_token_is_scrolled_to(opened, example_folder):
+    example = read_example(example_folder(answers=(LONG,), watched=WATCHED))
+    last = numbers(example)[-1]
+    page = opened(example, address=f"#head=2.3&token=0:{last}")
+    for position in (last, numbers(example)[0]):
+        page.evaluate("(at) => { location.hash = `#head=2.3&token=0:${at}`; }", position)
+        page.wait_for_selector("#text-0 .t[aria-pressed='true'] >> nth=0")
+        page.wait_for_function("(at) => document.querySelectorAll('#text-0 .t')[at].getAttribute('aria-pressed') === 'true'", arg=position)
+        settle(page)
+        box, panel, bar = (
+            token(page, 0, position).bounding_box(),
+            page.locator("#detail-0").bounding_box(),
+            page.locator("#bar").bounding_box(),
+        )
+        assert bar["y"] + bar["height"] <= box["y"]
+        assert box["y"] + box["height"] <= panel["y"]
+
+
+def test_the_map_of_a_difference(opened, example):
+    page = opened(example)
+    page.locator("#differ").check()
+    assert page.locator("#map-title-1").inner_text() == "Map of head 0.1, minus \u2068model-0\u2069"
+    edges = example.edges.query("layer == 0 and head == 1 and query < @example.run['shared_tokens']")
+    first, second = (edges[edges["model"] == model].set_index(["query", "key"])["probability"].astype(float) for model in example.models)
+    change = second.sub(first, fill_value=0)
+    most = f"{float(np.floor(change.abs().max() * 1000 + 0.5) / 10):.1f} pp"
+    assert page.locator("#model-1 .map-high").inner_text() == f"+{most}"
+    assert page.locator("#model-1 .map-low").inner_text() == f"−{most}"
+    query, key = change.abs().idxmax()
+    n = int((example.tokens["model"] == "model-1").sum())
+    page.locator("#map-1").scroll_into_view_if_needed()
+    box = page.locator("#map-1").bounding_box()
+    plot = box["width"] - 2 - 7
+    page.mouse.move(box["x"] + 8 + (key + 0.5) * plot / n, box["y"] + 8 + (query + 0.5) * plot / n)
+    assert page.locator("#map-value-1").inner_text().endswith(f"{'+' if change[(query, key)] > 0 else '−'}{most}")
+    choose_head(page, "1.2")
+    assert page.locator("#differ").is_disabled()
+    assert page.locator("#map-title-1").inner_text() == "Map of head 1.2"
+
+
+def test_what_a_text_without_numbers_says(opened, example_folder):
+    example = read_example(example_folder(question="Why?", answers=("Because.", "So."), watched=WATCHED))
+    example.standing["value"] = example.standing["value"].mask(example.standing["measure"] == "numeric_mass", 0.0)
+    page = opened(example)
+    assert "the text has no numbers" in page.locator("#grid-caption").inner_text()
+    assert "The question has no numbers." in page.locator("#highest-0").inner_text()
+    assert "There is no earlier result." in page.locator("#highest-0").inner_text()
+    rows = example.tokens.query("model == 'model-0' and step == 0")
+    assert page.locator("#steps-0 tbody .n").first.inner_text() == str(len(rows))
+
+
+def test_without_foremost_heads_the_page_sorts_them_itself(opened, example):
+    del example.run["foremost"]
+    page = opened(example)
+    rows = example.standing.query("model == 'model-0' and measure == @example.run['by'] and region == @example.run['region']")
+    first = rows.assign(size=rows["t"].abs()).sort_values("size", ascending=False).head(5)
+    heads = page.locator("#top tbody .head-button").all_inner_texts()
+    assert heads == [f"{layer}.{head}" for layer, head in zip(first["layer"], first["head"], strict=True)]
+
+
+def test_no_head_that_differs_is_said(opened, example):
+    example.standing["q"] = 0.9
+    page = opened(example)
+    assert page.locator("#top-note").inner_text() == "No head differs clearly (smallest q 0.90); the furthest, over all models:"
+    assert "*" not in page.locator("#top tbody").inner_text()
+
+
+def test_what_was_expected_is_said_of_the_token_itself(opened, example):
+    page, position = opened(example), numbers(example)[4]
+    token(page, 0, position).click()
+    rows = example.next.query("model == 'model-0' and position == @position")
+    read = rows[rows["is_read"]].iloc[0]
+    line = page.locator("#detail-0 .likely").inner_text()
+    assert line.startswith(f"Expected here with {percent(read['probability'])} (rank {read['rank']})")
+    values = rows.sort_values("rank")["probability"].head(3)
+    assert [one.split()[-2] for one in page.locator("#detail-0 .likely > span").all_inner_texts()] == [
+        percent(p).split()[0] for p in values
+    ]
