@@ -196,8 +196,7 @@ def read_problem(
         tokens = prompts
         start = len(prompts.texts[0].text) - len(problem.answer)
     text = tokens.texts[0]
-    response = "".join(piece for piece, role in zip(text.pieces, text.in_region("response"), strict=True) if role)
-    response = text.text[start : start + len(response)]
+    response = text.text[start : text.offsets[text.in_region("response"), 1].max(initial=start)]
     found = steps(response, cut=finish == "length")
     verdict = None
     if wish.text == "generated" and problem.final_answer:
