@@ -238,7 +238,7 @@ def main() -> int:
         for number in range(rounds + 1):
             for way, run in runs.items():
                 once = length > ONCE_ABOVE and way in HOLD_MAPS
-                if once and number != rounds:
+                if once and number not in (0, rounds):
                     continue
                 begun = time.perf_counter()
                 run()
