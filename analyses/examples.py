@@ -243,7 +243,7 @@ def settled(config: ExamplesConfig, models: Sequence[Named]) -> ExamplesConfig:
     run = read_run_json(folder) if folder is not None else {}
     config = replace(
         config,
-        text=config.text or run.get("text", "generated"),
+        text=config.text or ("generated" if config.question is not None else run.get("text", "generated")),
         max_new_tokens=config.max_new_tokens or (run.get("generated") or {}).get("max_new_tokens") or 256,
         chat=config.chat and bool(run.get("config", {}).get("chat", True)),
     )

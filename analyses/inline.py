@@ -85,7 +85,8 @@ def show(
         by: measure by which "auto" chooses.
         region: where its queries stand.
         max_new_tokens: cut of the answer.
-        others: shipped problems measured to compare with; 0: heads are chosen by their value alone.
+        others: shipped problems measured to compare with, where there is no run of the model in ./runs; 0: none, and then heads are
+            chosen by their value alone.
         chat: use the chat template where there is one.
         seed: of the shuffled token sets.
         height: of the frame, in pixels.

@@ -189,6 +189,14 @@ def test_a_typed_answer_grades(look: Callable[..., Ran], monkeypatch: pytest.Mon
         assert f"the reference is {answer[-2:]}" in ran.out
 
 
+def test_a_typed_question_is_answered_whatever_the_named_run_read(look: Callable[..., Ran], heads: Callable[..., Any]) -> None:
+    assert heads("--text", "gold", "--out", "run", "--limit", 4).code == 0
+    ran = look("--model", "run", "--question", "How much is 3 times 4?", *SHORT)
+    assert ran.code == 0, ran.err
+    assert about()["text"] == "generated"
+    assert "it read gold text" in ran.out
+
+
 def test_only_watched_heads_are_kept(look: Callable[..., Ran]) -> None:
     assert look("--text", "gold", "--watch", "1.2,0", "--others", 0).code == 0
     edges = table("edges")
