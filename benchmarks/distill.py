@@ -167,9 +167,10 @@ def losses(config: BenchConfig) -> None:
     print(f"\n{'':15} {'seconds':>9} {'/two products':>14} {'/three products':>16} {'peak, +MB':>10} {'/dense':>8}")
     for way in ways:
         dense = peaks["dense topk" if "topk" in way else "dense"]
+        share = f"{peaks[way] / dense:8.3f}" if dense else f"{'-':>8}"  # of tensors below a page's size nothing is seen
         print(
             f"{way:15} {seconds[way]:9.2f} {seconds[way] / seconds['two products']:14.2f} {seconds[way] / seconds['three products']:16.2f} "
-            f"{peaks[way] / 1e6:10.0f} {peaks[way] / dense:8.3f}"
+            f"{peaks[way] / 1e6:10.0f} {share}"
         )
 
 
