@@ -442,10 +442,10 @@ class Recording:
         for name, measure in self.measures.items():
             value = blocks[name] if name in blocks else measure.compute(rows)
             value = value if measure.parts > 1 else value[None]
-            parts.append(value.expand(measure.parts, *statistics.entropy.shape))
+            parts.append(value.expand(measure.parts, *statistics.entropy.shape).transpose(0, 1))
         if not parts:  # a reader may want the maps alone
             return
-        self._partial.update(layer, torch.cat(parts), here.regions[..., first : first + length])
+        self._partial.update(layer, torch.cat(parts, 1), here.regions[..., first : first + length])
 
     # --- generation -------------------------------------------------------------------------------------------------
 

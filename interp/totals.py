@@ -38,17 +38,25 @@ class HeadTotals:
 
         Args:
             layer: its number.
-            values: every part of every measure, [part, example, head, query]; NaN where undefined.
+            values: every part of every measure, [example, part, head, query]; NaN where undefined.
             regions: 1 where a query counts in a region, [example, region, query], float32.
         """
-        part, example, head, query = values.shape
-        defined = values.isfinite()
-        flat = values.where(defined, 0.0).transpose(0, 1).reshape(example, part * head, query)
-        sums = flat @ regions.transpose(1, 2)
-        counted = defined.float().transpose(0, 1).reshape(example, part * head, query) @ regions.transpose(1, 2)
+        example, part, head, _ = values.shape
+        weights = regions.transpose(1, 2)
+        flat = values.flatten(1, 2)
+        sums = (flat @ weights).view(example, part, head, -1)
+        counted = weights.sum(1)[:, None, None].expand_as(sums)
+        # a value that is not finite makes its part's sums NaN: only these parts are looked through
+        undefined = (~sums.isfinite()).any(3).any(2).any(0).nonzero()[:, 0]
+        if len(undefined):
+            defined = values[:, undefined].isfinite()
+            chosen = values[:, undefined].where(defined, 0.0)
+            sums[:, undefined] = (chosen.flatten(1, 2) @ weights).view(example, len(undefined), head, -1)
+            counted = counted.clone()
+            counted[:, undefined] = (defined.float().flatten(1, 2) @ weights).view(example, len(undefined), head, -1)
         at = self.layers.index(layer)
         for total, added in ((self.sums, sums), (self.counts, counted)):
-            rows = added.view(example, part, head, -1).permute(1, 0, 3, 2).cpu().double().numpy()
+            rows = added.permute(1, 0, 3, 2).cpu().double().numpy()
             total[:, :, :, at] += rows.astype(total.dtype)
 
     def merge(self, other: HeadTotals) -> HeadTotals:

@@ -59,7 +59,9 @@ def check_blocks(mask: LazyMask, expected: torch.Tensor, n_rows: int, start: int
             flat = torch.arange((q1 - q0) * span)
             if span:
                 inside = wanted[0, :, block.first : block.last].flatten()
-                assert torch.equal(block.sees(0, flat, span).bool(), inside)
+                assert torch.equal(block.sees(torch.zeros_like(flat), flat, span).bool(), inside)
+            assert torch.equal(block.ceiling == torch.inf, block.allowed)
+            assert set(block.ceiling.unique().tolist()) <= {torch.inf, torch.finfo(torch.float32).min}
 
 
 @pytest.mark.parametrize("use_vmap", [False, True])

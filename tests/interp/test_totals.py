@@ -29,8 +29,8 @@ def random_batch(examples: int, queries: int, heads: int, seed: int) -> tuple[to
 
 def totals_of(values: torch.Tensor, regions: torch.Tensor, examples: list[int]) -> HeadTotals:
     totals = HeadTotals(CHOSEN, examples, (2, 5), values.shape[2])
-    totals.update(2, values, regions)
-    totals.update(5, 1 - values, regions)
+    totals.update(2, values.transpose(0, 1), regions)
+    totals.update(5, 1 - values.transpose(0, 1), regions)
     return totals
 
 
@@ -57,7 +57,7 @@ def test_a_mean_by_hand() -> None:
 
 def test_what_is_nowhere_defined_is_nan_with_no_queries() -> None:
     totals = HeadTotals([MEASURES["previous_mass"]], [0, 1], [0], 1)
-    totals.update(0, torch.full((1, 2, 1, 3), torch.nan), torch.ones(2, 3, 3))
+    totals.update(0, torch.full((2, 1, 1, 3), torch.nan), torch.ones(2, 3, 3))
     values, counts = totals.values()
     assert np.isnan(values).all()
     assert (counts == 0).all()
