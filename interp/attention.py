@@ -87,8 +87,11 @@ class KeySets:
         return found
 
     def entries(self, examples: slice, row: int, rows: int, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Chosen entries inside one block: the example, counted from the block's first, flat index into [rows, last - first], and flat
-        index into [example, set, rows]."""
+        """Chosen entries inside one block.
+
+        Returns:
+            Their example, counted from the block's first; flat index into [rows, last - first]; flat index into [example, set, rows].
+        """
         name = (examples.start, examples.stop, row, rows, first, last)
         found = self._cuts.get(name)
         if found is None:
