@@ -1,9 +1,13 @@
 """What recording every head costs, beside a plain forward and beside the usual ways: `python -m benchmarks.heads`.
 
-Time: all ways in one process, taken in turn, median of the rounds, printed as ratios to the plain sdpa forward of the same batch.
-Memory: a process a way, sampled during one forward of the decoder (without logits); printed as MB above the plain forward's peak, and
-with that one forward's time.
+Time: all ways in one process, taken in turn (each round begins with another way), printed as the median over the rounds of each round's
+ratio to the plain sdpa forward of the same batch, with the smallest and the largest.
+Memory: a process a way, sampled during one forward of the decoder alone (without logits), printed as MB above the plain forward's peak.
 The model is the embedded default in float32, random token ids; "heads" takes every measure of ours.
+
+Examples:
+    python -m benchmarks.heads --shapes 8x224 1x2048 1x8192 --rounds 11 5 3 --save runs/bench/heads.json
+    python -m benchmarks.heads --problems gsm8k/test.jsonl --peers-every 4
 """
 
 from __future__ import annotations
@@ -16,13 +20,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import tyro
+
+if TYPE_CHECKING:
+    from interp.tokens import Tokens
 
 WAYS = {
     "plain": "sdpa forward, nothing recorded",
@@ -38,40 +45,42 @@ class BenchConfig:
 
     Attributes:
         shapes: batch x tokens.
-        memory_shapes: batch x tokens at which peak memory is taken as well.
-        rounds: how often each way is timed; a way that holds whole maps of texts above 1,000 tokens, once.
+        memory_shapes: batch x tokens at which peak memory is taken as well; none to leave it out.
+        rounds: how often each way is timed, after a round that warms up, at each shape; the last number counts for the shapes that follow.
+        peer_rounds: how often the ways that hold whole maps are timed, at most.
         threads: of torch.
         smoke: one tiny round without time or memory worth reading, to see that everything runs.
-        problems: instead of the table: a JSONL file in GSM8K's format (or "shipped"), read in length-sorted batches, each batch plainly and
-            recorded in turn; prints the ratio of the sums.
+        problems: instead of the tables: a JSONL file in GSM8K's format (or "shipped"), read in length-sorted batches by the decoder alone,
+            each batch plainly and recorded in turn; prints the ratio of the sums.
         limit: first N problems of it.
         batch_tokens: padded tokens of such a batch.
-        save: also write the numbers to this JSON file, for `python -m benchmarks.plot`.
+        peers_every: every Nth of these batches is read in the other ways as well; 0 for none.
+        save: also write the numbers to this JSON file (beside what it holds), for `python -m benchmarks.plot`.
         child: for internal use: "WAY BATCH TOKENS", print the peak memory of this process.
     """
 
     shapes: tuple[str, ...] = ("8x224", "1x2048")
     memory_shapes: tuple[str, ...] = ("8x224", "1x2048", "1x8192")
-    rounds: int = 3
+    rounds: tuple[int, ...] = (5, 3)
+    peer_rounds: int = 2
     threads: int = 1
     smoke: bool = False
     problems: str | None = None
     limit: int | None = None
     batch_tokens: int = 2048
+    peers_every: int = 0
     save: Path | None = None
     child: str | None = None
 
 
-ONCE_ABOVE = 1000
-"""Tokens of a text above which one round must do for the peers, which take some times as long there."""
-
-
 HOLD_MAPS = ("eager", "lens")
+LARGEST = 8e9
+"""Bytes of maps above which a way that holds them all is not tried."""
 
 
 def fits(way: str, batch: int, length: int) -> bool:
-    """Whether a way that holds every map of the embedded model (30 layers of 9 heads, float32) stays below 8 GB with them."""
-    return way not in HOLD_MAPS or batch * length**2 * 9 * 30 * 4 <= 8e9
+    """Whether a way that holds every map of the embedded model (30 layers of 9 heads, float32) has room for them."""
+    return way not in HOLD_MAPS or batch * length**2 * 9 * 30 * 4 <= LARGEST
 
 
 @functools.cache
@@ -83,72 +92,93 @@ def opened(bridged: bool) -> Any:
 
 
 @functools.cache
-def bridged_model() -> Any:
-    """The embedded model in TransformerLens."""
+def bridged_model(decoder_only: bool) -> Any:
+    """The embedded model in TransformerLens; without logits, which its bridge always makes, where they are not wanted."""
     from transformer_lens.model_bridge import TransformerBridge
 
     checkpoint = opened(True)
-    return TransformerBridge.boot_transformers(
+    bridge: Any = TransformerBridge.boot_transformers(
         "HuggingFaceTB/SmolLM2-135M-Instruct", hf_model=checkpoint.model, tokenizer=checkpoint.tokenizer, device="cpu"
     )
+    if decoder_only:
+        bridge.unembed.forward = lambda hidden: hidden
+    return bridge
 
 
-def runner(way: str, shape: tuple[int, int], *, decoder_only: bool = False) -> Callable[[], Any]:
-    """A function that runs one way once over random tokens of a shape."""
+def random_tokens(batch: int, length: int) -> Tokens:
+    """Texts of random token ids, with numbers and operators strewn in."""
     import numpy as np
-    import torch
 
-    from interp import record
     from interp.tokens import AnnotatedText, Tokens
 
-    checkpoint = opened(way == "lens")
-    model = checkpoint.model
     generator = np.random.default_rng(0)
-    batch, length = shape
-    texts = tuple(
-        AnnotatedText(
-            example=number,
-            text="",
-            ids=generator.integers(100, 20_000, length),
-            offsets=np.zeros((length, 2), np.int64),
-            regions=np.repeat([0, 1, 2], [length // 8, length // 4, length - length // 8 - length // 4]).astype(np.uint8),
-            roles=generator.choice([0, 2, 3, 4, 5, 6], length, p=[0.68, 0.07, 0.06, 0.09, 0.08, 0.02]).astype(np.uint8),
-            is_query=np.ones(length, bool),
+    return Tokens(
+        tuple(
+            AnnotatedText(
+                example=number,
+                text="",
+                ids=generator.integers(100, 20_000, length),
+                offsets=np.zeros((length, 2), np.int64),
+                regions=np.repeat([0, 1, 2], [length // 8, length // 4, length - length // 8 - length // 4]).astype(np.uint8),
+                roles=generator.choice([0, 2, 3, 4, 5, 6], length, p=[0.68, 0.07, 0.06, 0.09, 0.08, 0.02]).astype(np.uint8),
+                is_query=np.ones(length, bool),
+            )
+            for number in range(batch)
         )
-        for number in range(batch)
     )
-    tokens = Tokens(texts)
-    ids = tokens.inputs
+
+
+def three_statistics(patterns: Iterable[Any]) -> None:
+    """What the peers' maps are read for."""
+    import torch
+
+    for p in patterns:
+        torch.special.entr(p).sum(-1)
+        p.amax(-1)
+        p.square().sum(-1)
+
+
+def forward(way: str, tokens: Tokens, *, decoder_only: bool) -> None:
+    """Run one way once."""
+    from interp import record
+
+    model, inputs = opened(way == "lens").model, tokens.inputs
     body = model.base_model if decoder_only else model
-
-    def three(patterns: Any) -> None:
-        for p in patterns:
-            torch.special.entr(p).sum(-1)
-            p.amax(-1)
-            p.square().sum(-1)
-
-    def plain() -> Any:
-        return body(**ids, use_cache=False)
-
-    def heads() -> Any:
-        with record(model, tokens) as recording:
-            body(**ids, use_cache=False)
-        return recording
-
-    def eager() -> Any:
+    if way == "plain":
+        body(**inputs, use_cache=False)
+    elif way == "heads":
+        with record(model, tokens):
+            body(**inputs, use_cache=False)
+    elif way == "eager":
         model.set_attn_implementation("eager")
-        three(body(**ids, use_cache=False, output_attentions=True).attentions)
+        three_statistics(body(**inputs, use_cache=False, output_attentions=True).attentions)
         model.set_attn_implementation("sdpa")
+    else:
+        _, cache = bridged_model(decoder_only).run_with_cache(
+            **inputs_of_bridge(inputs), names_filter=lambda name: name.endswith("hook_pattern")
+        )
+        three_statistics(cache.values())
 
-    if way == "lens":
-        bridge = bridged_model()
 
-        def lens() -> Any:
-            _, cache = bridge.run_with_cache(ids["input_ids"], names_filter=lambda name: name.endswith("hook_pattern"))
-            three(cache.values())
+def inputs_of_bridge(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The bridge calls the ids otherwise; a mask is left out where nothing is padded, as its users would."""
+    masked = {} if bool(inputs["attention_mask"].all()) else {"attention_mask": inputs["attention_mask"]}
+    return {"input": inputs["input_ids"], **masked}
 
-        return lens
-    return {"plain": plain, "heads": heads, "eager": eager}[way]
+
+def in_turn(ways: Sequence[str], rounds: Mapping[str, int], run: Callable[[str], None]) -> dict[str, list[float]]:
+    """Seconds of each way in each round, after a round that warms up. Each round begins with another way."""
+    taken: dict[str, list[float]] = {way: [] for way in ways}
+    for way in ways:
+        run(way)
+    for number in range(max(rounds[way] for way in ways)):
+        at = number % len(ways)
+        for way in (*ways[at:], *ways[:at]):
+            if number < rounds[way]:
+                begun = time.perf_counter()
+                run(way)
+                taken[way].append(time.perf_counter() - begun)
+    return taken
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
@@ -169,38 +199,90 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     return peak - before
 
 
-def time_problems(config: BenchConfig) -> None:
-    """Plain and recorded forwards of the decoder over the same length-sorted batches, in turn."""
+def time_problems(config: BenchConfig) -> dict[str, Any]:
+    """The ways over the same length-sorted batches, in turn."""
     from tqdm import tqdm
 
     from analyses.heads import HeadsConfig, plan
     from distill.problems import load_problems
-    from interp import record
 
-    checkpoint = opened(False)
     problems = load_problems(config.problems or "shipped", limit=config.limit)
-    texts, batches = plan(HeadsConfig(batch_tokens=config.batch_tokens), checkpoint, problems, True)
-    decoder = checkpoint.model.base_model
-    spent = {"plain": 0.0, "heads": 0.0}
+    texts, batches = plan(HeadsConfig(batch_tokens=config.batch_tokens), opened(False), problems, True)
+    spent: dict[str, list[tuple[int, float]]] = {way: [] for way in WAYS}
     for number, batch in enumerate(tqdm([batches[0], *batches])):  # the first batch twice: it warms up
         tokens = texts.select(batch)
-        for way in spent if number % 2 else reversed(spent):
+        peers = config.peers_every > 0 and (number == 0 or (number - 1) % config.peers_every == 0)
+        ways = [way for way in WAYS if peers or way not in HOLD_MAPS]
+        at = number % len(ways)
+        for way in (*ways[at:], *ways[:at]):
             begun = time.perf_counter()
-            if way == "plain":
-                decoder(**tokens.inputs, use_cache=False)
-            else:
-                with record(checkpoint.model, tokens):
-                    decoder(**tokens.inputs, use_cache=False)
-            spent[way] += (time.perf_counter() - begun) * (number > 0)
+            forward(way, tokens, decoder_only=True)
+            if number:
+                spent[way].append((number, time.perf_counter() - begun))
+    plain = dict(spent["plain"])
     n_tokens = sum(len(text) for text in texts.texts)
     print(
-        f"{len(problems)} problems, {n_tokens} tokens, {len(batches)} batches of at most {config.batch_tokens} padded tokens: "
-        f"plain {spent['plain']:.1f} s, recorded {spent['heads']:.1f} s, ratio {spent['heads'] / spent['plain']:.3f}"
+        f"{len(problems)} problems, {n_tokens} tokens, {len(batches)} batches of at most {config.batch_tokens} padded tokens, decoder alone"
     )
+    saved: dict[str, Any] = {"problems": len(problems), "tokens": n_tokens, "batches": len(batches), "ways": {}}
+    for way, taken in spent.items():
+        if taken:
+            seconds, beside = sum(t for _, t in taken), sum(plain[number] for number, _ in taken)
+            print(f"{way:>8} {len(taken):5} batches {seconds:9.1f} s, plain {beside:9.1f} s, ratio of the sums {seconds / beside:.3f}")
+            saved["ways"][way] = {"batches": len(taken), "seconds": seconds, "plain_seconds": beside}
+    return saved
+
+
+def time_shapes(shapes: Sequence[str], rounds: Sequence[int], peer_rounds: int) -> list[dict[str, Any]]:
+    """Print the first table."""
+    peers = list(WAYS)[1:]
+    print(
+        f"\nwith logits, median ratio to plain (smallest to largest, rounds)\n{'batch x tokens':>15} {'plain, s':>9} "
+        + " ".join(f"{way:>25}" for way in peers)
+    )
+    rows = []
+    for at, shape in enumerate(shapes):
+        batch, length = (int(n) for n in shape.split("x"))
+        ways = [way for way in WAYS if fits(way, batch, length)]
+        n = rounds[min(at, len(rounds) - 1)]
+        tokens = random_tokens(batch, length)
+        taken = in_turn(
+            ways,
+            {way: min(n, peer_rounds) if way in HOLD_MAPS else n for way in ways},
+            lambda way, tokens=tokens: forward(way, tokens, decoder_only=False),
+        )
+        cells, ratios = [], {}
+        for way in peers:
+            ratios[way] = [a / b for a, b in zip(taken.get(way, []), taken["plain"], strict=False)]
+            found = ratios[way]
+            cells.append(f"{statistics.median(found):.3f} ({min(found):.3f} to {max(found):.3f}, {len(found)})" if found else "no room")
+        seconds = {way: statistics.median(times) for way, times in taken.items()}
+        print(f"{shape:>15} {seconds['plain']:9.3f} " + " ".join(f"{cell:>25}" for cell in cells), flush=True)
+        rows.append({"shape": shape, "seconds": seconds, "ratios": {way: found for way, found in ratios.items() if found}})
+    return rows
+
+
+def measure_memory(shapes: Sequence[str], threads: int) -> list[dict[str, Any]]:
+    """Print the second table."""
+    peers = list(WAYS)[1:]
+    print(f"\ndecoder alone, peak memory\n{'batch x tokens':>15} {'plain, MB':>9} " + " ".join(f"{way + ', +MB':>13}" for way in peers))
+    rows = []
+    for shape in shapes:
+        batch, length = shape.split("x")
+        peaks: dict[str, float] = {}
+        for way in WAYS:
+            if fits(way, int(batch), int(length)):
+                command = [sys.executable, "-m", "benchmarks.heads", "--threads", str(threads), "--child", f"{way} {batch} {length}"]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                peaks[way] = json.loads(done.stdout.splitlines()[-1]) / 1e6
+        rest = " ".join(f"{peaks[way] - peaks['plain']:13.0f}" if way in peaks else f"{f'> {LARGEST / 1e6:.0f}':>13}" for way in peers)
+        print(f"{shape:>15} {peaks['plain']:9.0f} {rest}", flush=True)
+        rows.append({"shape": shape, "peak_mb": peaks})
+    return rows
 
 
 def main() -> int:
-    """Print the table."""
+    """Print the tables."""
     config = tyro.cli(BenchConfig, prog="python -m benchmarks.heads", description=__doc__)
     import torch
 
@@ -208,69 +290,31 @@ def main() -> int:
     torch.set_grad_enabled(False)
     if config.child:
         way, batch, length = config.child.split()
-        runner(way, (1, 16), decoder_only=True)()  # what is loaded once
-        run = runner(way, (int(batch), int(length)), decoder_only=True)
-        begun = time.perf_counter()
-        peak = peak_bytes(run)
-        print(json.dumps([peak, time.perf_counter() - begun]))
+        forward(way, random_tokens(1, 16), decoder_only=True)  # what is loaded once
+        tokens = random_tokens(int(batch), int(length))
+        print(json.dumps(peak_bytes(lambda: forward(way, tokens, decoder_only=True))))
         return 0
+    saved: dict[str, Any] = {"torch": torch.__version__, "machine": platform.machine(), "threads": config.threads}
+    print(f"{platform.machine()}, torch {torch.__version__}, {config.threads} thread(s), float32")
+    for way, text in WAYS.items():
+        print(f"  {way:6} {text}")
     if config.problems:
         from distill.problems import ProblemError
 
         try:
-            time_problems(config)
+            saved["problems"] = time_problems(config)
         except ProblemError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        return 0
-    shapes, memory_shapes, rounds = config.shapes, config.memory_shapes, config.rounds
-    if config.smoke:
-        shapes, memory_shapes, rounds = ("2x32",), ("2x32",), 1
-    print(f"{platform.machine()}, torch {torch.__version__}, {config.threads} thread(s), float32, median of {rounds} rounds in turn")
-    for way, text in WAYS.items():
-        print(f"  {way:6} {text}")
-    print(f"\n{'batch x tokens':>15} {'plain, s':>9} " + " ".join(f"{way + ' /plain':>13}" for way in list(WAYS)[1:]))
-    saved: dict[str, Any] = {"torch": torch.__version__, "machine": platform.machine(), "threads": config.threads, "rows": []}
-    for shape in shapes:
-        batch, length = (int(n) for n in shape.split("x"))
-        runs = {way: runner(way, (batch, length)) for way in WAYS if fits(way, batch, length)}
-        times: dict[str, list[float]] = {way: [] for way in runs}
-        for number in range(rounds + 1):
-            for way, run in runs.items():
-                once = length > ONCE_ABOVE and way in HOLD_MAPS
-                if once and number not in (0, rounds):
-                    continue
-                begun = time.perf_counter()
-                run()
-                if number:  # the first round warms up
-                    times[way].append(time.perf_counter() - begun)
-        median = {way: statistics.median(taken) for way, taken in times.items()}
-        ratios = " ".join(f"{median[way] / median['plain']:13.3f}" if way in median else f"{'no room':>13}" for way in list(WAYS)[1:])
-        print(f"{shape:>15} {median['plain']:9.3f} {ratios}", flush=True)
-        saved["rows"].append({"shape": shape, "rounds": {way: len(taken) for way, taken in times.items()}, "seconds": median})
-    print(
-        f"\ndecoder alone, once\n{'batch x tokens':>15} {'plain, MB':>9} " + " ".join(f"{way + ', +MB':>13}" for way in list(WAYS)[1:]),
-        end="",
-    )
-    print(f" {'plain, s':>9} " + " ".join(f"{way + ' /plain':>13}" for way in list(WAYS)[1:]))
-    for shape in memory_shapes:
-        batch, length = shape.split("x")
-        peaks: dict[str, float] = {}
-        seconds: dict[str, float] = {}
-        for way in WAYS:
-            if not fits(way, int(batch), int(length)):
-                continue
-            command = [sys.executable, "-m", "benchmarks.heads", "--threads", str(config.threads), "--child", f"{way} {batch} {length}"]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            peak, seconds[way] = json.loads(done.stdout.splitlines()[-1])
-            peaks[way] = peak / 1e6
-        rest = " ".join(f"{peaks[way] - peaks['plain']:13.0f}" if way in peaks else f"{'> 8000':>13}" for way in list(WAYS)[1:])
-        ratios = " ".join(f"{seconds[way] / seconds['plain']:13.3f}" if way in seconds else f"{'no room':>13}" for way in list(WAYS)[1:])
-        print(f"{shape:>15} {peaks['plain']:9.0f} {rest} {seconds['plain']:9.3f} {ratios}", flush=True)
-        saved["rows"].append({"shape": shape, "peak_mb": peaks, "seconds": seconds})
+    elif config.smoke:
+        saved["times"], saved["memory"] = time_shapes(["2x32"], [1], 1), measure_memory(["2x32"], config.threads)
+    else:
+        saved["times"] = time_shapes(config.shapes, config.rounds, config.peer_rounds)
+        saved["memory"] = measure_memory(config.memory_shapes, config.threads)
     if config.save:
         config.save.parent.mkdir(parents=True, exist_ok=True)
-        config.save.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+        known = json.loads(config.save.read_text("utf-8")) if config.save.exists() else {}
+        config.save.write_text(json.dumps({**known, **saved}, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,15 +56,15 @@ def bars(axes: Axes, shapes: list[str], values: dict[str, dict[str, float]], mis
 @style.paper_style()
 def draw(saved: dict[str, Any]) -> Figure:
     """Ratios of time at the left, memory above the plain forward at the right."""
-    times: dict[str, dict[str, float]] = {}
-    for row in saved["rows"]:  # the table of times comes before the single forwards
-        if "seconds" in row:
-            times.setdefault(row["shape"], row["seconds"])
-    peaks = {row["shape"]: row["peak_mb"] for row in saved["rows"] if "peak_mb" in row}
+    times = {row["shape"]: {way: statistics.median(ratios) for way, ratios in row["ratios"].items()} for row in saved["times"]}
+    peaks = {row["shape"]: row["peak_mb"] for row in saved["memory"]}
+    if "problems" in saved:
+        found = saved["problems"]["ways"]
+        times["GSM8K test"] = {way: found[way]["seconds"] / found[way]["plain_seconds"] for way in LABELS if way in found}
     at = style.look()
     figure = Figure(figsize=(at.two, 2.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    bars(left, list(times), {way: {s: t[way] / t["plain"] for s, t in times.items() if way in t} for way in LABELS}, "no room")
+    bars(left, list(times), {way: {s: t[way] for s, t in times.items() if way in t} for way in LABELS}, "no room")
     left.axvline(1, color=at.ink, linewidth=0.8)
     left.set_xlabel("time, in plain forwards")
     left.set_ylabel("texts × tokens")
