@@ -378,7 +378,7 @@ def blocked_pass(
     # [V, indicators, distance, nothing]: a product whose width is a multiple of 16 takes less time than a narrower one
     distance_column = value_dim + n_columns
     n_mixed = -(-(distance_column + 1) // 16) * 16
-    mixed_buffer = torch.empty(n_examples * heads * min(n_rows, length) * n_mixed, dtype=torch.float32, device=query.device)
+    mixed_buffer = torch.empty(n_examples * n_kv * groups * min(n_rows, length) * n_mixed, dtype=torch.float32, device=query.device)
     position = torch.arange(keys, dtype=torch.float32, device=query.device)
     # how many keys there are to see is the same for every layer that shares the mask
     counting = mask.counted is None or mask.counted[0] is not sets
