@@ -2,6 +2,7 @@
 
 Time: all ways in one process, taken in turn (each round begins with another way), printed as the median over the rounds of each round's
 ratio to the plain sdpa forward of the same batch, with the smallest and the largest.
+Attention: the same of one layer's attention alone, beside torch's own.
 Memory: a process a way, sampled during one forward of the decoder alone (without logits), printed as MB above the plain forward's peak.
 The model is the embedded default in float32, random token ids; "heads" takes every measure of ours.
 
@@ -166,7 +167,7 @@ def inputs_of_bridge(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {"input": inputs["input_ids"], **masked}
 
 
-def in_turn(ways: Sequence[str], rounds: Mapping[str, int], run: Callable[[str], None]) -> dict[str, list[float]]:
+def in_turn(ways: Sequence[str], rounds: Mapping[str, int], run: Callable[[str], object]) -> dict[str, list[float]]:
     """Seconds of each way in each round, after a round that warms up. Each round begins with another way."""
     taken: dict[str, list[float]] = {way: [] for way in ways}
     for way in ways:
@@ -262,8 +263,46 @@ def time_shapes(shapes: Sequence[str], rounds: Sequence[int], peer_rounds: int) 
     return rows
 
 
-def measure_memory(shapes: Sequence[str], threads: int) -> list[dict[str, Any]]:
+def attention_runner(batch: int, length: int) -> Callable[[str], object]:
+    """A function that computes one layer's attention with the heads of the embedded model and random queries, keys and values."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from interp.attention import Scores, Wanted, blocked_pass
+    from interp.masks import lazy_mask
+    from interp.measures import MEASURES, key_sets
+
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(batch, heads, length, 64, generator=generator) for heads in (9, 3, 3))
+    sets, _, _ = key_sets(random_tokens(batch, length), list(MEASURES.values()), 0)
+    mask, scores, wanted = lazy_mask(batch, length, length), Scores(64**-0.5), Wanted(thresholds=(0.1,))
+
+    def run(way: str) -> object:
+        if way == "plain":
+            return scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        return blocked_pass(query, key, value, mask, scores, sets, wanted)
+
+    return run
+
+
+def time_attention(shapes: Sequence[str], rounds: Sequence[int]) -> list[dict[str, Any]]:
     """Print the second table."""
+    print("\none layer's attention alone, median ratio to torch's own (smallest to largest, rounds)")
+    print(f"{'batch x tokens':>15} {'torch, ms':>9} {'every measure':>25}")
+    rows = []
+    for at, shape in enumerate(shapes):
+        batch, length = (int(n) for n in shape.split("x"))
+        n = 5 * rounds[min(at, len(rounds) - 1)]
+        taken = in_turn(["plain", "heads"], {"plain": n, "heads": n}, attention_runner(batch, length))
+        ratios = [a / b for a, b in zip(taken["heads"], taken["plain"], strict=True)]
+        cell = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}, {n})"
+        print(f"{shape:>15} {1e3 * statistics.median(taken['plain']):9.2f} {cell:>25}", flush=True)
+        rows.append({"shape": shape, "ratios": ratios})
+    return rows
+
+
+def measure_memory(shapes: Sequence[str], threads: int) -> list[dict[str, Any]]:
+    """Print the third table."""
     peers = list(WAYS)[1:]
     print(f"\ndecoder alone, peak memory\n{'batch x tokens':>15} {'plain, MB':>9} " + " ".join(f"{way + ', +MB':>13}" for way in peers))
     rows = []
@@ -307,9 +346,11 @@ def main() -> int:
             print(f"error: {error}", file=sys.stderr)
             return 2
     elif config.smoke:
-        saved["times"], saved["memory"] = time_shapes(["2x32"], [1], 1), measure_memory(["2x32"], config.threads)
+        saved["times"], saved["attention"] = time_shapes(["2x32"], [1], 1), time_attention(["2x32"], [1])
+        saved["memory"] = measure_memory(["2x32"], config.threads)
     else:
         saved["times"] = time_shapes(config.shapes, config.rounds, config.peer_rounds)
+        saved["attention"] = time_attention(config.shapes, config.rounds)
         saved["memory"] = measure_memory(config.memory_shapes, config.threads)
     if config.save:
         config.save.parent.mkdir(parents=True, exist_ok=True)
