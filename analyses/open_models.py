@@ -1,4 +1,4 @@
-"""The models of a comparison, opened as seldom as can be: LoRA students and their base share one loaded model, whose adapter is switched."""
+"""The models of a comparison, opened as seldom as can be: LoRA students and their base share a loaded model whose adapters are switched."""
 
 from __future__ import annotations
 

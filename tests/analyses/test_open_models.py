@@ -1,4 +1,4 @@
-"""Several adapters of one base in one command: how often weights are loaded and texts read, and that the numbers are those of each alone."""
+"""Several adapters of one base in one command: how often weights are loaded and texts read; and the numbers are those of each alone."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ def test_adapters_of_one_base_take_one_load_and_a_forward_each(
         alone, shared = tmp_path / "alone" / model.name, tmp_path / "out" / "heads" / model.name
         assert heads("--model", model, "--out", alone, *BATCHES).code == 0
         for name in ("examples", "heads", "inputs"):
-            pd.testing.assert_frame_equal(pd.read_parquet(shared / f"{name}.parquet"), pd.read_parquet(alone / f"{name}.parquet"), rtol=0, atol=0)
+            pd.testing.assert_frame_equal(
+                pd.read_parquet(shared / f"{name}.parquet"), pd.read_parquet(alone / f"{name}.parquet"), rtol=0, atol=0
+            )
         together[model] = pd.read_parquet(shared / "examples.parquet")["value"]
     assert len({tuple(values) for values in together.values()}) == len(models)  # each adapter moved something
     assert len(loads) == 1 + len(models)  # a run of its own each loads anew: the count sees loads
