@@ -107,7 +107,7 @@ def write_adapters(config: AdaptersConfig, folder: Path) -> None:
                     if "lora_B" in name:  # zero until it is trained
                         parameter.normal_(std=0.02)
             adapted.peft_config["default"].base_model_name_or_path = config.model
-            adapted.save_pretrained(folder / f"adapter-{number}")
+            adapted.save_pretrained(folder / f"adapter-{number}", save_embedding_layers=False)  # no look for the base on the hub
             model = adapted.unload()
 
 
