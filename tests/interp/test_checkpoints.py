@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -327,50 +326,9 @@ def folders_below(assets: Path) -> list[str]:
     return sorted(path.name for path in assets.glob("primed-heads/gguf/*/*"))
 
 
-def write_gguf(path: Path, model: Any) -> None:
-    """A tiny Llama as a GGUF file with a byte-pair tokenizer, as llama.cpp's converter lays it out."""
-    from gguf import GGUFWriter
-
-    config, weights = model.config, model.state_dict()
-    writer = GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    letters = [*"\u0120abcdefghijklmnopqrstuvwxyz0123456789"]
-    merges = [f"w {letter}" for letter in "abcdefgh"]
-    writer.add_token_list([*WORDS[:3], *letters, *(merge.replace(" ", "") for merge in merges)])
-    writer.add_token_types([3, 3, 3] + [1] * (len(WORDS) - 3))
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output"}
-    names |= {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
-    names |= {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-    for key, value in weights.items():
-        stem, array = key.removesuffix(".weight").removeprefix("model."), value.numpy()
-        if "q_proj" in key or "k_proj" in key:  # llama.cpp pairs the rotary dimensions the other way
-            heads = config.num_attention_heads if "q_proj" in key else config.num_key_value_heads
-            array = array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
-        if stem.startswith("layers."):
-            layer, part = stem.split(".", 2)[1:]
-            name = f"blk.{layer}.{names[part]}.weight"
-        else:
-            name = {"embed_tokens": "token_embd.weight", "norm": "output_norm.weight", "lm_head": "output.weight"}[stem]
-        writer.add_tensor(name, np.ascontiguousarray(array))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def test_a_gguf_file_is_the_model_that_was_written(tmp_path: Path, assets: Path, tiny_model: Callable[..., Any]) -> None:
+def test_a_gguf_file_is_the_model_that_was_written(
+    tmp_path: Path, assets: Path, tiny_model: Callable[..., Any], write_gguf: Callable[..., None]
+) -> None:
     model, path = tiny_model("llama"), tmp_path / "tiny-f32.gguf"
     write_gguf(path, model)
     checkpoint = open_checkpoint(path, device="cpu")
@@ -525,7 +483,9 @@ def test_the_tokenizer_alone(folder: Path, adapter: Path, tmp_path: Path) -> Non
         open_tokenizer(bare)
 
 
-def test_a_gguf_file_tells_who_it_is(tmp_path: Path, assets: Path, tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_file_tells_who_it_is(
+    tmp_path: Path, assets: Path, tiny_model: Callable[..., Any], write_gguf: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "tiny-f32.gguf"
     write_gguf(path, tiny_model("llama"))
     with monkeypatch.context() as patch:
