@@ -160,10 +160,11 @@ def run(config: HeadsConfig, command: str, opened: Callable[[], Checkpoint] | No
     problems = load_problems(config.problems, config.split, config.limit)
     from accelerate import PartialState  # the first import of torch: what is wrong with files and options was said before it
 
-    from interp.checkpoints import open_checkpoint
+    from interp.checkpoints import choose_device, open_checkpoint
     from interp.measures import load_measures
 
-    state = PartialState(cpu=config.device == "cpu")
+    # processes that are not told that there is no GPU would each take themselves for the only one
+    state = PartialState(cpu=choose_device(config.device) == "cpu")
     first = state.is_main_process
     measures = load_measures([n for given in config.measures for n in given.split(",") if n] or None)
     folder = None

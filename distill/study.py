@@ -322,12 +322,13 @@ class StudyRun:
 
         from distill.student import new_student
         from distill.train import train_student
+        from interp.checkpoints import choose_device
         from interp.versions import versions
 
         teacher = self.teacher_of(condition)
         objective = self.objective(condition)
         live = self.study.teacher if condition != "finetune" and objective.teacher == "live" and objective.alpha < 1 else None
-        PartialState(cpu=self.study.student.device == "cpu")  # under a launcher, each process takes its own device
+        PartialState(cpu=choose_device(self.study.student.device) == "cpu")  # under a launcher, each process takes its own device
         model, checkpoint = new_student(self.study.student, seed)
         texts = self.texts(condition, teacher, checkpoint.tokenizer)
         missing = missing_share(texts, objective, model.get_output_embeddings().weight.shape[0])

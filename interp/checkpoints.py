@@ -98,7 +98,7 @@ def open_checkpoint(
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
-    place = _device(device)
+    place = choose_device(device)
     found = _find(str(source), revision, trust_remote_code)
     with _quiet():
         if found.kind == "adapter":
@@ -135,7 +135,7 @@ def open_adapters(
         raise CheckpointError(f"dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
     if not sources:
         raise CheckpointError("no adapter is named; give at least one")
-    place = _device(device)
+    place = choose_device(device)
     found = [_find(str(source), None, trust_remote_code) for source in sources]
     with _quiet():
         for each in found:
@@ -626,7 +626,12 @@ def _sha256(path: Path) -> str:
     return _DIGESTS[name]
 
 
-def _device(device: str) -> str:
+def choose_device(device: str) -> str:
+    """The device that a name means on this machine, "auto" the best that there is.
+
+    Raises:
+        CheckpointError: an unknown name, or a device that this machine does not have.
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind = device.split(":")[0]

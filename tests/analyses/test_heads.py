@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from interp.table import REGIONS
 from interp.tokens import NUMBER_ROLES
@@ -453,7 +454,8 @@ def test_two_processes_give_the_tables_of_one(tmp_path: Path, good: Path, checkp
     shutil.copytree(good, out)
     (out / "heads.parquet").unlink()  # what is compared below is new
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    launch += ["-m", "analyses.heads", "--device", "cpu", "--no-figures", "--force", *SEVERAL_BATCHES]
+    launch += ["-m", "analyses.heads", "--no-figures", "--force", *SEVERAL_BATCHES]
+    launch += ["--device", "cpu"] if torch.accelerator.is_available() else []  # where there is no other device, it goes without saying
     arguments = ["--model", checkpoint, "--problems", problems, "--out", out]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run([*launch, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=240, env=environment)
