@@ -158,7 +158,7 @@ def test_capped_and_biased_scores_are_for_the_blocked_way() -> None:
     for scores in (Scores(1.0, softcap=2.0), Scores(1.0, bias=bias), Scores(1.0, softcap=2.0, sinks=torch.zeros(4))):
         check("blocked", query, key, value, scores, 1e-5)
     for scores in (Scores(1.0, softcap=2.0), Scores(1.0, bias=bias)):
-        with pytest.raises(ValueError, match="the flash way needs plain scaled scores"):
+        with pytest.raises(ValueError, match="it needs plain scaled scores"):
             check("flash", query, key, value, scores, 1e-5)
 
 

@@ -28,7 +28,7 @@ from transformers.masking_utils import (
 from interp import triton_pass as module
 from interp.attention import KeySets, NonFiniteAttentionError, RowStatistics, Scores, Wanted, blocked_pass
 from interp.masks import LazyMask, lazy_mask
-from interp.triton_pass import Blocks, available, expressible, triton_pass
+from interp.triton_pass import Blocks, available, triton_obstacles, triton_pass
 
 DEVICE = torch.device("cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda")
 CAN, WHY = available(DEVICE)
