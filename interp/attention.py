@@ -480,7 +480,9 @@ def blocked_pass(
     if counting:
         mask.counted = (sets, rows.n_allowed, rows.set_sizes, rows.pair_sizes)
     if scores.sinks is not None:
-        rows.n_allowed = rows.n_allowed + 1
+        rows.n_allowed = rows.n_allowed.clone()  # which the mask keeps for the next layer
+        for example, (start, stop) in enumerate(zip(sets.starts, sets.stops, strict=True)):
+            rows.n_allowed[example, max(0, start - shift) : max(0, stop - shift)] += 1
     return output, rows
 
 

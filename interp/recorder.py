@@ -349,7 +349,7 @@ class Recording:
                 self._add(layer, rows, blocks)
         self._recorded.append(layer)
         if self._reader is not None:
-            self._reader.end_layer(layer, rows.n_allowed - int(scores.sinks is not None))
+            self._reader.end_layer(layer, (rows.n_allowed - int(scores.sinks is not None)).clamp(min=0))
         if output is None:
             output = _attention_output(query, key, value, mask, scores)
         return output, None

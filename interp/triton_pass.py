@@ -256,7 +256,7 @@ def triton_pass(
 
     pair_masses, pair_sizes = _pair_masses(query, key, scores, lse, share, sets, seen, shift)
     rows = RowStatistics(
-        n_allowed=prepared.n_allowed + (scores.sinks is not None),
+        n_allowed=prepared.n_allowed if share is None else (prepared.n_allowed + 1).where(prepared.real[:, 0], 0.0),
         set_sizes=prepared.set_sizes,
         masses=masses,
         pair_masses=pair_masses,

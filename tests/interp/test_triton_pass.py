@@ -134,7 +134,7 @@ def expected(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
         "distance": (own * (i - j)).sum(-1) / own.sum(-1).clamp_min(1e-300),
         "masses": torch.einsum("bhqk,bkc->cbhq", own, columns),
         "pair_masses": torch.stack(pairs),
-        "n_allowed": n.sum(-1) + (scores.sinks is not None),
+        "n_allowed": torch.where(real, n.sum(-1) + (scores.sinks is not None), 0),
         "set_sizes": n @ columns,
         "pair_sizes": torch.stack(pair_sizes),
         **{str(t): (own > t).sum(-1) for t in wanted.thresholds},
