@@ -443,7 +443,7 @@ def assemble(
         which = ", ".join(map(str, sorted(set().union(*blocked))))
         warnings.append(
             f"the {settings['way']} way cannot express layers {which} (in {len(blocked)} of {n_batches} batches): "
-            "the blocked way recorded them, exactly"
+            "the blocked way recorded them"
         )
     if len(problems) < 20:
         warnings.append(f"only {len(problems)} examples: the bootstrap intervals are rough")
