@@ -108,6 +108,7 @@ def choose_way(model: nn.Module, measures: Iterable[Measure], *, maps: bool = Fa
     """How to record by default: "flash" on CUDA where every measure is linear in the probabilities or an entropy, else "blocked".
 
     On a CPU the blocked pass gives every measure for less than the flash way's calls cost (benchmarks/heads.py).
+    Layers whose mask or scores the flash way cannot express are then blocked, each by itself (`Recording.ways`).
     """
     root = _text_model(model)
     device = device or next(root.parameters()).device.type

@@ -91,6 +91,7 @@ def test_a_users_measures_work_as_shown(tmp_path: Path, monkeypatch: pytest.Monk
         "analyses.examples",
         "distill",
         "figures",
+        "benchmarks.gpu",
         "benchmarks.heads",
         "benchmarks.plot",
         "benchmarks.processes",
