@@ -8,7 +8,7 @@ Two ways give the same numbers:
   entropy_i = LSE_i - scaling * q_i . SDPA(q, k, V=k)_i; masses are SDPA with indicator columns as values; chosen entries are
   exp(s_ij - LSE_i); sum_j p_ij^2 = exp(LSE(2 * scaling) - 2 * LSE(scaling)). It has no largest probability, no counts and no
   probabilities themselves, and `flash_obstacles` says which layers it cannot express: those with a soft cap or a position bias, and those
-  whose mask would be a tensor too large to make.
+  whose mask would be a tensor too large to make, and those with scores so large that the entropy's difference would lose digits.
 
 Axes: batch head query key dim column pair. Statistics are float32 whatever the model's dtype.
 """
@@ -40,6 +40,9 @@ PAIRS_AT_ONCE = 8192
 FLASH_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_MASK_ELEMENTS = 1 << 28
 """Largest [batch, query, key] mask that `flash_pass` makes where a window slides or a batch is padded: one text of 16,384 tokens."""
+MAX_FLASH_SCORE = 128.0
+"""Largest score, by the norms of queries and centred keys, up to which `flash_pass` keeps tables within 1e-6: its entropy is a difference
+of numbers of that size (measured: 6e-7 at 138, 1.4e-6 at 276; a single row that is nearly one-hot, at 1,100, is 1.5e-4 off)."""
 FLASH_STATISTICS = frozenset({"entropy", "collision"})
 """What `flash_pass` can give beside masses."""
 STATISTICS = FLASH_STATISTICS | {"max_prob", "probabilities"}
@@ -494,7 +497,9 @@ def _is_triangle(mask: LazyMask, sets: KeySets) -> bool:
 
 
 def flash_obstacles(query: Tensor, key: Tensor, value: Tensor | None, mask: LazyMask, scores: Scores, sets: KeySets) -> list[str]:
-    """Why `flash_pass` cannot take a layer, known before it is tried: every reason, none where it can.
+    """Why `flash_pass` cannot take a layer, known before it is tried: none where it can.
+
+    Scores are looked at last, where there is no other reason.
 
     Args:
         query: as in `flash_pass`, and so are the others.
@@ -521,7 +526,33 @@ def flash_obstacles(query: Tensor, key: Tensor, value: Tensor | None, mask: Lazy
             found.append(f"its mask would have {elements:,} elements, more than {MAX_MASK_ELEMENTS:,}")
         elif _blind(query, mask, sets):
             found.append("a query of a text sees no key")
+    if not found:
+        largest = _largest_score(query, key, scores.scaling, sets, mask.q_offset - mask.kv_offset)
+        if MAX_FLASH_SCORE < largest < float("inf"):  # what is not finite is an error of the model, whatever way runs
+            found.append(f"scores may be as large as {largest:.0f}, and above {MAX_FLASH_SCORE:.0f} its float32 difference loses digits")
     return found
+
+
+def _real_keys(sets: KeySets, keys: int, device: torch.device) -> Tensor:
+    """Which keys are real tokens, bool [batch, key]."""
+    at = torch.arange(keys, device=device)
+    return torch.stack([(at >= start) & (at < stop) for start, stop in zip(sets.starts, sets.stops, strict=True)])
+
+
+def _largest_score(query: Tensor, key: Tensor, scaling: float, sets: KeySets, shift: int) -> float:
+    """A bound of |score| over real tokens, with keys centred as `flash_pass` does it: scaling * |q| * |k - mean|."""
+    real = _real_keys(sets, key.shape[2], query.device)
+    of_query = torch.linalg.vector_norm(query.float(), dim=-1).masked_fill(~real[:, None, shift : shift + query.shape[2]], 0).amax(-1)
+    centred, _ = _centred(key, real)
+    of_key = torch.linalg.vector_norm(centred, dim=-1).masked_fill(~real[:, None], 0).amax(-1)
+    return abs(scaling) * float((of_query * of_key.repeat_interleave(query.shape[1] // key.shape[1], 1)).max())
+
+
+def _centred(key: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys in float32 less their mean over real tokens (padding may hold anything), and that mean, [batch, kv_head, dim]."""
+    key = key.float().masked_fill(~real[:, None, :, None], 0)
+    mean = key.sum(2) / real.sum(1)[:, None, None]
+    return key - mean[:, :, None], mean
 
 
 def _blind(query: Tensor, mask: LazyMask, sets: KeySets) -> bool:
@@ -562,8 +593,7 @@ def flash_pass(
     batch, heads, length, dim = query.shape
     groups, keys, shift = heads // key.shape[1], key.shape[2], mask.q_offset - mask.kv_offset
     rows = _empty_statistics(query, sets.columns.shape[-1], sets.n_pair_sets, Wanted(), blocked=False)
-    at = torch.arange(keys, device=query.device)
-    real = torch.stack([(at >= start) & (at < stop) for start, stop in zip(sets.starts, sets.stops, strict=True)])
+    at, real = torch.arange(keys, device=query.device), _real_keys(sets, keys, query.device)
     padding = ~real[:, shift : shift + length]
     allowed = None
     if not _is_triangle(mask, sets):
@@ -579,10 +609,9 @@ def flash_pass(
         padded[1:] = [t.repeat_interleave(groups, 1) for t in padded[1:]]
         output, lse = _fused(padded[0], padded[1], padded[2], allowed, scores.scaling)
         output = output[..., : value.shape[-1]]
-    key32 = key.float().masked_fill(~real[:, None, :, None], 0)  # padding may hold anything
     query32 = query.float().masked_fill(padding[:, None, :, None], 0)
-    mean = torch.einsum("bk,bhkd->bhd", real.float(), key32) / real.sum(1)[:, None, None]
-    key32 = (key32 - mean[:, :, None]).repeat_interleave(groups, 1)
+    key32, mean = _centred(key, real)
+    key32 = key32.repeat_interleave(groups, 1)
     position = (at - keys // 2).float().expand(batch, 1, keys)
     extra = torch.cat([position.transpose(1, 2), sets.columns], -1)[:, None].expand(-1, heads, -1, -1)
     parts = torch.cat([key32, extra], -1).split(dim, -1)

@@ -398,6 +398,15 @@ def test_layers_whose_mask_is_too_large_for_flash_are_blocked(tiny_model: Make, 
     assert recorded(model, padded, FLASH, way="flash").ways == {0: "flash", 1: "flash"}
 
 
+@pytest.mark.parametrize(("peak", "taken"), [(8.0, "flash"), (64.0, "blocked")])
+def test_layers_with_large_scores_are_blocked(peak: float, taken: str, tiny_model: Make, tiny_tokens: Make) -> None:
+    """One layer: a second one would carry on what the first one's output differs by, and such peaks magnify it."""
+    model, tokens = tiny_model("llama", peak=peak, num_hidden_layers=1), tiny_tokens(LENGTHS)
+    found = recorded(model, tokens, FLASH, way="flash")
+    assert found.ways == {0: taken}
+    assert_tables_agree(found.table(), recorded(model, tokens, FLASH, way="blocked").table())
+
+
 def test_capped_layers_of_any_model_are_blocked(tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a model's config does not say that its scores are capped, its layers do."""
     model, tokens = tiny_model("gemma2"), tiny_tokens(LENGTHS)
