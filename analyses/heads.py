@@ -57,7 +57,8 @@ class HeadsConfig:
         batch_tokens: padded tokens of a batch, at most (one text may be longer).
         measures: names; all where none is given. An unknown name lists the known.
         way: how statistics are taken: auto, blocked (exact pass over blocks), flash (log-sum-exp of a fused kernel), or triton (one
-            GPU kernel; its arithmetic is tested, but it has not been run on a GPU yet).
+            GPU kernel; its arithmetic is tested, but it has not been run on a GPU yet). The blocked way takes layers that the others
+            cannot express; run.json then says which.
         chat: use the chat template where the tokenizer has one.
         max_new_tokens: cut of generated answers, in tokens.
         seed: of the bootstrap and of the shuffled token sets.
@@ -350,7 +351,8 @@ def record_batch(
     with torch.inference_mode(), record(checkpoint.model, tokens, measures, way=way, seed=config.seed) as heads:
         decoder(**inputs, use_cache=False)
     values, counts = heads.totals.values()
-    return Part(list(heads.totals.examples), values, counts, tokens.to_frame(), n_cut)
+    blocked = tuple(layer for layer, taken in sorted(heads.ways.items()) if taken != heads.way)
+    return Part(list(heads.totals.examples), values, counts, tokens.to_frame(), n_cut, blocked)
 
 
 def decoder_of(model: Any) -> Any:
@@ -415,6 +417,7 @@ def assemble(
     counts = np.concatenate([part.counts for part in parts])[order]
     inputs = pd.concat([part.inputs for part in parts], ignore_index=True).sort_values(["example", "position"], kind="stable")
     n_cut = sum(part.n_cut for part in parts)
+    blocked = [part.blocked for part in parts if part.blocked]
     del parts
     model = config.name or checkpoint.name
     layers, names = attention_layers(checkpoint.model.config), list(measures)
@@ -437,6 +440,12 @@ def assemble(
         warnings.append(f"{len(unused)} weights of the checkpoint were not used, the first is {unused[0]}: does its config belong to it?")
     if n_cut:
         warnings.append(f"{n_cut} of {len(problems)} generated answers ran into the cut of {config.max_new_tokens} tokens")
+    if blocked:
+        which = ", ".join(map(str, sorted(set().union(*blocked))))
+        warnings.append(
+            f"the {settings['way']} way cannot express layers {which} (in {len(blocked)} of {n_batches} batches): "
+            "the blocked way recorded them"
+        )
     if len(problems) < 20:
         warnings.append(f"only {len(problems)} examples: the bootstrap intervals are rough")
     undefined = heads.loc[heads["n_examples"] == 0, ["measure", "region"]].drop_duplicates()

@@ -44,6 +44,7 @@ class Part:
         counts: queries behind each value, same shape.
         inputs: rows of the `inputs` table.
         n_cut: generated texts that ran into the cut.
+        blocked: layers that the blocked way took because the run's own way cannot express them.
     """
 
     examples: list[int]
@@ -51,6 +52,7 @@ class Part:
     counts: np.ndarray
     inputs: pd.DataFrame
     n_cut: int = 0
+    blocked: tuple[int, ...] = ()
 
 
 class RunFolder:
@@ -160,6 +162,7 @@ class RunFolder:
             "values": np.ascontiguousarray(part.values, np.float64),
             "counts": np.ascontiguousarray(part.counts, np.int32),
             "n_cut": np.asarray([part.n_cut], np.int64),
+            "blocked": np.asarray(part.blocked, np.int64),
         }
         try:
             write(part.inputs, INPUTS, temporary[1])
@@ -187,7 +190,8 @@ class RunFolder:
         values, inputs = self._paths(number)
         try:
             found = load_file(values)
-            return Part(found["examples"].tolist(), found["values"], found["counts"], read(inputs, INPUTS), int(found["n_cut"][0]))
+            rows, blocked = read(inputs, INPUTS), tuple(found["blocked"].tolist())
+            return Part(found["examples"].tolist(), found["values"], found["counts"], rows, int(found["n_cut"][0]), blocked)
         except (SafetensorError, TableError, OSError, KeyError) as error:
             raise RunError(f"part {number} of {self.partial} is damaged ({error})") from error
 

@@ -1,13 +1,25 @@
 """What every statistic of attention costs on a GPU, beside FlashAttention's own forward: `python -m benchmarks.gpu`.
 
-Attention of Llama-3.1-8B's shape (32 heads, 8 key-value heads) in bfloat16, causal, random tensors. All ways in one process, taken in turn,
-CUDA events, median of the rounds, printed as ratios to torch's scaled_dot_product_attention with the flash backend; peak memory above the
-inputs; then the worst error of the kernel against float64, on random and on adversarial inputs, at a short length.
+One command, three parts (`--parts` chooses among them):
 
-`--model` instead builds a random model of that shape on the card and records one long text through it, in one pass.
+table: attention of Llama-3.1-8B's shape (32 heads, 8 key-value heads) in bfloat16, causal, random tensors. All ways in one process, taken
+in turn, CUDA events, median of the rounds, printed as ratios to torch's scaled_dot_product_attention with the flash backend; peak memory
+above the inputs; whether the kernel stays within 1.25 times that forward.
+
+errors: the kernel's worst error against float64 at every length, over the first and last 128 queries, on random and on adversarial inputs:
+|found - exact| / max(|exact|, 1e-3), so 1e-3 relative means 1e-6 absolute below 1e-3. The exit status is 1 where an error exceeds 1e-3.
+
+model: a random model of Llama-3.1-8B's shape on the card; one long text through it, plain and recorded in turn.
 
 Not run on a GPU here yet: the kernel was tested in Triton's interpreter and compiled for compute capability 8.0 and 9.0
 (tests/interp/test_triton_pass.py).
+
+Examples:
+
+  python -m benchmarks.gpu                                          everything
+  python -m benchmarks.gpu --parts table errors --lengths 512 4096  two parts at two lengths
+  python -m benchmarks.gpu --parts model --way blocked              the long text, recorded another way
+  python -m benchmarks.gpu --smoke                                  every part in its smallest form, on any machine
 """
 
 from __future__ import annotations
@@ -16,8 +28,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -36,6 +48,10 @@ WAYS = {
 COLUMNS = 25
 """Token sets of all measures together."""
 ADVERSARIAL = ("random", "large offset", "one-hot", "all equal")
+CHECKED = 128
+"""Queries at either end of a text that are compared with float64."""
+TARGET, LARGEST_ERROR, FLOOR = 1.25, 1e-3, 1e-3
+"""Cost of the kernel over sdpa's; error over max(|exact|, FLOOR)."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +59,22 @@ class GpuConfig:
     """Cost of the Triton kernel.
 
     Attributes:
-        lengths: tokens of a text.
+        parts: what to run.
+        lengths: tokens of a text, in table and errors.
         head_dims: head sizes.
         heads: query heads.
         kv_heads: key-value heads.
         batch_tokens: texts are stacked up to this many tokens.
         longest_blocked: the blocked way is left out above this length, and the flash way above four times it.
-        rounds: how often each way is timed.
-        model: record one long text through a random model of Llama-3.1-8B's shape instead.
-        tokens: length of that text.
-        way: how it is recorded.
-        layers: of that model.
-        smoke: a tiny round of the table on any machine, times not worth reading, and the model's shape without its weights.
+        rounds: how often each way of the table is timed.
+        model_rounds: how often the long text is run, plain and recorded in turn.
+        tokens: length of the long text.
+        way: how it is recorded, with every measure (the flash way has not all).
+        layers: of the model.
+        smoke: every part in its smallest form on any machine, times not worth reading.
     """
 
+    parts: tuple[Literal["table", "errors", "model"], ...] = ("table", "errors", "model")
     lengths: tuple[int, ...] = (512, 1024, 2048, 4096, 8192, 16384, 32768)
     head_dims: tuple[int, ...] = (64, 128)
     heads: int = 32
@@ -64,15 +82,17 @@ class GpuConfig:
     batch_tokens: int = 8192
     longest_blocked: int = 4096
     rounds: int = 9
-    model: bool = False
+    model_rounds: int = 3
     tokens: int = 32768
-    way: str = "triton"
+    way: Literal["triton", "blocked"] = "triton"
     layers: int = 32
     smoke: bool = False
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key-value heads evenly")
+        if not self.parts or min(self.rounds, self.model_rounds) < 1:
+            raise ValueError(f"parts are {self.parts}, rounds {self.rounds} and {self.model_rounds}; at least one of each is needed")
 
     def batch(self, length: int) -> int:
         """Texts of this length that are taken together."""
@@ -171,9 +191,10 @@ def peak_megabytes(run: Callable[[], Any], device: str) -> float:
 
 
 def table(config: GpuConfig, device: str) -> None:
-    """Print times and memory."""
+    """Print times and memory, and after each head size at which lengths the kernel meets the target."""
     print(f"\n{'dim':>4} {'batch x tokens':>15} {'sdpa, ms':>9} " + " ".join(f"{way + ' /sdpa':>14}" for way in WAYS) + "   and MB")
     for head_dim in config.head_dims:
+        ratio: dict[int, float] = {}
         for length in config.lengths:
             query, key, value = tensors(config, length, head_dim, device)
             sets = key_sets(query.shape[0], length, device)
@@ -185,59 +206,106 @@ def table(config: GpuConfig, device: str) -> None:
                     if number > 1:  # the first rounds compile and warm up
                         taken[way].append(spent)
             median = {way: statistics.median(times) for way, times in taken.items()}
+            ratio[length] = median["triton"] / median["sdpa"]
             peak = {way: peak_megabytes(run, device) for way, run in runs.items()}
             ratios = " ".join(f"{median[way] / median['sdpa']:14.3f}" if way in median else f"{'':>14}" for way in WAYS)
             memory = ", ".join(f"{way} {megabytes:.0f}" for way, megabytes in peak.items())
             print(f"{head_dim:4} {query.shape[0]:6} x {length:6} {median['sdpa']:9.3f} {ratios}   {memory}", flush=True)
+        verdicts = ", ".join(f"{length} {'met' if cost <= TARGET else 'missed'} ({cost:.2f})" for length, cost in ratio.items())
+        print(f"{head_dim:4} target {TARGET} x sdpa: {verdicts}", flush=True)
 
 
-def errors(config: GpuConfig, device: str, length: int) -> None:
-    """Print the worst error of each statistic against float64, relative where it is above 1."""
+def adversarial(kind: str, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys of one kind, from random ones."""
+    import torch
+
+    if kind == "large offset":
+        return query, key + 50
+    if kind == "one-hot":
+        return 10 * query, 10 * key
+    if kind == "all equal":
+        return query, torch.full_like(key, 0.5)
+    return query, key
+
+
+def worst_errors(query: Tensor, key: Tensor, value: Tensor, sets: Any, threshold: float = 0.1) -> dict[str, float]:
+    """The kernel's worst error of each statistic of one text, over its first and last queries, a key head at a time.
+
+    "counts" is the share of queries whose count no threshold within `LARGEST_ERROR` of the wanted one gives.
+    """
     import torch
 
     from interp.attention import Scores, Wanted
     from interp.masks import lazy_mask
     from interp.triton_pass import triton_pass
 
-    print(f"\nworst error against float64, 1 x {length} (target 1e-3); counts: share of queries that differ")
-    for head_dim in config.head_dims:
-        for kind in ADVERSARIAL:
-            query, key, value = tensors(config, length, head_dim, device, batch=1)
-            scaling = head_dim**-0.5
-            if kind == "large offset":
-                key = key + 50
-            elif kind == "one-hot":
-                query, key = 10 * query, 10 * key
-            elif kind == "all equal":
-                key = torch.full_like(key, 0.5)
-            sets = key_sets(1, length, device)
-            wanted = Wanted(thresholds=(0.1,))
-            _, rows = triton_pass(query, key, value, lazy_mask(1, length, length), Scores(scaling), sets, wanted)
-            score = scaling * query.double() @ key.double().repeat_interleave(config.heads // config.kv_heads, 1).transpose(2, 3)
-            at = torch.arange(length, device=device)
-            p = score.masked_fill(at > at[:, None], -torch.inf).softmax(-1)
-            assert rows.max_prob is not None
+    _, heads, length, dim = query.shape
+    scaling, groups = dim**-0.5, heads // key.shape[1]
+    mask, wanted = lazy_mask(1, length, length), Wanted(thresholds=(threshold,))
+    output, rows = triton_pass(query, key, value, mask, Scores(scaling), sets, wanted)
+    assert output is not None
+    assert rows.max_prob is not None
+    at, columns = torch.arange(length, device=query.device), sets.columns[0].double()
+    worst: dict[str, float] = {}
+    for first, last in {(0, min(length, CHECKED)), (max(0, length - CHECKED), length)}:
+        for kv_head in range(key.shape[1]):
+            of = slice(kv_head * groups, (kv_head + 1) * groups)
+            distance = (at[first:last, None] - at).double()
+            score = scaling * query[0, of, first:last].double() @ key[0, kv_head].double().T
+            p = score.masked_fill_(distance < 0, -torch.inf).softmax(-1)
+            own = p.gather(2, at[first:last, None].expand(groups, -1, 1))[..., 0]
+            before = p.gather(2, (at[first:last, None] - 1).clamp(min=0).expand(groups, -1, 1))[..., 0]
+            inside = (0, of, slice(first, last))
+            later = slice(1 if first == 0 else 0, None)  # the first token has none before it
             pairs = {
-                "entropy": (rows.entropy, torch.special.entr(p).sum(-1)),
-                "sum p^2": (rows.collision, p.square().sum(-1)),
-                "max": (rows.max_prob, p.amax(-1)),
-                "distance": (rows.distance, (p * (at[:, None] - at)).sum(-1)),
-                "masses": (rows.masses, torch.einsum("bhqk,bkc->cbhq", p, sets.columns.double())),
-                "chosen": (rows.pair_masses[0], p.diagonal(dim1=2, dim2=3)),
+                "entropy": (rows.entropy[inside], torch.special.entr(p).sum(-1)),
+                "sum p^2": (rows.collision[inside], p.square().sum(-1)),
+                "max": (rows.max_prob[inside], p.amax(-1)),
+                "distance": (rows.distance[inside], (p * distance).sum(-1)),
+                "masses": (rows.masses[:, *inside], torch.einsum("hqk,kc->chq", p, columns)),
+                "own key": (rows.pair_masses[0, *inside], own),
+                "key before": (rows.pair_masses[1, *inside][:, later], before[:, later]),
             }
-            worst = {name: float(((a - b).abs() / b.abs().clamp_min(1)).max()) for name, (a, b) in pairs.items()}
-            other = float((rows.above[0.1] != (p > 0.1).sum(-1)).float().mean())
-            print(f"{head_dim:4} {kind:>13}  " + "  ".join(f"{name} {e:.1e}" for name, e in worst.items()) + f"  counts {other:.1e}")
+            found = {
+                name: float(((a - b).abs() / b.abs().clamp_min(FLOOR)).nan_to_num(torch.inf).max())
+                for name, (a, b) in pairs.items()
+                if b.numel()
+            }
+            high, low = ((p > threshold * (1 + sign * LARGEST_ERROR)).sum(-1) for sign in (-1, 1))
+            count = rows.above[threshold][inside]
+            found["counts"] = float(((count > high) | (count < low)).double().mean())
+            exact = (p @ value[0, kv_head].double()).transpose(0, 1)
+            found["output"] = float(((output[0, first:last, of] - exact).abs() / exact.abs().clamp_min(1)).max())
+            worst = {name: max(error, worst.get(name, 0.0)) for name, error in found.items()}
+    return worst
 
 
-def model_config(config: GpuConfig) -> Any:
-    """Llama-3.1-8B's shape."""
+def errors(config: GpuConfig, device: str) -> list[str]:
+    """Print the worst error of each statistic against float64; return what exceeds the target."""
+    print(f"\nworst error against float64, |found - exact| / max(|exact|, {FLOOR:g}), over the first and last {CHECKED} queries")
+    print(f"at most {LARGEST_ERROR:g} is wanted; counts: share of queries that differ; output: in bfloat16, relative above 1, not judged")
+    beyond = []
+    for head_dim in config.head_dims:
+        for length in config.lengths:
+            for kind in ADVERSARIAL:
+                query, key, value = tensors(config, length, head_dim, device, batch=1)
+                query, key = adversarial(kind, query, key)
+                worst = worst_errors(query, key, value, key_sets(1, length, device))
+                line = "  ".join(f"{name} {error:.1e}" for name, error in worst.items())
+                print(f"{head_dim:4} 1 x {length:6} {kind:>13}  {line}", flush=True)
+                limits = dict.fromkeys(worst, LARGEST_ERROR) | {"counts": 0.0, "output": float("inf")}
+                beyond += [f"{name} {worst[name]:.1e} ({kind}, {head_dim}, {length})" for name in worst if worst[name] > limits[name]]
+    return beyond
+
+
+def model_config(config: GpuConfig, *, tiny: bool = False) -> Any:
+    """Llama-3.1-8B's shape, or a thin one."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
         vocab_size=128_256,
-        hidden_size=4096,
-        intermediate_size=14_336,
+        hidden_size=64 if tiny else 4096,
+        intermediate_size=64 if tiny else 14_336,
         num_hidden_layers=config.layers,
         num_attention_heads=32,
         num_key_value_heads=8,
@@ -267,81 +335,109 @@ def random_tokens(length: int) -> Tokens:
     return Tokens((text,))
 
 
-def long_text(config: GpuConfig) -> None:
-    """Record one long text through a random model on the card; print seconds and peak memory beside the plain forward."""
+def long_text(config: GpuConfig, device: str, *, tiny: bool = False) -> None:
+    """Record one long text through a random model; print seconds and peak memory beside the plain forward's, the two taken in turn."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from interp import record
 
-    with torch.device("cuda"):
-        model = AutoModelForCausalLM.from_config(model_config(config), dtype=torch.bfloat16).eval()
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(model_config(config, tiny=tiny), dtype=torch.bfloat16).eval()
     tokens = random_tokens(config.tokens)
-    inputs = {name: tensor.cuda() for name, tensor in tokens.inputs.items()}
+    inputs = {name: tensor.to(device) for name, tensor in tokens.inputs.items()}
     decoder = model.base_model  # without logits, which alone would take tokens x 128,256 numbers
+    kept: dict[str, Any] = {}
 
-    def plain() -> Any:
-        return decoder(**inputs, use_cache=False)
+    def plain() -> None:
+        decoder(**inputs, use_cache=False)
 
-    def recorded() -> Any:
+    def recorded() -> None:
         with record(model, tokens, way=config.way) as recording:
             decoder(**inputs, use_cache=False)
-        return recording
+        kept["recording"] = recording
 
-    print(f"{config.layers} layers of Llama-3.1-8B's shape, bfloat16, {config.tokens} tokens, way {config.way}")
-    for name, run in {"plain forward": plain, "recorded": recorded}.items():
-        run()  # compiles
-        seconds = [milliseconds(run, "cuda") / 1e3 for _ in range(3)]
-        print(f"{name:>14} {statistics.median(seconds):8.3f} s, {peak_megabytes(run, 'cuda') / 1e3:7.2f} GB above the weights", flush=True)
-    whole = 2 * config.layers * 32 * config.tokens**2 / 1e12
-    print(f"eager attention maps of all layers would take {whole:.2f} TB")
-    print(recorded().table().groupby("measure")["value"].mean().to_string())
+    billions = sum(p.numel() for p in model.parameters()) / 1e9
+    shape = "a thin model" if tiny else "Llama-3.1-8B's shape"
+    print(f"\n{config.layers} layers of {shape} ({billions:.2f} billion parameters), bfloat16, {config.tokens} tokens, way {config.way}")
+    runs = {"plain forward": plain, "recorded": recorded}
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()  # compiles and warms up
+    for _ in range(config.model_rounds):
+        for name, run in runs.items():
+            taken[name].append(milliseconds(run, device) / 1e3)
+    for name, run in runs.items():
+        seconds, peak = taken[name], peak_megabytes(run, device) / 1e3
+        spread = f"{min(seconds):.3f} to {max(seconds):.3f}"
+        print(
+            f"{name:>14} {statistics.median(seconds):8.3f} s ({spread}, {len(seconds)} rounds), {peak:7.2f} GB above the weights",
+            flush=True,
+        )
+    by_round = [ours / theirs for theirs, ours in zip(taken["plain forward"], taken["recorded"], strict=True)]
+    print(f"recorded / plain {statistics.median(by_round):.3f}, median of the rounds ({min(by_round):.3f} to {max(by_round):.3f})")
+    print(f"eager attention maps of all layers would take {2 * config.layers * 32 * config.tokens**2 / 1e12:.3g} TB")
+    ways = list(kept["recording"].ways.values())
+    print(f"layers by way: {', '.join(f'{way} {ways.count(way)}' for way in sorted(set(ways)))}")
+    print(kept["recording"].table().groupby("measure")["value"].mean().to_string())
 
 
-def smoke(config: GpuConfig) -> None:
-    """Every function that needs no GPU, on a shape that takes no time."""
+def run_parts(config: GpuConfig, device: str, *, tiny: bool = False) -> int:
+    """Run what was asked for; 1 where an error of the kernel exceeds the target."""
+    beyond = []
+    if "table" in config.parts:
+        for way, text in WAYS.items():
+            print(f"  {way:8} {text}")
+        table(config, device)
+    if "errors" in config.parts:
+        beyond = errors(config, device)
+    if "model" in config.parts:
+        long_text(config, device, tiny=tiny)
+    if beyond:
+        print(f"error: {len(beyond)} errors exceed {LARGEST_ERROR:g}: {'; '.join(beyond)}", file=sys.stderr)
+    return 1 if beyond else 0
+
+
+def smoke(config: GpuConfig) -> int:
+    """Every part on a CPU, with shapes that take no time; the kernel in Triton's interpreter where TRITON_INTERPRET=1 was set."""
     import torch
 
     from interp.triton_pass import available
 
     for length in config.lengths:
         print(f"{config.batch(length)} x {length}: {', '.join(config.ways(length))}")
-    tiny = GpuConfig(lengths=(48,), head_dims=(16,), heads=4, kv_heads=2, batch_tokens=48, rounds=1)
     can, why = available(torch.device("cpu"))
+    tiny = GpuConfig(
+        parts=config.parts,
+        lengths=(48, 150),
+        head_dims=(16,),
+        heads=4,
+        kv_heads=2,
+        batch_tokens=48,
+        rounds=1,
+        model_rounds=1,
+        tokens=40,
+        layers=1,
+    )
     if can:
-        table(tiny, "cpu")
-        errors(tiny, "cpu", 48)
-    else:
-        print(f"the kernel was left out: {why}; TRITON_INTERPRET=1 runs it slowly")
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config(config), dtype=torch.bfloat16)
-    billions = sum(p.numel() for p in model.parameters()) / 1e9
-    print(f"model of {billions:.2f} billion parameters, text of {random_tokens(config.tokens).width} tokens")
+        return run_parts(tiny, "cpu", tiny=True)
+    print(f"the kernel was left out: {why}; TRITON_INTERPRET=1 runs it slowly")
+    return run_parts(replace(tiny, parts=("model",), way="blocked"), "cpu", tiny=True) if "model" in config.parts else 0
 
 
 def main() -> int:
-    """Print the table, or record the long text."""
+    """Run the parts; 0 done, 1 where an error exceeds the target, 2 without a GPU."""
     config = tyro.cli(GpuConfig, prog="python -m benchmarks.gpu", description=__doc__)
     import torch
 
     torch.set_grad_enabled(False)
     if config.smoke:
-        smoke(config)
-        return 0
+        return smoke(config)
     if not torch.cuda.is_available():
         print("no CUDA device here; --smoke runs what needs none", file=sys.stderr)
         return 2
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bfloat16, causal, {config.heads} heads over {config.kv_heads}")
-    if config.model:
-        long_text(config)
-        return 0
-    for way, text in WAYS.items():
-        print(f"  {way:8} {text}")
-    table(config, "cuda")
-    errors(config, "cuda", min(512, *config.lengths))
-    return 0
+    return run_parts(config, "cuda")
 
 
 if __name__ == "__main__":

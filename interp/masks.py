@@ -120,7 +120,8 @@ class LazyMask:
             device: where the layer is.
             padded: keys in [start, stop) may be padding in some of the examples.
         """
-        triangle = self.plain_causal and not padded  # the same for every example
+        # the same for every example
+        triangle = self.plain_causal and not padded and all(a <= start and stop <= b for a, b in self.real_keys[examples])
         name = (0 if triangle else examples.start, 0 if triangle else examples.stop, q0, q1, start, stop)
         found = self._blocks.get(name)
         if found is None:

@@ -30,6 +30,7 @@ from interp.attention import (
     Scores,
     Wanted,
     blocked_pass,
+    flash_obstacles,
     flash_pass,
 )
 from interp.masks import LazyMask, lazy_mask
@@ -107,6 +108,7 @@ def choose_way(model: nn.Module, measures: Iterable[Measure], *, maps: bool = Fa
     """How to record by default: "flash" on CUDA where every measure is linear in the probabilities or an entropy, else "blocked".
 
     On a CPU the blocked pass gives every measure for less than the flash way's calls cost (benchmarks/heads.py).
+    Layers whose mask or scores the flash way cannot express are then blocked, each by itself (`Recording.ways`).
     """
     root = _text_model(model)
     device = device or next(root.parameters()).device.type
@@ -180,7 +182,9 @@ class Recording:
     Attributes:
         tokens: the texts; after `generate`, with what the model wrote.
         measures: by name.
-        way: "blocked", "flash" or "triton": how statistics are taken.
+        way: "blocked", "flash" or "triton": how statistics are to be taken.
+        ways: by layer, how they were taken: "blocked" also where `way` cannot express the layer's mask, scores or sizes
+            (`flash_obstacles`, `triton_obstacles`). Queries of text that the model wrote are always blocked, and not named here.
         maps: whole attention maps of the heads that were named, {(layer, head): [batch, query, key] float32}.
     """
 
@@ -205,6 +209,7 @@ class Recording:
         whole = bool(maps) or reader is not None
         self.way = way or choose_way(model, self.measures.values(), maps=whole)
         check_way(self.way, model, self.measures.values(), maps=whole)
+        self.ways: dict[int, str] = {}
         self._reader = reader
         self._heads = int(self._text_config.num_attention_heads)
         unknown = [(la, h) for la, h in maps if la not in self._layers or not 0 <= h < self._heads]
@@ -336,7 +341,8 @@ class Recording:
         with torch.no_grad():
             sets = self._on(query.device).sets
             values = None if differentiable else value
-            output, rows, blocks = self._pass(query, key, values, mask, scores, sets, layer, self.way)
+            self.ways[layer] = self._way_of(query, key, values, mask, scores, sets)
+            output, rows, blocks = self._pass(query, key, values, mask, scores, sets, layer, self.ways[layer])
             if self._writing:  # later queries need these keys, and the text is measured when it is whole
                 self._written.keys[layer] = [key.detach()]
                 self._written.prompt[layer] = (rows, blocks)
@@ -344,7 +350,7 @@ class Recording:
                 self._add(layer, rows, blocks)
         self._recorded.append(layer)
         if self._reader is not None:
-            self._reader.end_layer(layer, rows.n_allowed - int(scores.sinks is not None))
+            self._reader.end_layer(layer, (rows.n_allowed - int(scores.sinks is not None)).clamp(min=0))
         if output is None:
             output = _attention_output(query, key, value, mask, scores)
         return output, None
@@ -375,6 +381,21 @@ class Recording:
         if given is None or not torch.equal(given.cpu()[:, : wanted.shape[1]], wanted):
             raise RecordingError("the forward's attention_mask does not fit the tokens; call model(**tokens.inputs)")
 
+    def _wanted(self, on_block: Callable[[tuple[slice, slice, slice], int, Tensor], None] | None = None) -> Wanted:
+        measures = self.measures.values()
+        thresholds = tuple(sorted({t for m in measures for t in m.thresholds}))
+        return Wanted(any("max_prob" in m.statistics for m in measures), thresholds, on_block)
+
+    def _way_of(self, query: Tensor, key: Tensor, value: Tensor | None, mask: LazyMask, scores: Scores, sets: KeySets) -> str:
+        """The way that takes a layer: the recording's, or the blocked one where that one cannot express the layer."""
+        if self.way == "flash":
+            return "blocked" if flash_obstacles(query, key, value, mask, scores, sets) else "flash"
+        if self.way == "triton":
+            from interp.triton_pass import triton_obstacles
+
+            return "blocked" if triton_obstacles(query, key, value, mask, scores, sets, self._wanted()) else "triton"
+        return self.way
+
     def _pass(
         self,
         query: Tensor,
@@ -389,15 +410,10 @@ class Recording:
         try:
             if way == "flash":
                 return *flash_pass(query, key, value, mask, scores, sets), {}
-            measures = self.measures.values()
-            max_prob = any("max_prob" in m.statistics for m in measures)
-            thresholds = tuple(sorted({t for m in measures for t in m.thresholds}))
             if way == "triton":
-                from interp.triton_pass import expressible, triton_pass
+                from interp.triton_pass import triton_pass
 
-                if not expressible(mask, scores):
-                    raise RecordingError(f"layer {layer}: its mask or scores are not among those of the triton way; use the blocked way")
-                return *triton_pass(query, key, value, mask, scores, sets, Wanted(max_prob, thresholds)), {}
+                return *triton_pass(query, key, value, mask, scores, sets, self._wanted()), {}
             by_block = {name: m for name, m in self.measures.items() if "probabilities" in m.statistics}
             shape = (*query.shape[:3],)
             blocks = {name: torch.full(shape, torch.nan, device=query.device) for name in by_block}
@@ -428,7 +444,7 @@ class Recording:
                         target = self.maps[layer, head][examples, first_row + queries.start : first_row + queries.stop, keys]
                         target.copy_(probabilities[:, head - head_slice.start])
 
-            wanted = Wanted(max_prob, thresholds, on_block if by_block or heads or reader else None)
+            wanted = self._wanted(on_block if by_block or heads or reader else None)
             return *blocked_pass(query, key, value, mask, scores, sets, wanted), blocks
         except NonFiniteAttentionError as error:
             raise NonFiniteAttentionError(f"layer {layer}: {error}; is the checkpoint damaged, or float16 too narrow?") from error
@@ -539,7 +555,8 @@ def record(
         model: a causal language model of transformers.
         tokens: from `annotate`.
         measures: names, or `Measure` objects by name; None for all that `load_measures` knows.
-        way: "blocked", "flash", or "triton" (one GPU kernel, not yet run on a GPU); None chooses by `choose_way`.
+        way: "blocked", "flash", or "triton" (one GPU kernel, not yet run on a GPU); None chooses by `choose_way`. Layers that it cannot
+            express are taken by the blocked way: `Recording.ways` says which.
         maps: (layer, head) of which the whole attention map is kept.
         seed: of the shuffled token sets.
         reader: is given every map block by block while the model computes it; `measures` may then be empty ({}).

@@ -6,8 +6,9 @@ to the running maximum m of their row. With p = 2^(s - m), every tile of keys ad
     norm = sum p    energy = sum p (s - m)    square = sum p^2    distance = sum p (i - j)    acc = sum p v_j    mass = sum p columns_j
 
 and when m grows to m', alpha = 2^(m - m') rescales them: energy' = alpha (energy + (m - m') norm), square' = alpha^2 square, the others
-alpha. Then LSE = ln 2 (m + log2 norm), entropy = ln norm - ln 2 energy / norm (two terms >= 0: no cancellation, whatever offset the scores
-have), sum of squared probabilities = square / norm^2, largest probability = 1 / norm.
+alpha. norm is kept as two numbers, norm + rest: many tiles may each add less than the last bit of norm, and the entropy of a row that is
+nearly one-hot is what they add. Then LSE = ln 2 (m + log2 norm), entropy = ln norm - ln 2 energy / norm (two terms >= 0: no cancellation,
+whatever offset the scores have), sum of squared probabilities = square / norm^2, largest probability = 1 / norm.
 
 Counts above a threshold t need the final norm: a second sweep recomputes scores and counts s - m > log2(t norm), but only in those
 groups of tiles that could hold such a key by the m and norm known when they were first seen (m + log2 norm only grows, so what was left out
@@ -64,7 +65,7 @@ def _tile_scores(
 
 @triton.jit
 def _sweep(
-    acc, mass, m, norm, energy, square, distance, maybe,
+    acc, mass, m, norm, rest, energy, square, distance, maybe,
     q, rows, low, high, key_at, key_stride, value_at, value_stride, columns_at,
     key_start, key_stop, window, factor, cap_scale, cap, least, origin, group,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, COLUMNS: tl.constexpr,
@@ -88,8 +89,15 @@ def _sweep(
         total = tl.sum(p, 1)
         energy = alpha * (energy + (m - grown) * norm) + tl.sum(p * score, 1)
         square = alpha * alpha * square + tl.sum(p * p, 1)
-        distance = alpha * distance + ((rows - first) * total - tl.sum(p * local[None, :].to(tl.float32), 1))
-        norm = alpha * norm + total
+        if MASKED:  # keys at or next to the query, whose distance must not be a difference of large numbers
+            moved = tl.sum(p * (rows[:, None] - keys[None, :]).to(tl.float32), 1)
+        else:
+            moved = (rows - first) * total - tl.sum(p * local[None, :].to(tl.float32), 1)
+        distance = alpha * distance + moved
+        before = alpha * norm
+        added = alpha * rest + total
+        norm = before + added
+        rest = added - (norm - before)
         m = grown
         if COUNTED:  # a margin, since the second sweep may round differently
             hit = top - m > tl.log2(least * tl.maximum(norm, 1.0)) - 0.001
@@ -114,7 +122,7 @@ def _sweep(
                 loaded = loaded & (keys >= key_start)[:, None] & (keys < key_stop)[:, None]
             v = tl.load(value_at + keys[:, None] * value_stride + dims[None, :], mask=loaded, other=0.0)
             acc = _dot(p.to(v.dtype), v, acc, EMULATED)
-    return acc, mass, m, norm, energy, square, distance, maybe
+    return acc, mass, m, norm, rest, energy, square, distance, maybe
 
 
 @triton.jit
@@ -148,7 +156,7 @@ def heads_forward(
     first_row = tl.maximum(lowest_row, start)
     last_row = tl.minimum(tl.minimum(lowest_row + BLOCK_QUERIES, n_queries + shift), stop) - 1
 
-    # tiles that hold any key of these queries, and among them those that every query sees whole
+    # tiles that hold any key of these queries, and among them those that every query sees whole, itself not among the keys
     low = key_start
     whole_from = key_start
     if WINDOWED:
@@ -158,7 +166,7 @@ def heads_forward(
     high = tl.minimum(key_stop, last_row + 1)
     high = tl.where(last_row >= first_row, high, low)
     whole_from = tl.minimum(tl.cdiv(whole_from, BLOCK_KEYS) * BLOCK_KEYS, tl.maximum(high, low))
-    whole_to = tl.maximum(tl.minimum(key_stop, lowest_row + 1), 0) // BLOCK_KEYS * BLOCK_KEYS
+    whole_to = tl.maximum(tl.minimum(key_stop, lowest_row), 0) // BLOCK_KEYS * BLOCK_KEYS
     whole_to = tl.maximum(whole_from, tl.minimum(whole_to, high))
 
     dims = tl.arange(0, BLOCK_DIM)
@@ -174,6 +182,7 @@ def heads_forward(
     mass = tl.zeros([BLOCK_QUERIES, BLOCK_COLUMNS], dtype=tl.float32)
     m = tl.full([BLOCK_QUERIES], LOWEST, dtype=tl.float32)
     norm = tl.zeros([BLOCK_QUERIES], dtype=tl.float32)
+    rest = tl.zeros([BLOCK_QUERIES], dtype=tl.float32)
     energy = tl.zeros([BLOCK_QUERIES], dtype=tl.float32)
     square = tl.zeros([BLOCK_QUERIES], dtype=tl.float32)
     distance = tl.zeros([BLOCK_QUERIES], dtype=tl.float32)
@@ -182,22 +191,22 @@ def heads_forward(
     group = tl.cdiv(tl.maximum(high - low, 1), 32 * BLOCK_KEYS) * BLOCK_KEYS
 
     # first tiles, tiles without a mask, tiles of the diagonal
-    acc, mass, m, norm, energy, square, distance, maybe = _sweep(
-        acc, mass, m, norm, energy, square, distance, maybe,
+    acc, mass, m, norm, rest, energy, square, distance, maybe = _sweep(
+        acc, mass, m, norm, rest, energy, square, distance, maybe,
         q, rows, low, whole_from, key_at, key_row, value_at, value_row, columns_at,
         key_start, key_stop, window, factor, cap_scale, cap, least, low, group,
         DIM, VALUE_DIM, COLUMNS, BLOCK_DIM, BLOCK_VALUE, BLOCK_COLUMNS, BLOCK_KEYS,
         CAPPED, WINDOWED, True, THRESHOLDS > 0, SPLIT, EMULATED,
     )  # fmt: skip
-    acc, mass, m, norm, energy, square, distance, maybe = _sweep(
-        acc, mass, m, norm, energy, square, distance, maybe,
+    acc, mass, m, norm, rest, energy, square, distance, maybe = _sweep(
+        acc, mass, m, norm, rest, energy, square, distance, maybe,
         q, rows, whole_from, whole_to, key_at, key_row, value_at, value_row, columns_at,
         key_start, key_stop, window, factor, cap_scale, cap, least, low, group,
         DIM, VALUE_DIM, COLUMNS, BLOCK_DIM, BLOCK_VALUE, BLOCK_COLUMNS, BLOCK_KEYS,
         CAPPED, WINDOWED, False, THRESHOLDS > 0, SPLIT, EMULATED,
     )  # fmt: skip
-    acc, mass, m, norm, energy, square, distance, maybe = _sweep(
-        acc, mass, m, norm, energy, square, distance, maybe,
+    acc, mass, m, norm, rest, energy, square, distance, maybe = _sweep(
+        acc, mass, m, norm, rest, energy, square, distance, maybe,
         q, rows, whole_to, high, key_at, key_row, value_at, value_row, columns_at,
         key_start, key_stop, window, factor, cap_scale, cap, least, low, group,
         DIM, VALUE_DIM, COLUMNS, BLOCK_DIM, BLOCK_VALUE, BLOCK_COLUMNS, BLOCK_KEYS,
@@ -208,7 +217,7 @@ def heads_forward(
     if WINDOWED:
         earliest = tl.maximum(earliest, rows - window + 1)
     counts = wanted & (earliest < tl.minimum(rows + 1, key_stop))
-    norm = tl.where(counts, norm, 1.0)
+    norm = tl.where(counts, norm + rest, 1.0)
     lse = LN_2 * (m + tl.log2(norm))
     share = tl.full([BLOCK_QUERIES], 1.0, dtype=tl.float32)
     if SINK:

@@ -26,6 +26,8 @@ from interp.masks import LazyMask
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MAX_DIM = 256
 MAX_COLUMNS = 64
+MAX_BATCH_HEADS = 65_535
+"""CUDA's limit for the second side of a grid."""
 LOG2_E = 1.4426950408889634
 
 
@@ -66,14 +68,41 @@ def available(device: torch.device) -> tuple[bool, str]:
     return True, ""
 
 
-def expressible(mask: LazyMask, scores: Scores) -> bool:
-    """Whether the kernel can express a layer's mask and scores.
+def triton_obstacles(
+    query: Tensor, key: Tensor, value: Tensor | None, mask: LazyMask, scores: Scores, sets: KeySets, wanted: Wanted
+) -> list[str]:
+    """Why `triton_pass` cannot take a layer, known before it is tried: every reason, none where it can.
 
     It can: causal and causal sliding window, with real tokens in one piece (padding left, right or both), soft cap and sinks. It cannot:
-    chunked, packed and users' own rules, padding between real tokens, a position bias.
+    chunked, packed and users' own rules, padding between real tokens, a position bias, and what its constants exclude.
+
+    Args: as `triton_pass`.
     """
-    rule = mask.plain_causal or mask.window is not None
-    return rule and scores.bias is None and scores.scaling > 0 and all(stop > start for start, stop in mask.real_keys)
+    found = []
+    edges = zip(mask.real_keys, sets.starts, sets.stops, strict=True)
+    whole = all(first <= start and stop <= last for (first, last), start, stop in edges)
+    if not (mask.plain_causal or mask.window is not None) or not whole or scores.bias is not None or scores.scaling <= 0:
+        found.append(
+            "it knows causal and sliding-window masks with padding at the ends, and scores of a positive scaling without a position bias: "
+            "this layer has others"
+        )
+    if wanted.on_block is not None:
+        found.append("it never holds the probabilities that a measure or a map asks for")
+    if any(not 0 < t < 1 for t in wanted.thresholds):
+        found.append(f"thresholds are {wanted.thresholds}; it allows numbers between 0 and 1")
+    dtypes = {t.dtype for t in (query, key, value) if t is not None}
+    if len(dtypes) != 1 or query.dtype not in DTYPES:
+        found.append(f"it takes bfloat16, float16 or float32 alone, got {', '.join(sorted(map(str, dtypes)))}")
+    dim = max(query.shape[-1], 0 if value is None else value.shape[-1])
+    if dim > MAX_DIM or sets.columns.shape[-1] > MAX_COLUMNS:
+        found.append(
+            f"it takes heads of at most {MAX_DIM} dimensions and {MAX_COLUMNS} columns of token sets, got {dim} and "
+            f"{sets.columns.shape[-1]}"
+        )
+    if query.shape[0] * query.shape[1] > MAX_BATCH_HEADS:
+        found.append(f"it takes at most {MAX_BATCH_HEADS} heads of all texts together, got {query.shape[0] * query.shape[1]}")
+    can, why = available(query.device)
+    return found if can else [*found, why]
 
 
 @dataclass(frozen=True)
@@ -143,30 +172,6 @@ def _power_of_two(n: int, least: int = 16) -> int:
     return max(least, 1 << (n - 1).bit_length())
 
 
-def _refuse(query: Tensor, key: Tensor, value: Tensor | None, mask: LazyMask, scores: Scores, sets: KeySets, wanted: Wanted) -> None:
-    if not expressible(mask, scores):
-        raise ValueError(
-            "the triton way knows causal and sliding-window masks with padding at the ends, and scores without a position bias: "
-            "this layer has others; use the blocked way"
-        )
-    if wanted.on_block is not None:
-        raise ValueError("the triton way never holds the probabilities that a measure or a map asks for; use the blocked way")
-    if any(not 0 < t < 1 for t in wanted.thresholds):
-        raise ValueError(f"thresholds are {wanted.thresholds}; the triton way allows numbers between 0 and 1; use the blocked way")
-    dtypes = {t.dtype for t in (query, key, value) if t is not None}
-    if len(dtypes) != 1 or query.dtype not in DTYPES:
-        raise ValueError(f"the triton way takes bfloat16, float16 or float32 alone, got {dtypes}; use the blocked way")
-    dim = max(query.shape[-1], 0 if value is None else value.shape[-1])
-    if dim > MAX_DIM or sets.columns.shape[-1] > MAX_COLUMNS:
-        raise ValueError(
-            f"the triton way takes heads of at most {MAX_DIM} dimensions and {MAX_COLUMNS} columns of token sets, got {dim} and "
-            f"{sets.columns.shape[-1]}; use the blocked way"
-        )
-    can, why = available(query.device)
-    if not can:
-        raise ValueError(f"the triton way cannot run: {why}; use the blocked way")
-
-
 def triton_pass(
     query: Float[Tensor, "batch head query dim"],
     key: Float[Tensor, "batch kv_head key dim"],
@@ -184,10 +189,12 @@ def triton_pass(
     Args and returns: as `blocked_pass`, without `wanted.on_block`. Every row that is not in [starts, stops) is zero.
 
     Raises:
-        ValueError: a mask, scores or sizes that the kernel cannot express, or a device that cannot run it; names the blocked way.
+        ValueError: a layer that `triton_obstacles` names; with every reason.
         NonFiniteAttentionError: a real token's attention is NaN or infinite.
     """
-    _refuse(query, key, value, mask, scores, sets, wanted)
+    obstacles = triton_obstacles(query, key, value, mask, scores, sets, wanted)
+    if obstacles:
+        raise ValueError(f"the triton way cannot take this layer: {'; '.join(obstacles)}; use the blocked way")
     from interp.triton_kernel import heads_forward
 
     batch, heads, length, dim = query.shape
@@ -249,7 +256,7 @@ def triton_pass(
 
     pair_masses, pair_sizes = _pair_masses(query, key, scores, lse, share, sets, seen, shift)
     rows = RowStatistics(
-        n_allowed=prepared.n_allowed + (scores.sinks is not None),
+        n_allowed=prepared.n_allowed if share is None else (prepared.n_allowed + 1).where(prepared.real[:, 0], 0.0),
         set_sizes=prepared.set_sizes,
         masses=masses,
         pair_masses=pair_masses,

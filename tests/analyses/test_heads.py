@@ -250,6 +250,20 @@ def test_both_ways_of_recording_agree_and_are_recorded(heads: Heads, tmp_path: P
     close_tables(tables(tmp_path / "blocked"), tables(tmp_path / "flash"), 1e-5)
 
 
+def test_layers_that_went_another_way_are_told(heads: Heads, tmp_path: Path, tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    names = ("--measures", "entropy_nats", "sparsity_010", *SEVERAL_BATCHES)
+    assert heads("--out", tmp_path / "blocked", "--way", "blocked", *names).code == 0
+    assert not any("cannot express" in warning for warning in run_of(tmp_path / "blocked")["warnings"])
+    monkeypatch.setattr("interp.triton_pass.MAX_DIM", 1)
+    ran = heads("--out", tmp_path / "run", "--way", "triton", *names)
+    assert ran.code == 0
+    (warning,) = (w for w in run_of(tmp_path / "run")["warnings"] if "cannot express" in w)
+    assert re.fullmatch(r"the triton way cannot express layers 0, 1 \(in (\d+) of \1 batches\): the blocked way recorded them", warning)
+    assert f"warning: {warning}" in ran.out
+    close_tables(tables(tmp_path / "blocked"), tables(tmp_path / "run"), 0)
+
+
 # --- the answer of the model ------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from transformers.masking_utils import (
 from interp import triton_pass as module
 from interp.attention import KeySets, NonFiniteAttentionError, RowStatistics, Scores, Wanted, blocked_pass
 from interp.masks import LazyMask, lazy_mask
-from interp.triton_pass import Blocks, available, expressible, triton_pass
+from interp.triton_pass import Blocks, available, triton_obstacles, triton_pass
 
 DEVICE = torch.device("cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda")
 CAN, WHY = available(DEVICE)
@@ -133,7 +134,7 @@ def expected(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
         "distance": (own * (i - j)).sum(-1) / own.sum(-1).clamp_min(1e-300),
         "masses": torch.einsum("bhqk,bkc->cbhq", own, columns),
         "pair_masses": torch.stack(pairs),
-        "n_allowed": n.sum(-1) + (scores.sinks is not None),
+        "n_allowed": torch.where(real, n.sum(-1) + (scores.sinks is not None), 0),
         "set_sizes": n @ columns,
         "pair_sizes": torch.stack(pair_sizes),
         **{str(t): (own > t).sum(-1) for t in wanted.thresholds},
@@ -155,18 +156,19 @@ def run(case: Case, **changes: Any) -> tuple[Tensor | None, RowStatistics]:
     return None if output is None else output.cpu(), rows
 
 
-def assert_close(name: str, found: Tensor, wanted: Tensor, tolerance: float) -> None:
+def assert_close(name: str, found: Tensor, wanted: Tensor, tolerance: float, floor: float = 1e-3) -> None:
+    """Relative error above the floor, and `tolerance * floor` in absolute terms below it."""
     assert found.shape == wanted.shape
-    error = (found.double() - wanted.double()).abs() / wanted.double().abs().clamp_min(1)
+    error = (found.double() - wanted.double()).abs() / wanted.double().abs().clamp_min(floor)
     assert bool((error <= tolerance).all()), f"{name}: worst {float(error.max()):.2e}"
 
 
-def check(case: Case, tolerance: float = 2e-5) -> None:
+def check(case: Case, tolerance: float) -> None:
     output, rows = run(case)
     exact_output, exact = expected(case)
     assert output is not None
     assert output.dtype == case.dtype
-    assert_close("output", output, exact_output, {torch.bfloat16: 2e-2, torch.float16: 3e-3}.get(case.dtype, 10 * tolerance))
+    assert_close("output", output, exact_output, {torch.bfloat16: 2e-2, torch.float16: 3e-3}.get(case.dtype, 10 * tolerance), floor=1)
     for name in NAMES[:6]:
         assert_close(name, getattr(rows, name), exact[name], tolerance)
     for name in NAMES[6:]:
@@ -192,6 +194,17 @@ def rising(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     """Every key beats all before it, so the running maximum moves in every tile; the first tiles' sums must fade exactly."""
     return torch.ones_like(query), torch.linspace(-40, 40, key.shape[2])[:, None].expand_as(key).clone()
 
+
+def flat_tail(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """One key takes nearly everything, and each tile of the others adds less than the last bit of 1: together they are the entropy."""
+    key = torch.zeros_like(key)
+    key[:, :, 3, 0] = 20.0
+    query = torch.zeros_like(query)
+    query[..., 0] = 2.5
+    return query, key
+
+
+CHANGES = {"far_keys": far_keys, "one_hot": one_hot, "all_equal": all_equal, "rising": rising, "flat_tail": flat_tail}
 
 CASES = {
     "plain": Case(batch=2, heads=4, kv_heads=2),
@@ -220,6 +233,7 @@ CASES = {
     "far_keys_bfloat16": Case(change=far_keys, dtype=torch.bfloat16),
     "one_hot": Case(change=one_hot),
     "all_equal": Case(change=all_equal),
+    "flat_tail": Case(change=flat_tail, scaling=0.4, length=40, offset=1500, heads=1),
     "rising": Case(change=rising, scaling=0.3),
     "rising_bfloat16": Case(change=rising, scaling=0.3, dtype=torch.bfloat16),
 }
@@ -228,8 +242,31 @@ CASES = {
 @needs_triton
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_float64(name: str) -> None:
-    far = CASES[name].change in (far_keys, one_hot, rising)  # scores of some hundreds, which float32 holds to 2e-5
-    check(CASES[name], 5e-4 if far else 2e-5)
+    check(CASES[name], tolerance(CASES[name]))
+
+
+def tolerance(case: Case) -> float:
+    """Scores of some hundreds are held by float32 to some 1e-5, and masses of half-precision inputs come from two bfloat16 numbers."""
+    far = case.change in (far_keys, one_hot, rising, flat_tail)
+    return 3e-4 if far else 5e-5 if case.dtype != torch.float32 else 1e-5
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("change", [None, "far_keys", "one_hot", "all_equal", "rising", "flat_tail"])
+def test_longer_texts_agree_with_float64_within_a_thousandth(
+    change: str | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the tiles that a GPU takes; relative above 1e-3, 1e-6 below."""
+    monkeypatch.undo()
+    case = Case(
+        length=300, dim=64, value_dim=64, scaling=0.125, columns=25, dtype=dtype, change=None if change is None else CHANGES[change]
+    )
+    output, rows = run(case)
+    _, exact = expected(case)
+    assert output is not None
+    for name in NAMES[:6]:
+        assert_close(name, getattr(rows, name), exact[name], 1e-3)
 
 
 @needs_triton
@@ -241,9 +278,11 @@ def test_agrees_with_the_blocked_pass(name: str) -> None:
     other, blocked = blocked_pass(query, key, value, mask, scores, sets, wanted)
     assert output is not None
     assert other is not None
-    assert_close("output", output, other, 2e-2 if case.dtype == torch.bfloat16 else 1e-5)
+    assert_close("output", output, other, 2e-2 if case.dtype == torch.bfloat16 else 1e-5, floor=1)
     for name in NAMES:
-        assert_close(name, getattr(rows, name), getattr(blocked, name), 2e-5)
+        # the blocked pass takes a row's distance as a difference inside its block of rows; half-precision masses are two bfloat16 numbers
+        allowed = 5e-5 if case.dtype != torch.float32 else 5e-6 if name == "distance" else 1e-6
+        assert_close(name, getattr(rows, name), getattr(blocked, name), allowed, floor=1)
     for threshold in case.thresholds:
         np.testing.assert_array_equal(rows.above[threshold], blocked.above[threshold])
 
@@ -259,7 +298,7 @@ def test_the_second_sweep_finds_keys_of_every_tile(monkeypatch: pytest.MonkeyPat
         return torch.ones_like(query), 0.3 * key
 
     case = Case(heads=1, length=30, offset=530, change=change, columns=0, thresholds=(0.1,))
-    check(case)
+    check(case, 1e-5)
     _, rows = run(case)
     assert rows.above[0.1][0, 0, -1] == len(strong)
 
@@ -284,7 +323,7 @@ def test_statistics_without_values_and_what_is_not_wanted() -> None:
     assert output is None
     assert rows.max_prob is None
     assert rows.above == {}
-    assert_close("entropy", rows.entropy, expected(case)[1]["entropy"], 2e-5)
+    assert_close("entropy", rows.entropy, expected(case)[1]["entropy"], 1e-5)
 
 
 @needs_triton
@@ -298,7 +337,7 @@ def test_strided_inputs_and_a_mask_shared_by_layers() -> None:
     _, again = triton_pass(turned[0], turned[1].flip(-1).flip(-1), turned[2], mask, scores, sets, wanted)
     assert kept is mask.prepared
     torch.testing.assert_close(first.entropy, again.entropy, rtol=0, atol=0)
-    assert_close("entropy", first.entropy.cpu(), expected(case)[1]["entropy"], 2e-5)
+    assert_close("entropy", first.entropy.cpu(), expected(case)[1]["entropy"], 1e-5)
     assert dataclasses.replace(mask, q_length=3).prepared is None
 
 
@@ -315,17 +354,25 @@ def test_attention_that_is_not_finite_is_refused(bad: float) -> None:
         run(case)
 
 
+def obstacles(case: Case, **changes: Any) -> str:
+    """Why the kernel cannot take a call with some of its arguments changed."""
+    named = dict(zip(("query", "key", "value", "mask", "scores", "sets", "wanted"), case.call(), strict=True))
+    for name in ("query", "key", "value"):
+        named[name] = named[name].to(DEVICE)  # type: ignore[union-attr]
+    return "; ".join(triton_obstacles(**{**named, **changes}))  # type: ignore[arg-type]
+
+
+@needs_triton
 def test_what_the_kernel_can_express() -> None:
-    scores, padding = Scores(1.0), torch.ones(1, 50, dtype=torch.bool)
-    padding[:, :4] = padding[:, 40:] = False
     for window in (None, 7):
-        assert expressible(Case(window=window).mask(), scores)
-        assert expressible(Case(window=window).mask(padding), dataclasses.replace(scores, softcap=3.0, sinks=torch.zeros(2)))
-    assert not expressible(Case().mask(), Scores(1.0, bias=torch.zeros(1, 1, 50, 50)))
-    assert not expressible(Case().mask(), Scores(-1.0))
+        assert not obstacles(Case(window=window))
+        assert not obstacles(Case(window=window, softcap=3.0, sinks=(0.0, 0.0), starts=(4,), stops=(40,)))
+    assert "position bias" in obstacles(Case(), scores=Scores(1.0, bias=torch.zeros(1, 1, 50, 50)))
+    assert "positive scaling" in obstacles(Case(), scores=Scores(-1.0))
+    padding = torch.ones(1, 50, dtype=torch.bool)
     padding[:, 20] = False
-    assert not expressible(Case().mask(padding), scores)
-    assert not expressible(Case().mask(torch.zeros(1, 50, dtype=torch.bool)), scores)
+    assert "padding at the ends" in obstacles(Case(), mask=Case().mask(padding))
+    assert "padding at the ends" in obstacles(Case(), mask=Case().mask(torch.zeros(1, 50, dtype=torch.bool)))
 
 
 def test_only_transformers_own_window_is_a_window() -> None:
@@ -344,23 +391,39 @@ def test_only_transformers_own_window_is_a_window() -> None:
     for rule in others:
         mask = lazy_mask(1, 9, 9, mask_function=rule, local_size=4)
         assert mask.window is None
-        assert expressible(mask, Scores(1.0)) == mask.plain_causal
+        assert mask.plain_causal == (rule is causal_mask_function)
 
 
 @needs_triton
-def test_what_it_cannot_do_is_refused_and_the_blocked_way_named() -> None:
-    case = CASES["plain"]
-    chunked = lazy_mask(2, 50, 50, mask_function=chunked_causal_mask_function(8, torch.zeros(2, dtype=torch.long)))
-    with pytest.raises(ValueError, match=r"causal and sliding-window.*use the blocked way"):
-        run(case, mask=chunked)
-    with pytest.raises(ValueError, match="use the blocked way"):
-        run(case, wanted=Wanted(on_block=lambda *_: None))
-    with pytest.raises(ValueError, match=r"thresholds are \(0.0,\)"):
-        run(case, wanted=Wanted(thresholds=(0.0,)))
-    with pytest.raises(ValueError, match=r"takes bfloat16, float16 or float32"):
-        run(dataclasses.replace(case, dtype=torch.float64))
-    with pytest.raises(ValueError, match="of at most 256 dimensions and 64 columns"):
-        run(dataclasses.replace(case, columns=65))
+@pytest.mark.parametrize(
+    ("case", "changes", "reason"),
+    [
+        (
+            Case(batch=2),
+            {"mask": lazy_mask(2, 50, 50, mask_function=chunked_causal_mask_function(8, torch.zeros(2, dtype=torch.long)))},
+            "causal and sliding-window",
+        ),
+        (Case(), {"wanted": Wanted(on_block=lambda *_: None)}, "never holds the probabilities"),
+        (Case(), {"wanted": Wanted(thresholds=(0.0,))}, r"thresholds are \(0.0,\)"),
+        (Case(), {"wanted": Wanted(thresholds=(0.1, 1.0))}, r"thresholds are \(0.1, 1.0\)"),
+        (Case(dtype=torch.float64), {}, "takes bfloat16, float16 or float32 alone, got torch.float64"),
+        (Case(columns=65), {}, "of at most 256 dimensions and 64 columns of token sets, got 16 and 65"),
+        (Case(dim=264), {}, "of at most 256 dimensions and 64 columns of token sets, got 264 and 3"),
+        (Case(value_dim=264), {}, "of at most 256 dimensions and 64 columns of token sets, got 264 and 3"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_it_cannot_do_is_known_beforehand_and_refused(case: Case, changes: dict[str, Any], reason: str) -> None:
+    assert re.search(reason, obstacles(case, **changes))
+    with pytest.raises(ValueError, match=f"{reason}.*; use the blocked way"):
+        run(case, **changes)
+
+
+@needs_triton
+def test_every_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BATCH_HEADS", 1)
+    found = obstacles(Case(columns=65), scores=Scores(-1.0), wanted=Wanted(thresholds=(2.0,)))
+    assert all(part in found for part in ("positive scaling", "thresholds are (2.0,)", "64 columns", "at most 1 heads of all texts"))
     can, why = available(torch.device("meta"))
     assert not can
     assert "meta" in why
