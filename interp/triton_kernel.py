@@ -12,7 +12,7 @@ whatever offset the scores have), sum of squared probabilities = square / norm^2
 
 Counts above a threshold t need the final norm: a second sweep recomputes scores and counts s - m > log2(t norm), but only in those
 groups of tiles that could hold such a key by the m and norm known when they were first seen (m + log2 norm only grows, so what was left out
-then holds none).
+then holds none). Chosen pairs are gathered while q is in registers and m and norm are final: a list of keys a query, each with its set.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
@@ -26,6 +26,8 @@ import triton.language as tl
 LOWEST = tl.constexpr(-1e30)
 """Score of a key that may not be seen: finite, so that 0 * (score - m) is 0."""
 LN_2 = tl.constexpr(0.6931471805599453)
+PAIR_DIMS = tl.constexpr(16)
+"""Dimensions of a query and of its chosen key that are multiplied at once; divides every size of head."""
 
 
 @triton.jit
@@ -34,6 +36,14 @@ def _dot(a, b, acc, EMULATED: tl.constexpr):
     if EMULATED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def _capped(score, cap_scale, cap):
+    """The score capped, cap * tanh(score * cap_scale), by an exponential that cannot overflow."""
+    shrunk = tl.exp(-2.0 * tl.abs(score) * cap_scale)
+    capped = cap * (1.0 - shrunk) / (1.0 + shrunk)
+    return tl.where(score < 0, -capped, capped)
 
 
 @triton.jit
@@ -51,10 +61,7 @@ def _tile_scores(
     k = tl.load(key_at + keys[None, :] * key_stride + dims[:, None], mask=loaded, other=0.0)
     score = _dot(q, k, tl.zeros([rows.shape[0], BLOCK_KEYS], dtype=tl.float32), EMULATED)
     if CAPPED:
-        # tanh by an exponential that cannot overflow
-        shrunk = tl.exp(-2.0 * tl.abs(score) * cap_scale)
-        capped = cap * (1.0 - shrunk) / (1.0 + shrunk)
-        score = tl.where(score < 0, -capped, capped)
+        score = _capped(score, cap_scale, cap)
     if MASKED:
         seen = (keys[None, :] <= rows[:, None]) & (keys >= key_start)[None, :] & (keys < key_stop)[None, :]
         if WINDOWED:
@@ -127,18 +134,21 @@ def _sweep(
 
 @triton.jit
 def heads_forward(
-    query, key, value, columns, sinks, thresholds, bounds, output, statistics, masses, above,
+    query, key, value, columns, sinks, thresholds, bounds, pair_starts, pair_keys, pair_sets,
+    output, statistics, masses, above, pair_masses,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     n_rows, n_batch, n_heads, groups, n_queries, n_keys, shift, window, factor, cap_scale, cap, least,
-    DIM: tl.constexpr, VALUE_DIM: tl.constexpr, COLUMNS: tl.constexpr, THRESHOLDS: tl.constexpr,
+    DIM: tl.constexpr, VALUE_DIM: tl.constexpr, COLUMNS: tl.constexpr, THRESHOLDS: tl.constexpr, PAIR_SETS: tl.constexpr,
     BLOCK_DIM: tl.constexpr, BLOCK_VALUE: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr, BLOCK_THRESHOLDS: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr, BLOCK_THRESHOLDS: tl.constexpr, BLOCK_PAIR_SETS: tl.constexpr,
     CAPPED: tl.constexpr, WINDOWED: tl.constexpr, SINK: tl.constexpr, SPLIT: tl.constexpr, EMULATED: tl.constexpr,
 ):  # fmt: skip
-    """One block of queries of one head: output, LSE, entropy, sum of squares, distance, largest probability, masses and counts.
+    """One block of queries of one head: output, LSE, entropy, sum of squares, distance, largest probability, masses, counts, chosen pairs.
 
     `bounds` is [4, batch]: first and one-past-last query that counts, first and one-past-last key that exists, all counted in keys held;
-    query i of this call stands at key i + shift. Rows that do not count are written as zeros.
+    query i of this call stands at key i + shift. Query i of example b is paired with the keys `pair_keys[n]`, in the sets `pair_sets[n]`,
+    for n from `pair_starts[b, i]` to `pair_starts[b, i + 1]`; those that it may not see count nothing. Rows that do not count are written
+    as zeros.
     """
     # the last queries see most keys: begin with them
     block = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -242,6 +252,32 @@ def heads_forward(
         numbers = tl.arange(0, BLOCK_COLUMNS)
         mass_at = numbers[None, :].to(tl.int64) * n_rows + row_at[:, None]
         tl.store(masses + mass_at, tl.where(counts[:, None], mass * kept, 0.0), mask=inside[:, None] & (numbers[None, :] < COLUMNS))
+
+    if PAIR_SETS > 0:
+        sets = tl.arange(0, BLOCK_PAIR_SETS)
+        chosen = tl.zeros([BLOCK_QUERIES, BLOCK_PAIR_SETS], dtype=tl.float32)
+        begin = tl.load(pair_starts + example.to(tl.int64) * (n_queries + 1) + at, mask=counts, other=0)
+        listed_keys = tl.load(pair_starts + example.to(tl.int64) * (n_queries + 1) + at + 1, mask=counts, other=0) - begin
+        some_dims = tl.arange(0, PAIR_DIMS)
+        of_query = at.to(tl.int64)[:, None] * query_row + some_dims[None, :]
+        for n in tl.range(0, tl.max(listed_keys, 0)):
+            listed = n < listed_keys
+            at_key = tl.load(pair_keys + begin + n, mask=listed, other=0)
+            of_set = tl.load(pair_sets + begin + n, mask=listed, other=-1)
+            listed = listed & (at_key >= earliest) & (at_key <= rows) & (at_key < key_stop)
+            of_key = at_key.to(tl.int64)[:, None] * key_row + some_dims[None, :]
+            score = tl.zeros([BLOCK_QUERIES], dtype=tl.float32)
+            for part in tl.static_range(0, BLOCK_DIM, PAIR_DIMS):  # a few dimensions at a time: registers are full
+                loaded = listed[:, None] & (part + some_dims[None, :] < DIM)
+                q_part = tl.load(query_at + part + of_query, mask=loaded, other=0.0).to(tl.float32)
+                k_part = tl.load(key_at + part + of_key, mask=loaded, other=0.0).to(tl.float32)
+                score += tl.sum(q_part * k_part, 1)
+            if CAPPED:
+                score = _capped(score, cap_scale, cap)
+            p = tl.exp2(tl.where(listed, score * factor - m, LOWEST)) * (share / norm)
+            chosen += tl.where(sets[None, :] == of_set[:, None], p[:, None], 0.0)
+        chosen_at = sets[None, :].to(tl.int64) * n_rows + row_at[:, None]
+        tl.store(pair_masses + chosen_at, chosen, mask=inside[:, None] & (sets[None, :] < PAIR_SETS))
 
     if THRESHOLDS > 0:
         places = tl.arange(0, BLOCK_THRESHOLDS)

@@ -1,7 +1,7 @@
 """Every per-query statistic of `blocked_pass` from one Triton flash-attention kernel, at every length without a [query, key] tensor.
 
 The kernel (interp/triton_kernel.py) reads queries and keys once, in the model's dtype, and accumulates output and statistics in float32.
-Counts above a threshold cost a second look at the few tiles that may hold such a key. Chosen pairs are exp(s_ij - LSE_i) afterwards.
+Counts above a threshold cost a second look at the few tiles that may hold such a key, chosen pairs a look at their own keys.
 How many keys a query may see, in all and of each set, is the same for every head and layer: it is counted once, from sums over the keys.
 
 Triton is imported when the pass runs; with TRITON_INTERPRET=1 in the environment before that, it runs on a CPU (slowly, for tests).
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.attention import KeySets, RowStatistics, Scores, Wanted, _pair_masses, _raise_if_not_finite, _with_sink
+from interp.attention import KeySets, RowStatistics, Scores, Wanted, _raise_if_not_finite, _with_sink
 from interp.masks import LazyMask
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -117,6 +117,10 @@ class _Prepared:
         columns: the sets' columns, filled with zeros to a power of two of them; bfloat16 where nothing is lost by it.
         n_allowed: keys to see, [batch, query].
         set_sizes: of each column, [batch, query, column].
+        pair_starts: where each query's chosen keys begin and end in the two lists that follow, [batch, query + 1] int32.
+        pair_keys: chosen keys of all examples, counted in keys held.
+        pair_numbers: the set of each.
+        pair_sizes: chosen keys that a query may see, [set, batch, query].
     """
 
     sets: KeySets
@@ -126,6 +130,10 @@ class _Prepared:
     columns: Tensor
     n_allowed: Tensor
     set_sizes: Tensor
+    pair_starts: Tensor
+    pair_keys: Tensor
+    pair_numbers: Tensor
+    pair_sizes: Tensor
 
 
 def _prepare(mask: LazyMask, sets: KeySets, device: torch.device) -> _Prepared:
@@ -156,8 +164,29 @@ def _prepare(mask: LazyMask, sets: KeySets, device: torch.device) -> _Prepared:
     exact = bool(torch.equal(narrow.float(), sets.columns.float()))
     # whole rows of a power of two of columns can be loaded ahead of their use
     columns = F.pad(narrow if exact else sets.columns.float(), (0, _power_of_two(width) - width))
+    starts, lists, sizes = [], [], torch.zeros(sets.n_pair_sets, *real.shape, device=device)
+    n_listed = 0
+    for example, pairs in enumerate(sets.pairs):
+        query, key, number = pairs[:, (pairs[0] >= shift) & (pairs[0] < shift + mask.q_length)]  # sorted by query
+        query = query - shift
+        starts.append(n_listed + torch.searchsorted(query.contiguous(), torch.arange(mask.q_length + 1, device=device)))
+        lists.append(torch.stack([key, number]))
+        seen = (key >= first[example, query]) & (key < last[example, query])
+        sizes[:, example].index_put_((number, query), seen.float(), accumulate=True)
+        n_listed += len(query)
+    pair_keys, pair_numbers = torch.cat(lists, 1).int()
     made = _Prepared(
-        sets, device, bounds, real[:, None], columns.contiguous(), (last - first).float(), (before_last - before_first).float()
+        sets=sets,
+        device=device,
+        bounds=bounds,
+        real=real[:, None],
+        columns=columns.contiguous(),
+        n_allowed=(last - first).float(),
+        set_sizes=(before_last - before_first).float(),
+        pair_starts=torch.stack(starts).int().contiguous(),
+        pair_keys=pair_keys.contiguous(),
+        pair_numbers=pair_numbers.contiguous(),
+        pair_sizes=sizes,
     )
     mask.prepared = made
     return made
@@ -208,6 +237,7 @@ def triton_pass(
     statistics = torch.empty(5, batch, heads, length, device=device)
     masses = torch.empty(n_columns, batch, heads, length, device=device)
     above = torch.empty(n_thresholds, batch, heads, length, device=device)
+    pair_masses = torch.empty(sets.n_pair_sets, batch, heads, length, device=device)
     thresholds = torch.tensor(wanted.thresholds or (1.0,), dtype=torch.float32, device=device)
     columns = prepared.columns if query.dtype != torch.float32 else prepared.columns.float()
     sinks = statistics if scores.sinks is None else scores.sinks.float().contiguous()
@@ -219,7 +249,8 @@ def triton_pass(
     kernel: Any = heads_forward
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[grid](
-            query, key, of_value, columns, sinks, thresholds, prepared.bounds, output, statistics, masses, above,
+            query, key, of_value, columns, sinks, thresholds, prepared.bounds, prepared.pair_starts, prepared.pair_keys,
+            prepared.pair_numbers, output, statistics, masses, above, pair_masses,
             *query.stride()[:3], *key.stride()[:3], *of_value.stride()[:3],
             batch * heads * length, batch, heads, heads // kv_heads, length, keys, shift, mask.window or 0,
             factor, cap_scale, cap, min(wanted.thresholds, default=1.0),
@@ -233,6 +264,8 @@ def triton_pass(
             BLOCK_QUERIES=blocks.queries,
             BLOCK_KEYS=blocks.keys,
             BLOCK_THRESHOLDS=_power_of_two(n_thresholds, 2),
+            PAIR_SETS=sets.n_pair_sets,
+            BLOCK_PAIR_SETS=_power_of_two(sets.n_pair_sets, 2),
             CAPPED=scores.softcap is not None,
             WINDOWED=mask.window is not None,
             SINK=scores.sinks is not None,
@@ -247,20 +280,12 @@ def triton_pass(
         entropy, collision = (t.where(prepared.real, 0.0) for t in (entropy, collision))
     _raise_if_not_finite(entropy)
 
-    first, stop = mask.real_keys, sets.stops
-
-    def seen(example: int, query_at: Tensor, key_at: Tensor) -> Tensor:
-        first_key = max(first[example][0], sets.starts[example])
-        found = (key_at >= first_key) & (key_at < min(first[example][1], stop[example])) & (key_at <= query_at)
-        return found if mask.window is None else found & (key_at > query_at - mask.window)
-
-    pair_masses, pair_sizes = _pair_masses(query, key, scores, lse, share, sets, seen, shift)
     rows = RowStatistics(
         n_allowed=prepared.n_allowed if share is None else (prepared.n_allowed + 1).where(prepared.real[:, 0], 0.0),
         set_sizes=prepared.set_sizes,
         masses=masses,
         pair_masses=pair_masses,
-        pair_sizes=pair_sizes,
+        pair_sizes=prepared.pair_sizes,
         distance=distance,
         entropy=entropy,
         collision=collision,

@@ -144,9 +144,13 @@ def expected(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
     return (own @ value).transpose(1, 2), found
 
 
+def on_device(scores: Scores) -> Scores:
+    return dataclasses.replace(scores, sinks=None if scores.sinks is None else scores.sinks.to(DEVICE))
+
+
 def run(case: Case, **changes: Any) -> tuple[Tensor | None, RowStatistics]:
     query, key, value, mask, scores, sets, wanted = case.call()
-    scores = dataclasses.replace(scores, sinks=None if scores.sinks is None else scores.sinks.to(DEVICE))
+    scores = on_device(scores)
     given = {"value": value.to(DEVICE), "wanted": wanted, "mask": mask, **changes}
     output, rows = triton_pass(query.to(DEVICE), key.to(DEVICE), given["value"], given["mask"], scores, sets.to(DEVICE), given["wanted"])
     for name in NAMES:
@@ -342,6 +346,30 @@ def test_strided_inputs_and_a_mask_shared_by_layers() -> None:
 
 
 @needs_triton
+@pytest.mark.parametrize("window", [None, 9])
+def test_any_number_of_chosen_keys_a_query(window: int | None) -> None:
+    """Queries with none, with one and with dozens; keys outside the window or in padding count nothing; sets share keys."""
+    case = Case(batch=2, heads=4, kv_heads=2, window=window, starts=(0, 7), stops=(50, 43), softcap=6.0, sinks=(0.5, -1.0, 3.0, 0.0))
+    query, key, value, mask, scores, sets, wanted = case.call()
+    key, value = key.clamp(-9, 9), value.clamp(-9, 9)
+    generator = torch.Generator().manual_seed(3)
+    pairs = []
+    for _ in range(2):
+        chosen = (torch.rand(3, 50, 50, generator=generator) < torch.rand(1, 50, 1, generator=generator) ** 2).tril()
+        chosen[:, 11] = False
+        number, of_query, of_key = chosen.nonzero(as_tuple=True)
+        both = torch.stack([of_query, of_key, number])
+        pairs.append(both[:, both[0].argsort(stable=True)])
+    sets = dataclasses.replace(sets, pairs=tuple(pairs), n_pair_sets=3, _cuts={}, _padding={})
+    _, expected_rows = blocked_pass(query, key, value, mask, scores, sets, wanted)
+    _, rows = triton_pass(*(t.to(DEVICE) for t in (query, key, value)), mask, on_device(scores), sets.to(DEVICE), wanted)
+    assert_close("pair masses", rows.pair_masses.cpu(), expected_rows.pair_masses, 1e-6)
+    np.testing.assert_array_equal(rows.pair_sizes.cpu(), expected_rows.pair_sizes)
+    assert float(expected_rows.pair_sizes.max()) > 5
+    assert float(expected_rows.pair_masses.max()) > 0.1
+
+
+@needs_triton
 @pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_attention_that_is_not_finite_is_refused(bad: float) -> None:
@@ -438,10 +466,12 @@ from interp.triton_kernel import heads_forward as kernel
 
 queries, keys, warps, stages, *capabilities = (int(word) for word in sys.argv[1:])
 fixed = dict(n_batch=1, DIM=64, VALUE_DIM=64, COLUMNS=25, THRESHOLDS=1, BLOCK_DIM=64, BLOCK_VALUE=64, BLOCK_COLUMNS=32,
-    BLOCK_QUERIES=queries, BLOCK_KEYS=keys, BLOCK_THRESHOLDS=2, CAPPED=True, WINDOWED=True, SINK=True, SPLIT=True, EMULATED=False)
+    BLOCK_QUERIES=queries, BLOCK_KEYS=keys, BLOCK_THRESHOLDS=2, PAIR_SETS=4, BLOCK_PAIR_SETS=4,
+    CAPPED=True, WINDOWED=True, SINK=True, SPLIT=True, EMULATED=False)
 half = dict.fromkeys(("query", "key", "value", "columns", "output"), "*bf16")
-single = dict.fromkeys(("sinks", "thresholds", "statistics", "masses", "above"), "*fp32")
-types = {**half, **single, "bounds": "*i32", **dict.fromkeys(("factor", "cap_scale", "cap", "least"), "fp32")}
+single = dict.fromkeys(("sinks", "thresholds", "statistics", "masses", "above", "pair_masses"), "*fp32")
+whole = dict.fromkeys(("bounds", "pair_starts", "pair_keys", "pair_sets"), "*i32")
+types = {**half, **single, **whole, **dict.fromkeys(("factor", "cap_scale", "cap", "least"), "fp32")}
 signature = {name: "constexpr" if name in fixed else types.get(name, "i32") for name in kernel.arg_names}
 aligned = [i for i, name in enumerate(kernel.arg_names) if types.get(name, "").startswith("*") or "_row" in name]
 attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
