@@ -166,6 +166,7 @@ def run(config: HeadsConfig, command: str, opened: Callable[[], Checkpoint] | No
 
     # processes that are not told that there is no GPU would each take themselves for the only one
     state = PartialState(cpu=choose_device(config.device) == "cpu")
+    own_device = config.device == "auto" and state.num_processes > 1 and state.device.type != "cpu"
     first = state.is_main_process
     measures = load_measures([n for given in config.measures for n in given.split(",") if n] or None)
     folder = None
@@ -181,7 +182,7 @@ def run(config: HeadsConfig, command: str, opened: Callable[[], Checkpoint] | No
             checkpoint = open_checkpoint(
                 config.model,
                 base=config.base,
-                device=str(state.device) if config.device == "auto" and state.num_processes > 1 else config.device,
+                device=str(state.device) if own_device else config.device,
                 dtype=config.dtype,
                 revision=config.revision,
                 trust_remote_code=config.trust_remote_code,

@@ -185,7 +185,7 @@ class Recording:
         way: "blocked", "flash" or "triton": how statistics are to be taken.
         ways: by layer, how they were taken: "blocked" also where `way` cannot express the layer's mask, scores or sizes
             (`flash_obstacles`, `triton_obstacles`). Queries of text that the model wrote are always blocked, and not named here.
-        maps: whole attention maps of the heads that were named, {(layer, head): [batch, query, key] float32}.
+        maps: whole attention maps of the heads that were named, {(layer, head): [batch, query, key] float32}, zero at padding.
     """
 
     def __init__(
@@ -445,7 +445,11 @@ class Recording:
                         target.copy_(probabilities[:, head - head_slice.start])
 
             wanted = self._wanted(on_block if by_block or heads or reader else None)
-            return *blocked_pass(query, key, value, mask, scores, sets, wanted), blocks
+            output, rows = blocked_pass(query, key, value, mask, scores, sets, wanted)
+            for head in heads:
+                for kept_map, start, stop in zip(self.maps[layer, head], sets.starts, sets.stops, strict=True):
+                    kept_map[:start] = kept_map[stop:] = 0
+            return output, rows, blocks
         except NonFiniteAttentionError as error:
             raise NonFiniteAttentionError(f"layer {layer}: {error}; is the checkpoint damaged, or float16 too narrow?") from error
 

@@ -531,6 +531,7 @@ def test_maps_of_a_padded_batch(tiny_model: Make, tiny_tokens: Make) -> None:
         assert alone.shape == (len(text), len(text))
         torch.testing.assert_close(heads.maps[1, 3][example, start:, start:], alone, rtol=1e-4, atol=1e-5)
         assert float(heads.maps[1, 3][example, start:, :start].abs().sum()) == 0
+        assert float(heads.maps[1, 3][example, :start].abs().sum()) == 0
 
 
 # --- generation -------------------------------------------------------------------------------------------------------

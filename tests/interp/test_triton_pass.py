@@ -362,7 +362,8 @@ def test_any_number_of_chosen_keys_a_query(window: int | None) -> None:
         pairs.append(both[:, both[0].argsort(stable=True)])
     sets = dataclasses.replace(sets, pairs=tuple(pairs), n_pair_sets=3, _cuts={}, _padding={})
     _, expected_rows = blocked_pass(query, key, value, mask, scores, sets, wanted)
-    _, rows = triton_pass(*(t.to(DEVICE) for t in (query, key, value)), mask, on_device(scores), sets.to(DEVICE), wanted)
+    given = query.to(DEVICE), key.to(DEVICE), value.to(DEVICE)
+    _, rows = triton_pass(*given, mask, on_device(scores), sets.to(DEVICE), wanted)
     assert_close("pair masses", rows.pair_masses.cpu(), expected_rows.pair_masses, 1e-6)
     np.testing.assert_array_equal(rows.pair_sizes.cpu(), expected_rows.pair_sizes)
     assert float(expected_rows.pair_sizes.max()) > 5
