@@ -166,7 +166,7 @@ def run(config: HeadsConfig, command: str, opened: Callable[[], Checkpoint] | No
 
     # processes that are not told that there is no GPU would each take themselves for the only one
     state = PartialState(cpu=choose_device(config.device) == "cpu")
-    own_device = config.device == "auto" and state.num_processes > 1 and state.device.type != "cpu"
+    own_device = config.device == "auto" and state.num_processes > 1 and not str(state.device).startswith("cpu")
     first = state.is_main_process
     measures = load_measures([n for given in config.measures for n in given.split(",") if n] or None)
     folder = None
