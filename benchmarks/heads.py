@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -72,6 +74,21 @@ class BenchConfig:
     peers_every: int = 0
     save: Path | None = None
     child: str | None = None
+
+
+def mistake(config: BenchConfig) -> str | None:
+    """What is wrong with the options, if anything."""
+    for shape in (*config.shapes, *config.memory_shapes):
+        if not re.fullmatch(r"[1-9]\d*x([89]|[1-9]\d+)", shape):
+            return f"shape {shape!r}; allowed: BATCHxTOKENS with 8 tokens or more, as 8x224"
+    least = {"--rounds": (min(config.rounds, default=0), 1), "--peer-rounds": (config.peer_rounds, 1), "--threads": (config.threads, 1)}
+    least |= {"--batch-tokens": (config.batch_tokens, 1), "--peers-every": (config.peers_every, 0)}
+    for option, (given, allowed) in least.items():
+        if given < allowed:
+            return f"{option} is {given}; allowed: {allowed} or more"
+    if config.save and not os.access(next(parent for parent in config.save.absolute().parents if parent.exists()), os.W_OK):
+        return f"{config.save} cannot be written"
+    return None
 
 
 HOLD_MAPS = ("eager", "lens")
@@ -301,15 +318,15 @@ def time_attention(shapes: Sequence[str], rounds: Sequence[int]) -> list[dict[st
     return rows
 
 
-def measure_memory(shapes: Sequence[str], threads: int) -> list[dict[str, Any]]:
+def measure_memory(shapes: Sequence[str], threads: int, ways: Sequence[str] = tuple(WAYS)) -> list[dict[str, Any]]:
     """Print the third table."""
-    peers = list(WAYS)[1:]
+    peers = ways[1:]
     print(f"\ndecoder alone, peak memory\n{'batch x tokens':>15} {'plain, MB':>9} " + " ".join(f"{way + ', +MB':>13}" for way in peers))
     rows = []
     for shape in shapes:
         batch, length = shape.split("x")
         peaks: dict[str, float] = {}
-        for way in WAYS:
+        for way in ways:
             if fits(way, int(batch), int(length)):
                 command = [sys.executable, "-m", "benchmarks.heads", "--threads", str(threads), "--child", f"{way} {batch} {length}"]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -323,6 +340,10 @@ def measure_memory(shapes: Sequence[str], threads: int) -> list[dict[str, Any]]:
 def main() -> int:
     """Print the tables."""
     config = tyro.cli(BenchConfig, prog="python -m benchmarks.heads", description=__doc__)
+    wrong = mistake(config)
+    if wrong:
+        print(f"error: {wrong}", file=sys.stderr)
+        return 2
     import torch
 
     torch.set_num_threads(config.threads)
@@ -347,7 +368,7 @@ def main() -> int:
             return 2
     elif config.smoke:
         saved["times"], saved["attention"] = time_shapes(["2x32"], [1], 1), time_attention(["2x32"], [1])
-        saved["memory"] = measure_memory(["2x32"], config.threads)
+        saved["memory"] = measure_memory(["2x32"], config.threads, ("plain", "heads"))
     else:
         saved["times"] = time_shapes(config.shapes, config.rounds, config.peer_rounds)
         saved["attention"] = time_attention(config.shapes, config.rounds)
