@@ -2,9 +2,10 @@
 
 Time: all ways in one process, taken in turn (each round begins with another way), printed as the median over the rounds of each round's
 ratio to the plain sdpa forward of the same batch, with the smallest and the largest.
-Attention: the same of one layer's attention alone, beside torch's own.
+Attention: the same of one layer's attention alone with every statistic that measures are made of, beside torch's own, as in the later
+layers of a model (masks and chosen pairs are at hand).
 Memory: a process a way, sampled during one forward of the decoder alone (without logits), printed as MB above the plain forward's peak.
-The model is the embedded default in float32, random token ids; "heads" takes every measure of ours.
+The model is the embedded default in float32, the texts are the shipped problems laid end to end; "heads" takes every measure of ours.
 
 Examples:
     python -m benchmarks.heads --shapes 8x224 1x2048 1x8192 --rounds 11 5 3 --save runs/bench/heads.json
@@ -86,8 +87,12 @@ def mistake(config: BenchConfig) -> str | None:
     for option, (given, allowed) in least.items():
         if given < allowed:
             return f"{option} is {given}; allowed: {allowed} or more"
-    if config.save and not os.access(next(parent for parent in config.save.absolute().parents if parent.exists()), os.W_OK):
-        return f"{config.save} cannot be written"
+    if config.save:
+        try:
+            config.save.parent.mkdir(parents=True, exist_ok=True)
+            config.save.open("a").close()
+        except OSError as error:
+            return f"{config.save} cannot be written: {error.strerror}"
     return None
 
 
@@ -123,22 +128,35 @@ def bridged_model(decoder_only: bool) -> Any:
     return bridge
 
 
-def random_tokens(batch: int, length: int) -> Tokens:
-    """Texts of random token ids, with numbers and operators strewn in."""
+@functools.cache
+def shipped_texts() -> tuple[Any, Any]:
+    """Token ids and roles of the shipped problems with their solutions, laid end to end."""
+    import numpy as np
+
+    from analyses.heads import HeadsConfig, plan
+    from distill.problems import load_problems
+
+    texts = plan(HeadsConfig(), opened(False), load_problems("shipped"), False)[0].texts
+    return np.concatenate([text.ids for text in texts]), np.concatenate([text.roles for text in texts])
+
+
+def some_tokens(batch: int, length: int) -> Tokens:
+    """Texts of a length, cut from the shipped problems laid end to end: tokens repeat in them as they do in GSM8K."""
     import numpy as np
 
     from interp.tokens import AnnotatedText, Tokens
 
-    generator = np.random.default_rng(0)
+    ids, roles = (np.resize(each, (batch, length)) for each in shipped_texts())
+    regions = np.repeat([0, 1, 2], [length // 8, length // 4, length - length // 8 - length // 4]).astype(np.uint8)
     return Tokens(
         tuple(
             AnnotatedText(
                 example=number,
                 text="",
-                ids=generator.integers(100, 20_000, length),
+                ids=ids[number],
                 offsets=np.zeros((length, 2), np.int64),
-                regions=np.repeat([0, 1, 2], [length // 8, length // 4, length - length // 8 - length // 4]).astype(np.uint8),
-                roles=generator.choice([0, 2, 3, 4, 5, 6], length, p=[0.68, 0.07, 0.06, 0.09, 0.08, 0.02]).astype(np.uint8),
+                regions=regions,
+                roles=roles[number],
                 is_query=np.ones(length, bool),
             )
             for number in range(batch)
@@ -230,7 +248,7 @@ def time_problems(config: BenchConfig) -> dict[str, Any]:
     for number, batch in enumerate(tqdm([batches[0], *batches])):  # the first batch twice: it warms up
         tokens = texts.select(batch)
         peers = config.peers_every > 0 and (number == 0 or (number - 1) % config.peers_every == 0)
-        ways = [way for way in WAYS if peers or way not in HOLD_MAPS]
+        ways = [way for way in WAYS if way not in HOLD_MAPS or (peers and fits(way, len(batch), tokens.width))]
         at = number % len(ways)
         for way in (*ways[at:], *ways[:at]):
             begun = time.perf_counter()
@@ -263,7 +281,7 @@ def time_shapes(shapes: Sequence[str], rounds: Sequence[int], peer_rounds: int) 
         batch, length = (int(n) for n in shape.split("x"))
         ways = [way for way in WAYS if fits(way, batch, length)]
         n = rounds[min(at, len(rounds) - 1)]
-        tokens = random_tokens(batch, length)
+        tokens = some_tokens(batch, length)
         taken = in_turn(
             ways,
             {way: min(n, peer_rounds) if way in HOLD_MAPS else n for way in ways},
@@ -291,7 +309,7 @@ def attention_runner(batch: int, length: int) -> Callable[[str], object]:
 
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(batch, heads, length, 64, generator=generator) for heads in (9, 3, 3))
-    sets, _, _ = key_sets(random_tokens(batch, length), list(MEASURES.values()), 0)
+    sets, _, _ = key_sets(some_tokens(batch, length), list(MEASURES.values()), 0)
     mask, scores, wanted = lazy_mask(batch, length, length), Scores(64**-0.5), Wanted(thresholds=(0.1,))
 
     def run(way: str) -> object:
@@ -305,7 +323,7 @@ def attention_runner(batch: int, length: int) -> Callable[[str], object]:
 def time_attention(shapes: Sequence[str], rounds: Sequence[int]) -> list[dict[str, Any]]:
     """Print the second table."""
     print("\none layer's attention alone, median ratio to torch's own (smallest to largest, rounds)")
-    print(f"{'batch x tokens':>15} {'torch, ms':>9} {'every measure':>25}")
+    print(f"{'batch x tokens':>15} {'torch, ms':>9} {'every statistic':>25}")
     rows = []
     for at, shape in enumerate(shapes):
         batch, length = (int(n) for n in shape.split("x"))
@@ -352,8 +370,8 @@ def main() -> int:
     torch.set_grad_enabled(False)
     if config.child:
         way, batch, length = config.child.split()
-        forward(way, random_tokens(1, 16), decoder_only=True)  # what is loaded once
-        tokens = random_tokens(int(batch), int(length))
+        forward(way, some_tokens(1, 16), decoder_only=True)  # what is loaded once
+        tokens = some_tokens(int(batch), int(length))
         print(json.dumps(peak_bytes(lambda: forward(way, tokens, decoder_only=True))))
         return 0
     saved: dict[str, Any] = {"torch": torch.__version__, "machine": platform.machine(), "threads": config.threads}
@@ -376,8 +394,7 @@ def main() -> int:
         saved["attention"] = time_attention(config.shapes, config.rounds)
         saved["memory"] = measure_memory(config.memory_shapes, config.threads)
     if config.save:
-        config.save.parent.mkdir(parents=True, exist_ok=True)
-        known = json.loads(config.save.read_text("utf-8")) if config.save.exists() else {}
+        known = json.loads(config.save.read_text("utf-8") or "{}")
         config.save.write_text(json.dumps({**known, **saved}, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -34,6 +34,8 @@ MIN_ROWS, MAX_ROWS = 32, 64
 fill the block it is the fewest."""
 MAX_PADDING = 0.125
 """Share of padding in texts that a CPU takes together."""
+CACHED_PAIRS = 1 << 19
+"""Chosen entries whose places in their blocks are kept for the next layer (24 bytes each)."""
 PAIRS_AT_ONCE = 8192
 """Chosen entries whose queries and keys are gathered at once."""
 
@@ -59,7 +61,7 @@ class KeySets:
 
     Attributes:
         columns: indicator (or weight) of each key in each set, [batch, key, column].
-        pairs: for each example of the batch, query, key and set number of every chosen entry, [3, pair], sorted by query.
+        pairs: for each example of the batch, query, key and set number of every chosen entry, [3, pair] int32, sorted by query.
         n_pair_sets: how many sets of pairs there are.
         starts: first real token of each example.
         stops: one past the last real token of each example.
@@ -103,13 +105,18 @@ class KeySets:
         found = self._cuts.get(name)
         if found is None:
             parts = []
-            for at, (query, key, number) in enumerate(self.pairs[examples]):
-                inside = (query >= row) & (query < row + rows) & (key >= first) & (key < last)
+            for at, pairs in enumerate(self.pairs[examples]):
+                edges = torch.tensor([row, row + rows], dtype=pairs.dtype, device=pairs.device)
+                begin, end = torch.searchsorted(pairs[0].contiguous(), edges).tolist()
+                query, key, number = pairs[:, begin:end].long()
+                inside = (key >= first) & (key < last)
                 query, key, number = query[inside] - row, key[inside] - first, number[inside]
                 place = (at * self.n_pair_sets + number) * rows + query
                 parts.append(torch.stack([torch.full_like(query, at), query * (last - first) + key, place]))
             of, flat, place = torch.cat(parts, 1)
-            found = self._cuts[name] = (of, flat, place)
+            found = (of, flat, place)
+            if len(of) + sum(len(cut[0]) for cut in self._cuts.values()) <= CACHED_PAIRS:
+                self._cuts[name] = found
         return found
 
 
@@ -322,7 +329,7 @@ def _pair_masses(
         if shift or length != key.shape[2]:
             pairs = pairs[:, (pairs[0] >= shift) & (pairs[0] < shift + length)]
         mass, count = query.new_zeros(heads, n_sets * length, dtype=torch.float32), counts.new_zeros(n_sets * length)
-        for query_at, key_at, number in (part.unbind() for part in pairs.split(PAIRS_AT_ONCE, 1)):
+        for query_at, key_at, number in (part.long().unbind() for part in pairs.split(PAIRS_AT_ONCE, 1)):
             allowed = seen(example, query_at, key_at)
             row = query_at - shift
             place = number * length + row

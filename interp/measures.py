@@ -512,13 +512,14 @@ def key_sets(tokens: Tokens, measures: Sequence[Measure], seed: int) -> tuple[Ke
     starts = tokens.starts
     entries = []
     for text, start in zip(tokens.texts, starts, strict=True):
-        found = [np.zeros((3, 0), np.int64)]
+        found = [np.zeros((3, 0), np.int32)]
         for number, of in enumerate(pairs.values()):
             query, key = of(text)
-            found.append(np.stack([query + start, key + start, np.full(len(query), number)]))
+            seen = key <= query
+            found.append(np.stack([query[seen] + start, key[seen] + start, np.full(int(seen.sum()), number)]).astype(np.int32))
         joined = np.concatenate(found, 1)
-        joined = joined[:, joined[1] <= joined[0]]
-        entries.append(torch.from_numpy(joined[:, np.argsort(joined[0], kind="stable")]))
+        del found  # repetitive texts have millions
+        entries.append(torch.from_numpy(np.ascontiguousarray(joined[:, np.argsort(joined[0], kind="stable")])))
     padded = torch.from_numpy(np.ascontiguousarray(tokens.pad(rows, 0).transpose(0, 2, 1)))
     stops = tuple(start + len(text) for start, text in zip(starts, tokens.texts, strict=True))
     numbers = {name: number for number, name in enumerate(pairs)}

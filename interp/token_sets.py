@@ -80,7 +80,7 @@ def induction_targets(text: AnnotatedText) -> np.ndarray:
 
 
 def _equal_ids(ids: np.ndarray, step: int) -> np.ndarray:
-    order = np.argsort(ids, kind="stable")
+    order = np.argsort(ids, kind="stable").astype(np.int32)
     queries, keys = [], []
     for group in np.split(order, np.flatnonzero(np.diff(ids[order])) + 1):
         later, earlier = np.tril_indices(len(group), -1)

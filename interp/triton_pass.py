@@ -167,7 +167,7 @@ def _prepare(mask: LazyMask, sets: KeySets, device: torch.device) -> _Prepared:
     starts, lists, sizes = [], [], torch.zeros(sets.n_pair_sets, *real.shape, device=device)
     n_listed = 0
     for example, pairs in enumerate(sets.pairs):
-        query, key, number = pairs[:, (pairs[0] >= shift) & (pairs[0] < shift + mask.q_length)]  # sorted by query
+        query, key, number = pairs[:, (pairs[0] >= shift) & (pairs[0] < shift + mask.q_length)].long()  # sorted by query
         query = query - shift
         starts.append(n_listed + torch.searchsorted(query.contiguous(), torch.arange(mask.q_length + 1, device=device)))
         lists.append(torch.stack([key, number]))
