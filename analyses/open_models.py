@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -94,11 +95,11 @@ class OpenModels:
         return open_checkpoint(model.source, base=model.base, device=own.device, dtype=own.dtype, trust_remote_code=own.trust_remote_code)
 
     def _adapters(self) -> dict[str, Checkpoint]:
-        """The adapters on their one base; empty where there are fewer than two, or they cannot be switched, which is said."""
+        """The adapters on their one base; empty where an adapter would share it with none, or they cannot be switched, which is said."""
         if self._shared is None:
             self._shared = {}
             adapters = [m for m in self._models if m.source and (Path(m.source).expanduser() / "adapter_config.json").is_file()]
-            if len(adapters) > 1:
+            if len(adapters) > 1 or (adapters and self._names_base_of(adapters[0])):
                 own = self._opening
                 try:
                     opened = open_adapters(
@@ -112,6 +113,13 @@ class OpenModels:
                 except CheckpointError as error:
                     print(f"note: the adapters are opened one by one: {str(error).splitlines()[0]}", file=sys.stderr)
         return self._shared
+
+    def _names_base_of(self, adapter: Named) -> bool:
+        """Whether an adapter's base is one of the models too, under the same name or path."""
+        about = json.loads((Path(str(adapter.source)).expanduser() / "adapter_config.json").read_text("utf-8"))
+        base = str(adapter.base or about.get("base_model_name_or_path"))
+        places = {base, str(Path(base).expanduser().resolve())}
+        return any(m.source and places & {m.source, str(Path(m.source).expanduser().resolve())} for m in self._models)
 
     def _content(self, model: Named) -> dict[str, Any]:
         about = identify(str(model.source), trust_remote_code=self._opening.trust_remote_code)

@@ -200,7 +200,8 @@ def run_child(way: str, config: AdaptersConfig, folder: Path) -> Spent:
     command = [sys.executable, "-m", "benchmarks.adapters", *options, "--child", way]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{way} failed:\n{done.stderr[-2000:]}")
+        print(f"error: the {way} way failed: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}", file=sys.stderr)
+        raise SystemExit(2)
     return Spent(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -209,20 +210,26 @@ def main() -> int:
     config = tyro.cli(AdaptersConfig, prog="python -m benchmarks.adapters", description=__doc__)
     import torch
 
+    from interp.checkpoints import CheckpointError
+
     torch.set_num_threads(config.threads)
     if config.child:
         assert config.folder is not None
         print(json.dumps(asdict(take(config.child, config, config.folder))))
         return 0
-    if config.adapters < 2 or config.rounds < 1 or config.limit < 1:
-        print("error: --adapters must be 2 or more, --rounds and --limit at least 1", file=sys.stderr)
+    if config.adapters < 2 or min(config.rounds, config.limit, config.rank, config.batch_tokens) < 1:
+        print("error: --adapters must be 2 or more, --rounds, --limit, --rank and --batch-tokens at least 1", file=sys.stderr)
         return 2
     if config.smoke:
         config = AdaptersConfig(adapters=2, rank=config.rank, model=config.model, limit=2, rounds=1, threads=config.threads)
     runs: dict[str, list[Spent]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        write_adapters(config, folder)
+        try:
+            write_adapters(config, folder)
+        except CheckpointError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         wrong: set[str] = set()
         for _ in range(config.rounds):
             for way in WAYS:

@@ -91,6 +91,8 @@ class GpuConfig:
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key-value heads evenly")
+        if min((*self.lengths, *self.head_dims, self.tokens, self.layers, self.batch_tokens), default=0) < 1:
+            raise ValueError("lengths, head sizes, tokens, layers and batch tokens must be at least 1")
         if not self.parts or min(self.rounds, self.model_rounds) < 1:
             raise ValueError(f"parts are {self.parts}, rounds {self.rounds} and {self.model_rounds}; at least one of each is needed")
 

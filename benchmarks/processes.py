@@ -80,7 +80,8 @@ def measure(processes: int, out: Path, config: ProcessesConfig, limit: int | Non
     command += ["--limit", str(limit)] if limit else []
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+        print(done.stderr[-2000:], f"error: {' '.join(command)} failed", sep="\n", file=sys.stderr)
+        raise SystemExit(2)
     run = json.loads((out / "run.json").read_text("utf-8"))
     if run["n_processes"] != processes:
         raise SystemExit(f"{' '.join(command)} ran {run['n_processes']} process(es) instead of {processes}")
@@ -105,8 +106,8 @@ def main() -> int:
     import pandas as pd
 
     config = tyro.cli(ProcessesConfig, prog="python -m benchmarks.processes", description=__doc__)
-    if config.processes < 2 or config.rounds < 1:
-        print("error: --processes must be 2 or more, and --rounds at least 1", file=sys.stderr)
+    if config.processes < 2 or config.rounds < 1 or (config.limit is not None and config.limit < 1):
+        print("error: --processes must be 2 or more, --rounds and --limit at least 1", file=sys.stderr)
         return 2
     rounds, limit = (1, 4) if config.smoke else (config.rounds, config.limit)
     taken: dict[int, list[tuple[float, float]]] = {1: [], config.processes: []}

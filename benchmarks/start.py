@@ -100,13 +100,17 @@ def run_way(way: str, config: StartConfig) -> dict[str, float]:
         done = subprocess.run([sys.executable, "-m", *module], env=environment, capture_output=True, text=True, check=False)
         taken = time.perf_counter() - begun
     if done.returncode:
-        raise SystemExit(f"{WAYS[way]} failed:\n{done.stderr[-2000:]}")
+        print(f"error: {WAYS[way]} failed: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}", file=sys.stderr)
+        raise SystemExit(2)
     return {"process": taken} if way == "help" else {"call": json.loads(done.stdout.splitlines()[-1]), "process": taken}
 
 
 def main() -> int:
     """Print the table."""
     config = tyro.cli(StartConfig, prog="python -m benchmarks.start", description=__doc__)
+    if config.child and config.child not in WAYS:
+        print(f"error: --child is {config.child!r}; allowed: {', '.join(WAYS)}", file=sys.stderr)
+        return 2
     if config.child:
         print(json.dumps(call_seconds(config.child, config.model)))
         return 0

@@ -58,10 +58,18 @@ def adapters(tmp_path: Path, checkpoint: Path, save_adapter: Make) -> list[Path]
     return [save_adapter(tmp_path / "adapters" / f"scale-{scale}", checkpoint, scale=scale) for scale in (0.5, 0.3, 0.1)]
 
 
-@pytest.mark.parametrize("with_base", [None, "first", "last"])
+@pytest.mark.parametrize(("n_adapters", "with_base"), [(3, None), (2, "first"), (1, "last")])
 def test_adapters_of_one_base_take_one_load_and_a_forward_each(
-    with_base: str | None, heads: Heads, counted: Any, adapters: list[Path], checkpoint: Path, problems: Path, tmp_path: Path
+    n_adapters: int,
+    with_base: str | None,
+    heads: Heads,
+    counted: Any,
+    adapters: list[Path],
+    checkpoint: Path,
+    problems: Path,
+    tmp_path: Path,
 ) -> None:
+    adapters = adapters[:n_adapters]
     models = [*([checkpoint] if with_base == "first" else []), *adapters, *([checkpoint] if with_base == "last" else [])]
     loads, forwards = counted
     options = ["--problems", str(problems), "--device", "cpu", "--maps", "no", "--no-figures", "--out", str(tmp_path / "out")]

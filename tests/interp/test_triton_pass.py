@@ -364,7 +364,7 @@ def test_any_number_of_chosen_keys_a_query(window: int | None) -> None:
     _, expected_rows = blocked_pass(query, key, value, mask, scores, sets, wanted)
     given = query.to(DEVICE), key.to(DEVICE), value.to(DEVICE)
     _, rows = triton_pass(*given, mask, on_device(scores), sets.to(DEVICE), wanted)
-    assert_close("pair masses", rows.pair_masses.cpu(), expected_rows.pair_masses, 1e-6)
+    assert_close("pair masses", rows.pair_masses.cpu(), expected_rows.pair_masses, 1e-5)
     np.testing.assert_array_equal(rows.pair_sizes.cpu(), expected_rows.pair_sizes)
     assert float(expected_rows.pair_sizes.max()) > 5
     assert float(expected_rows.pair_masses.max()) > 0.1
