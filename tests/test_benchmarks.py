@@ -54,9 +54,9 @@ def test_distillation() -> None:
     assert "/generate" in printed
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_processes_give_one_table(launcher: str, tiny: Path) -> None:
-    printed = bench("processes", "--smoke", "--launcher", launcher, "--model", tiny)
+def test_processes_give_one_table(tiny: Path) -> None:
+    """By accelerate launch; torchrun starts those of tests/analyses/test_heads.py."""
+    printed = bench("processes", "--smoke", "--launcher", "accelerate", "--model", tiny)
     assert "2 tables of 1 and 2 processes: keys equal, 0 values undefined in one alone, the others differ by at most 0.0e+00" in printed
     assert "whole command: 1 process" in printed
 
@@ -85,15 +85,6 @@ def test_starting() -> None:
         ["open_checkpoint, converted before", "call"],
         ["open_checkpoint, converted before", "process"],
     ]
-
-
-def test_starting_beside_from_pretrained(tmp_path: Path, tiny_model: Callable[..., Any], write_gguf: Callable[..., None]) -> None:
-    write_gguf(tmp_path / "tiny.gguf", tiny_model("llama"))
-    printed = bench("start", "--rounds", 1, "--model", tmp_path / "tiny.gguf", HF_ASSETS_CACHE=str(tmp_path / "assets"))
-    rows = [row.split() for row in printed.splitlines()[2:]]
-    assert len(rows) == 7
-    assert [row[-1] for row in rows[-2:]] == ["1.000", "1.000"]
-    assert len(list((tmp_path / "assets").glob("primed-heads/gguf/*/*"))) == 1  # the cold way has a cache of its own
 
 
 def test_adapters_take_one_load(tiny: Path) -> None:
