@@ -34,7 +34,7 @@ lint: setup ## ruff, pyright, import-linter
 	$(BIN)/lint-imports
 
 bench: setup ## time and memory against a plain forward and against peers
-	$(BIN)/python -m benchmarks.heads --shapes 8x224 1x1024 --memory-shapes 8x224 1x2048 --save runs/bench/heads.json
+	$(BIN)/python -m benchmarks.heads --shapes 8x224 1x1024 --memory-shapes 8x224 1x1024 --peer-rounds 1 --save runs/bench/heads.json
 	$(BIN)/python -m benchmarks.distill --tokens 512 --collect-tokens 48
 
 clean: ## remove the environment, builds and caches; keep runs/
