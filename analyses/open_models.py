@@ -116,8 +116,15 @@ class OpenModels:
 
     def _names_base_of(self, adapter: Named) -> bool:
         """Whether an adapter's base is one of the models too, under the same name or path."""
-        about = json.loads((Path(str(adapter.source)).expanduser() / "adapter_config.json").read_text("utf-8"))
-        base = str(adapter.base or about.get("base_model_name_or_path"))
+        base = adapter.base
+        if base is None:
+            try:
+                base = json.loads((Path(str(adapter.source)).expanduser() / "adapter_config.json").read_text("utf-8"))[
+                    "base_model_name_or_path"
+                ]
+            except (OSError, ValueError, KeyError, TypeError):
+                return False  # opened by itself, it is told what is wrong with its file
+            base = str(base)
         places = {base, str(Path(base).expanduser().resolve())}
         return any(m.source and places & {m.source, str(Path(m.source).expanduser().resolve())} for m in self._models)
 

@@ -116,3 +116,15 @@ def test_the_base_of_adapters_is_told_by_its_weights(adapters: list[Path], check
         assert found.name == model.name
         assert not any(p.requires_grad for p in found.model.parameters())
     assert opened.open(base).model is opened.open(first).model
+
+
+@pytest.mark.parametrize("written", ["{", "[]", "{}", None])
+def test_a_damaged_adapter_is_said_so(
+    written: str | None, adapters: list[Path], checkpoint: Path, problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside its base, where the name of the base is read first."""
+    file = adapters[0] / "adapter_config.json"
+    file.write_text(written if written is not None else file.read_text("utf-8")[:40], "utf-8")
+    options = ["--problems", str(problems), "--device", "cpu", "--maps", "no", "--no-figures", "--out", str(tmp_path / "out")]
+    assert main([str(checkpoint), str(adapters[0]), *options]) == 2
+    assert "Traceback" not in capsys.readouterr().err
