@@ -429,14 +429,15 @@
     else if (last.bottom > bottom) scrollBy(0, last.bottom - bottom);
   }
 
-  let waiting = false;
-  /** The pointer's token is drawn with the next frame; the keyboard's at once, for its next press may go to what is drawn. */
+  let frame = 0;
+  const drawTokens = () => { frame = 0; models.forEach((_, m) => drawToken(m)); };
+  /** The pointer's token is drawn with the next frame; the keyboard's at once, for its next press may go to what is drawn (a frame still to come would draw over it). */
   function hover(place, atOnce = false) {
     state.hover = place;
-    if (atOnce && views.length) models.forEach((_, m) => drawToken(m));
-    if (atOnce || waiting || !views.length) return;
-    waiting = true;
-    requestAnimationFrame(() => { waiting = false; models.forEach((_, m) => drawToken(m)); });
+    if (!views.length) return;
+    if (!atOnce) { frame ||= requestAnimationFrame(drawTokens); return; }
+    cancelAnimationFrame(frame);
+    drawTokens();
   }
 
   const same = (a, b) => a !== null && b !== null && a.token === b.token && (a.model === b.model || a.token < shared);
@@ -511,7 +512,10 @@
       others.slice(0, 3).forEach(([token, p]) => line.append(" ", el("span", {}, el("bdi", { title: partOf(token) }, visible(token)), ` ${percent(p)}`)));
       parts.splice(1, 0, line);
     }
+    const held = box.contains(document.activeElement) ? document.activeElement : null, side = held?.closest(".out, .in")?.className;
     box.replaceChildren(...parts);
+    // Drawn again under the keyboard, the panel gives its focus back: to the same button, or the first.
+    if (held) (box.querySelector(`.${side ?? "out"} [data-token="${held.dataset.token}"]`) ?? box.querySelector("button"))?.focus({ preventScroll: true });
     // A panel never grows over the token that is pointed at, and what comes after the text does not move.
     if (!kept && state.hover?.model === m) {
       const boxes = elements[m][now].getClientRects(), below = innerHeight - (boxes[boxes.length - 1]?.bottom ?? 0) - 4;

@@ -364,6 +364,42 @@ def test_the_keyboard_is_not_lost(opened, example):
     assert page.evaluate("document.activeElement.textContent") == name
 
 
+def test_a_frame_still_to_come_does_not_take_the_keyboards_place(opened, example):
+    """Keys faster than the screen: the panel's button is reached before the frame that leaving the token before it asked for."""
+    page, position = opened(example), numbers(example)[5]
+    page.keyboard.press("Tab")
+    reached = page.evaluate(
+        """(at) => {
+          const tokens = document.querySelectorAll("#text-0 .t");
+          tokens[at].focus();
+          tokens[at + 1].focus();
+          const button = document.querySelector("#detail-0 .out button");
+          button.focus();
+          return [button.dataset.token, document.activeElement === button];
+        }""",
+        position,
+    )
+    key = strongest(example, "model-0", (0, 1), "query", position + 1)[0][0]
+    assert reached == [key, True]
+    settle(page)
+    assert page.evaluate("document.activeElement.dataset.token") == key
+
+
+def test_a_panel_drawn_again_gives_the_focus_back(opened, example):
+    page, position = opened(example), numbers(example)[5]
+    token(page, 0, position).click()
+    button = page.locator("#detail-0 .in button").first
+    key = button.get_attribute("data-token")
+    button.focus()
+    token(page, 0, position).hover()
+    settle(page)
+    held = page.evaluate("[document.activeElement.dataset.token, document.activeElement.closest('.in') !== null]")
+    assert held == [key, True]
+    token(page, 0, position + 1).hover()
+    settle(page)
+    assert page.evaluate("document.activeElement.closest('#detail-0') !== null")
+
+
 def test_the_address_holds_the_view(opened, example):
     position = numbers(example)[2]
     page = opened(example, address=f"#head=2.3&token=0:{position}&step=2")
