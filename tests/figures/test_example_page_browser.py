@@ -387,7 +387,8 @@ def test_a_frame_still_to_come_does_not_take_the_keyboards_place(opened, example
 
 def test_a_panel_drawn_again_gives_the_focus_back(opened, example):
     page, position = opened(example), numbers(example)[5]
-    token(page, 0, position).click()
+    token(page, 0, position).focus()
+    page.keyboard.press("Enter")
     button = page.locator("#detail-0 .in button").first
     key = button.get_attribute("data-token")
     button.focus()
