@@ -285,8 +285,8 @@ def contrast(config: ExamplesConfig, command: str) -> int:
     """Many problems: heads of right and of wrong answers."""
     from dataclasses import asdict, fields
 
-    from analyses.contrast import ContrastConfig
     from analyses.contrast import contrast as over_problems
+    from analyses.contrast_options import ContrastConfig
 
     known = {name: value for name, value in asdict(config).items() if name in {f.name for f in fields(ContrastConfig)}}
     return over_problems(ContrastConfig(**{**known, "models": config.model, "out": config.folder()}), command)
