@@ -252,7 +252,7 @@ def _infos(model: Named, measures: Sequence[str]) -> list[dict[str, Any]]:
     return [known[name] for name in measures]
 
 
-# --- what the answers allow to say ---------------------------------------------------------------------------------
+# --- what the answers allow to say ----------------------------------------------------------------------------------
 
 
 def _accuracy(model: Named, answers: pd.DataFrame) -> dict[str, Any]:
