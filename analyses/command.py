@@ -1,4 +1,4 @@
-"""What every command does around its work: one line for an error of input or machine, and the exit codes 0, 2 and 130."""
+"""What every command does around its work: lines of progress, one line for an error of input or machine, the exit codes 0, 2 and 130."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 OURS = ("interp", "distill", "analyses", "figures", "__main__")
+
+
+def say(text: str) -> None:
+    """A line of progress, to standard error."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def guarded(work: Callable[[], int], *, debug: bool, interrupted: Callable[[], str], out: Path, kept: str, smaller: str = "") -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from analyses.command import say
+from analyses.contrast_options import ContrastConfig, ContrastInputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,61 +19,8 @@ if TYPE_CHECKING:
     from distill.problems import Problem
     from interp.compare import Run
 
-KIND = "contrast"
-"""As `kind` in run.json."""
 FEW = 10
 """With fewer right or wrong answers than this the tests are rough."""
-SHOWN = 10
-EMBEDDED = "smollm2"
-
-
-class ContrastInputError(ValueError):
-    """Models, runs or a folder that cannot be contrasted; the message says what was seen and what to do."""
-
-
-@dataclass(frozen=True)
-class ContrastConfig:
-    """Which heads differ between right and wrong answers.
-
-    Attributes:
-        models: hub ids, folders, adapters, .gguf files, smollm2, or finished runs of `analyses.heads --text generated`.
-        problems: shipped, gsm8k, or a JSONL file; None: those of the first finished run among the models, else shipped.
-        split: of gsm8k.
-        limit: first N problems only.
-        out: folder for the results.
-        grader: one of `distill.grading.GRADERS`.
-        max_new_tokens: cut of generated answers; None: that of the first finished run, else 256.
-        chat: use the chat template where the tokenizer has one.
-        base: base model of adapters, where their config names none.
-        measures: names; none: those of the first finished run, else all.
-        region: where the queries of printed tables and figures stand.
-        device: as `analyses.heads` takes it.
-        dtype: likewise.
-        batch_tokens: likewise.
-        seed: of the bootstrap.
-        force: replace a finished contrast, and begin unfinished head runs anew; finished ones of the same settings are kept.
-        figures: draw them.
-        trust_remote_code: run the checkpoints' own model code.
-    """
-
-    models: tuple[str, ...] = (EMBEDDED,)
-    problems: str | None = None
-    split: str = "test"
-    limit: int | None = None
-    out: Path = Path("runs/contrast")
-    grader: str = "first_final"
-    max_new_tokens: int | None = None
-    chat: bool = True
-    base: str | None = None
-    measures: tuple[str, ...] = ()
-    region: Literal["question", "response", "all"] = "response"
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    batch_tokens: int = 2048
-    seed: int = 0
-    force: bool = False
-    figures: bool = True
-    trust_remote_code: bool = False
 
 
 def contrast(config: ContrastConfig, command: str) -> int:
@@ -93,13 +40,16 @@ def contrast(config: ContrastConfig, command: str) -> int:
     """
     import numpy as np
 
+    from analyses.contrast_answers import graded
+    from analyses.contrast_folder import KIND, ContrastFolder
+    from analyses.contrast_text import summarise
     from analyses.head_runs import all_named, read_head_run
     from analyses.open_models import Opening, OpenModels
     from interp.contrast import ANSWERS, CONTRAST, ContrastError, contrast_table, lengths_table, same_heads
 
     models = all_named(config.models, config.base)
     _check(config, models)
-    folder = _Folder(config.out, force=config.force)
+    folder = ContrastFolder(config.out, force=config.force)
     config, problems = _settled(config, models)
     _check_runs(config, models, problems)
     opened = OpenModels(models, Opening(config.device, config.dtype, config.trust_remote_code))
@@ -155,11 +105,6 @@ def contrast(config: ContrastConfig, command: str) -> int:
         draw_contrast(folder.out)
     summarise(table, about, folder.out)
     return 0
-
-
-def say(text: str) -> None:
-    """A line of progress, to standard error."""
-    print(text, file=sys.stderr, flush=True)
 
 
 # --- head runs ------------------------------------------------------------------------------------------------------
@@ -307,66 +252,7 @@ def _infos(model: Named, measures: Sequence[str]) -> list[dict[str, Any]]:
     return [known[name] for name in measures]
 
 
-# --- answers --------------------------------------------------------------------------------------------------------
-
-
-def written_answers(inputs: pd.DataFrame, max_new_tokens: int) -> pd.DataFrame:
-    """What a model wrote, from the `inputs` table of its run on generated text.
-
-    The text is that of the answer's tokens in order; special tokens stand in the template's region and are left out. An answer is cut
-    where its last token is no special one and `max_new_tokens` were written. The prompt after a question is the same for all, so it is as
-    long as the shortest stretch between a question and its answer.
-
-    Args:
-        inputs: rows of `interp.table.INPUTS`.
-        max_new_tokens: limit of the run.
-
-    Returns:
-        example, text, n_tokens (without special ones), cut; a row an example, ascending.
-    """
-    import pandas as pd
-
-    rows = inputs.sort_values(["example", "position"], kind="stable")
-    region, special = rows["region"].astype(str), rows["role"].astype(str) == "special"
-    begins = rows[region == "response"].groupby("example")["position"].min()
-    asked = rows[region == "question"].groupby("example")["position"].max()
-    prompt = int((begins - asked).min()) if len(begins) else 1
-    found = []
-    for example, own in rows.groupby("example", sort=True):
-        said = own[(region[own.index] == "response") & ~special[own.index]]
-        last, first = int(own["position"].iloc[-1]), int(asked[example]) + prompt
-        cut = not special[own.index[-1]] and last - first + 1 >= max_new_tokens
-        found.append((example, "".join(said["token"]), len(said), cut))
-    return pd.DataFrame(found, columns=["example", "text", "n_tokens", "cut"])
-
-
-def graded(run: Run, about: dict[str, Any], problems: Sequence[Problem], grader: str) -> pd.DataFrame:
-    """Rows of `interp.contrast.ANSWERS` of one model.
-
-    Args:
-        run: its head run on generated text.
-        about: that run's run.json.
-        problems: of the run, in order.
-        grader: one of `distill.grading.GRADERS`.
-
-    Raises:
-        ContrastInputError: the run has other examples than there are problems.
-        GradingError: a problem's reference holds no number.
-    """
-    from distill.grading import grade
-
-    written = written_answers(run.inputs, about["generated"]["max_new_tokens"])
-    if list(written["example"]) != [p.index for p in problems] or tuple(written["example"]) != run.values.examples:
-        raise ContrastInputError(
-            f"{run.name} has tables of {len(written)} examples, and there are {len(problems)} problems; measure it again"
-        )
-    verdicts = [
-        grade(text, problem.answer, [grader], cut=cut)[0]
-        for text, cut, problem in zip(written["text"], written["cut"].tolist(), problems, strict=True)
-    ]
-    table = written.rename(columns={"example": "problem"}).drop(columns="text")
-    table.insert(0, "model", run.name)
-    return table.assign(extracted=[v.extracted or "" for v in verdicts], correct=[v.correct for v in verdicts])
+# --- what the answers allow to say ----------------------------------------------------------------------------------
 
 
 def _accuracy(model: Named, answers: pd.DataFrame) -> dict[str, Any]:
@@ -417,132 +303,4 @@ def warnings(models: Sequence[Named], answers: Sequence[pd.DataFrame], right: np
             told.append("the models have other numbers of layers or heads, so nothing is paired by problem")
         elif both < FEW:
             told.append(f"only {both} problems are solved by some models and not by others: the paired test is rough, or not there")
-    return told
-
-
-# --- the folder -----------------------------------------------------------------------------------------------------
-
-
-class _Folder:
-    """One contrast's output; `run.json` is written last, and says that it is whole."""
-
-    def __init__(self, out: Path, *, force: bool) -> None:
-        self.out = out
-        if out.exists() and not out.is_dir():
-            raise ContrastInputError(f"--out {out} is a file; name a folder")
-        if (out / "run.json").is_file():
-            try:
-                kind = json.loads((out / "run.json").read_text(encoding="utf-8")).get("kind")
-            except (OSError, ValueError, AttributeError) as error:
-                raise ContrastInputError(f"{out / 'run.json'} is damaged ({error}); name another --out") from error
-            if kind != KIND:
-                raise ContrastInputError(f"--out {out} holds results of another kind ({kind or 'a head run'}); name another folder")
-            if not force:
-                raise ContrastInputError(f"--out {out} holds a finished contrast; --force replaces it, or name another folder")
-        elif out.is_dir():
-            ours = {"heads", "figures", "contrast.parquet", "answers.parquet"}
-            strange = sorted(path.name for path in out.iterdir() if path.name not in ours and ".draft" not in path.name)
-            if strange:
-                raise ContrastInputError(f"--out {out} holds {strange[0]!r}, which no contrast wrote; name another folder")
-        out.mkdir(parents=True, exist_ok=True)
-
-    def begin(self) -> None:
-        """Drop what an earlier contrast left: none of it may stand among the new."""
-        for name in ("run.json", "contrast.parquet", "answers.parquet"):
-            (self.out / name).unlink(missing_ok=True)
-        shutil.rmtree(self.out / "figures", ignore_errors=True)
-
-    def write(self, table: pd.DataFrame, schema: Any) -> None:
-        """One table, whole or not at all."""
-        from interp.table import write
-
-        draft = self.out / f".{schema.name}.draft"
-        write(table, schema, draft)
-        draft.replace(self.out / f"{schema.name}.parquet")
-
-    def finish(self, about: dict[str, Any]) -> None:
-        """Write run.json."""
-        from distill.atomic import write_whole
-        from interp.versions import versions
-
-        whole = _plain({**about, "versions": versions()})
-        write_whole(self.out / "run.json", json.dumps(whole, indent=1, ensure_ascii=False, default=str, allow_nan=False) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    """For JSON, which knows neither NaN nor infinity: null."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and value - value != 0 else value
-
-
-# --- telling --------------------------------------------------------------------------------------------------------
-
-
-def summarise(table: pd.DataFrame, about: dict[str, Any], out: Path) -> None:
-    """Accuracies, lengths, the foremost heads, and what they do not show, in a few lines."""
-    import pandas as pd
-
-    from interp.contrast import PAIRED, top_rows
-
-    def shown(rows: list[dict[str, Any]] | pd.DataFrame) -> str:
-        return pd.DataFrame(rows).to_string(index=False, na_rep="", float_format=lambda value: f"{value:.3g}")
-
-    region, n_heads = about["region"], about["n_layers"] * about["n_heads"]
-    for warning in about["warnings"]:
-        print(f"warning: {warning}")
-    print(f"\nAnswers to {about['n_examples']} problems, graded by {about['grader']}; Wilson's 95 % intervals:\n")
-    columns = {"name": "model", "n_right": "right", "n_problems": "of", "n_cut": "cut", "accuracy": "accuracy"}
-    accuracies = [{shown_as: m[key] for key, shown_as in columns.items()} for m in about["models"]]
-    for row, model in zip(accuracies, about["models"], strict=True):
-        row |= {"low": model["accuracy_low"], "high": model["accuracy_high"]}
-    print(shown(accuracies))
-    lengths = pd.DataFrame(about["lengths"])[
-        ["model", "right_mean", "wrong_mean", "difference", "ci_low", "ci_high", "p", "n_right", "n_wrong"]
-    ]
-    print("\nLength of the answers in tokens, right minus wrong:\n")
-    print(shown(lengths))
-    for model in dict.fromkeys(table["model"].astype(str)):
-        rows = table[(table["model"] == model) & (table["region"] == region) & table["q"].notna()]
-        if rows.empty:
-            print(f"\n{model}: no head is tested in region {region}")
-            continue
-        if model == PAIRED:
-            both = f"{about['n_problems_both']} problems that some solve and some do not"
-            print(f"\nModels paired by problem: {both}; t test with the variance clustered by problem (CR2)")
-        else:
-            print(f"\n{model}: right minus wrong answers, which are to different problems; Welch's t test")
-        print(f"Benjamini-Hochberg over the {n_heads} heads of a measure, queries in {region}; 95 % intervals. Heads with q <= 0.05:\n")
-        clear = [
-            {"measure": measure, "q<=0.05": f"{int((group['q'] <= 0.05).sum())} of {len(group)}", "smallest q": group["q"].min()}
-            for measure, group in rows.groupby("measure", observed=True, sort=False)
-        ]
-        print(shown(clear))
-        top = top_rows(table, model, region, SHOWN)
-        top.insert(0, "layer.head", top["layer"].astype(str) + "." + top["head"].astype(str))
-        print(f"\nThe {len(top)} smallest q, of all measures together (q is corrected over heads, not over measures):\n")
-        print(shown(top.drop(columns=["model", "layer", "head", "region"])))
-    print()
-    for caution in cautions(about):
-        print(f"note: {caution}")
-    print(f"\ntables:  contrast.parquet, answers.parquet, run.json in {out}")
-    if (out / "figures").is_dir():
-        print(f"figures: {out / 'figures'}")
-
-
-def cautions(about: dict[str, Any]) -> list[str]:
-    """What a difference between right and wrong answers does not show."""
-    told = [
-        "right answers come from easier, shorter problems: a head that differs within one model may show the problem, not the model",
-        "a measure that follows the length of a text differs where the lengths above do",
-        "a difference does not say that the head makes answers right",
-    ]
-    if about["region"] == "question":
-        told.append("queries in the question have not seen the answer: within one model they differ by problem alone")
-    if len(about["models"]) > 1:
-        told.append("pairing takes away what a problem and a model bring along, not the length or the words of each answer")
     return told

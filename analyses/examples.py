@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from analyses.command import guarded
+from analyses.command import guarded, say
 
 if TYPE_CHECKING:
+    from analyses.example_wish import Wish
     from analyses.head_runs import Named
-    from analyses.one_problem import Wish
     from distill.problems import Problem
 
 PROG = "python -m analyses.examples"
@@ -178,8 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def look_at(config: ExamplesConfig, command: str) -> int:
     """One problem: tables, text, figures, page."""
+    from analyses.example_folder import check_folder
+    from analyses.example_wish import ExampleError, Wish
     from analyses.head_runs import all_named
-    from analyses.one_problem import ExampleError, Wish, check_folder
 
     models = all_named(config.model, config.base)
     config = settled(config, models)
@@ -205,8 +206,8 @@ def look_at(config: ExamplesConfig, command: str) -> int:
         seed=config.seed,
     )
     _look(config, wish, models, problem, pool, {"command": command, "problem": about}, out)
+    from analyses.example_heads import parse_heads
     from analyses.example_text import describe
-    from analyses.one_problem import parse_heads
     from figures.example_figures import draw_example, write_page
     from figures.example_folder import read_example
 
@@ -226,7 +227,7 @@ def look_at(config: ExamplesConfig, command: str) -> int:
 def _look(
     config: ExamplesConfig, wish: Wish, models: Sequence[Named], problem: Problem, pool: Sequence[Problem], about: dict[str, Any], out: Path
 ) -> None:
-    from analyses.one_problem import look, say
+    from analyses.one_problem import look
     from analyses.open_models import Opening, OpenModels
 
     say(f"opening {', '.join(str(m.source) for m in models)}")
@@ -258,7 +259,7 @@ def the_problem(config: ExamplesConfig) -> tuple[Problem, list[Problem], dict[st
     Raises:
         ExampleError: a number out of the set's range, or an answer without a number.
     """
-    from analyses.one_problem import ExampleError
+    from analyses.example_wish import ExampleError
     from distill.grading import GradingError, is_correct
     from distill.problems import Problem, load_problems
 
@@ -284,8 +285,8 @@ def contrast(config: ExamplesConfig, command: str) -> int:
     """Many problems: heads of right and of wrong answers."""
     from dataclasses import asdict, fields
 
-    from analyses.contrast import ContrastConfig
     from analyses.contrast import contrast as over_problems
+    from analyses.contrast_options import ContrastConfig
 
     known = {name: value for name, value in asdict(config).items() if name in {f.name for f in fields(ContrastConfig)}}
     return over_problems(ContrastConfig(**{**known, "models": config.model, "out": config.folder()}), command)

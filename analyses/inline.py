@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from analyses.example_wish import ExampleError, Wish
 from analyses.head_runs import Named, named
-from analyses.one_problem import ExampleError, Wish, look
+from analyses.one_problem import look
 from distill.problems import Problem, load_problems
 from figures.example_folder import read_example
 from figures.example_page import example_page

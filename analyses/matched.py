@@ -11,7 +11,7 @@ from analyses.comparison_folder import ComparisonFolder
 from analyses.head_runs import Named, folder_of
 
 if TYPE_CHECKING:
-    from analyses.shifts import ShiftsConfig
+    from analyses.shift_options import ShiftsConfig
 
 
 def match(config: ShiftsConfig, command: str, models: Sequence[Named], folder: ComparisonFolder) -> int:

@@ -14,7 +14,7 @@ from analyses.head_runs import InputError, Named, read_run_json
 if TYPE_CHECKING:
     from analyses.heads import HeadsConfig
     from analyses.open_models import OpenModels
-    from analyses.shifts import ShiftsConfig
+    from analyses.shift_options import ShiftsConfig
     from distill.problems import Problem
     from interp.checkpoints import Checkpoint
 

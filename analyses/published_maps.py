@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from analyses.shifts import ShiftsConfig
+    from analyses.shift_options import ShiftsConfig
 
 
 def compare_published(config: ShiftsConfig, command: str) -> int:

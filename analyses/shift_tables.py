@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analyses.open_models import OpenModels
-    from analyses.shifts import ShiftsConfig
+    from analyses.shift_options import ShiftsConfig
     from interp.compare import Run
 
 

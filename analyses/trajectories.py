@@ -14,7 +14,7 @@ import pandas as pd
 from analyses.head_runs import ACCURACY, InputError, study_accuracies
 
 if TYPE_CHECKING:
-    from analyses.shifts import ShiftsConfig
+    from analyses.shift_options import ShiftsConfig
 
 MEASURES = ("entropy_nats", "bos_mass", "mean_distance", "numeric_mass", "operator_mass")
 """Measured at checkpoints where none are named: those that a study records."""
@@ -122,10 +122,7 @@ def moved_table(trajectory: pd.DataFrame, region: str) -> pd.DataFrame:
 
 def compare_trajectories(config: ShiftsConfig, command: str) -> int:
     """When each head moved while its student learnt: from recorded trajectories, or from checkpoints on disk."""
-    import pandas as pd
-
     from analyses.comparison_folder import ComparisonError, ComparisonFolder
-    from analyses.trajectories import moved_table, of_student
     from interp.measures import load_measures
 
     folder = ComparisonFolder(config.folder(), force=config.force)
