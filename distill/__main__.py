@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 if TYPE_CHECKING:
-    from distill.study import StudyRun
+    from distill.run import StudyRun
 
 PROG = "python -m distill"
 EXAMPLES = """Students of a teacher that is prompted in several ways.
@@ -145,9 +145,10 @@ def work(command: OnStudy) -> int:
 
     study = read_study(command.study, command.set)
     study = study if command.out is None else replace(study, out=str(command.out))
-    from distill.study import StudyRun
+    from distill.run import StudyRun
+    from distill.study import StudyFolder
 
-    run = StudyRun(study, show_progress=not command.quiet and int(os.environ.get("RANK", "0")) == 0)
+    run = StudyRun(StudyFolder(study), show_progress=not command.quiet and int(os.environ.get("RANK", "0")) == 0)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and isinstance(command, (Run, Evaluate, Search)):
         raise StudyError("run, evaluate and search are for one process; under a launcher use collect and train")
     run.begin()
@@ -170,11 +171,11 @@ def work(command: OnStudy) -> int:
         case Evaluate():
             for condition, seed in _students(run, command.condition, command.seed):
                 run.evaluate_one(condition, seed)
-            from distill.results import report
-
-            report(run)
+            run.report()
         case Search():
-            run.search()
+            from distill.search import search_study
+
+            search_study(run)
     run.write_down()
     return 0
 
@@ -182,20 +183,20 @@ def work(command: OnStudy) -> int:
 def _conditions(run: StudyRun, wanted: Sequence[str]) -> list[str]:
     from distill.config import StudyError
 
-    unknown = [name for name in wanted if name not in run.study.conditions]
+    unknown = [name for name in wanted if name not in run.config.conditions]
     if unknown:
-        raise StudyError(f"--condition {unknown[0]} is no condition of the study; conditions: {', '.join(run.study.conditions)}")
-    return [name for name in run.study.conditions if not wanted or name in wanted]
+        raise StudyError(f"--condition {unknown[0]} is no condition of the study; conditions: {', '.join(run.config.conditions)}")
+    return [name for name in run.config.conditions if not wanted or name in wanted]
 
 
 def _students(run: StudyRun, conditions: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int | None]]:
     from distill.config import StudyError
 
-    unknown = [seed for seed in seeds if seed not in run.study.seeds]
+    unknown = [seed for seed in seeds if seed not in run.config.seeds]
     if unknown:
-        raise StudyError(f"--seed {unknown[0]} is no seed of the study; seeds: {', '.join(map(str, run.study.seeds))}")
+        raise StudyError(f"--seed {unknown[0]} is no seed of the study; seeds: {', '.join(map(str, run.config.seeds))}")
     chosen = _conditions(run, conditions)
-    return [(name, seed) for name, seed in run.students if name in chosen and (seed is None or not seeds or seed in seeds)]
+    return [(name, seed) for name, seed in run.study.students if name in chosen and (seed is None or not seeds or seed in seeds)]
 
 
 def inspect(command: Inspect) -> int:

@@ -17,38 +17,38 @@ from distill.batches import aligned_texts
 from distill.evaluate import score_texts
 from distill.problems import problems_digest
 from distill.strategies import RESERVED, Strategy
+from distill.study import StudyFolder
 from distill.teachers import same_tokenizer
 
 if TYPE_CHECKING:
-    from distill.study import StudyRun
     from interp.checkpoints import Checkpoint
 
 FILE = "heldout.json"
 
 
-def score_heldout(run: StudyRun, condition: str, folder: Path, about: Mapping[str, Any], opened: Callable[[], Checkpoint]) -> None:
+def score_heldout(study: StudyFolder, condition: str, folder: Path, about: Mapping[str, Any], opened: Callable[[], Checkpoint]) -> None:
     """Writes a student's scores into the folder of its evaluation; what is there of the same settings is kept.
 
     Args:
-        run: the study.
+        study: the student's study.
         condition: the student's.
         folder: of its evaluation.
         about: who the student is.
         opened: opens it.
     """
-    own = run.study
+    own = study.config
     settings = {
         "about": dict(about),
-        "heldout_sha256": problems_digest(run.heldout),
-        "records": [run.group(name, run.teacher_of(name)).key for name in answer_sets(run, condition).values()],
-        "context": run.context.content,
+        "heldout_sha256": problems_digest(study.heldout),
+        "records": [study.group(name, study.teacher_of(name)).key for name in answer_sets(study, condition).values()],
+        "context": study.context.content,
         "max_tokens": own.objective.max_tokens,
         "interval": [own.evaluation.level, own.evaluation.resamples, own.evaluation.seed],
     }
     file = folder / FILE
     if (_read(file) or {}).get("settings") == settings:
         return
-    rows = heldout_scores(run, opened(), condition).to_dict("records")
+    rows = heldout_scores(study, opened(), condition).to_dict("records")
     write_whole(file, json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 
 
@@ -67,47 +67,47 @@ def _read(file: Path) -> dict[str, Any] | None:
     return scores if isinstance(scores, dict) and {"settings", "rows"} <= set(scores) else None
 
 
-def answer_sets(run: StudyRun, condition: str) -> dict[str, str]:
+def answer_sets(study: StudyFolder, condition: str) -> dict[str, str]:
     """Names of the sets of held-out answers, and the condition whose teacher wrote them.
 
     `reference` are the problems' solutions; `baseline` the teacher's answers under the baseline's strategy, one yardstick for all
     conditions; `own` those under the condition's own strategy. The published objective's teacher never answers.
     """
     sets = {"reference": "finetune"}
-    if run.study.objective.name == "aligned":
-        sets |= {"baseline": run.study.baseline} if run.study.baseline not in RESERVED else {}
+    if study.config.objective.name == "aligned":
+        sets |= {"baseline": study.config.baseline} if study.config.baseline not in RESERVED else {}
         sets |= {"own": condition} if condition not in RESERVED else {}
     return sets
 
 
-def heldout_scores(run: StudyRun, checkpoint: Checkpoint, condition: str) -> pd.DataFrame:
+def heldout_scores(study: StudyFolder, checkpoint: Checkpoint, condition: str) -> pd.DataFrame:
     """Likelihood of held-out answers, and the divergence to the teacher that wrote them, a row a set of answers.
 
     Columns: answers (see `answer_sets`), texts, tokens, nll with its bootstrap interval over texts (nats a token), perplexity, and kl,
     KL(teacher || student) in nats a token at T = 1 where the teacher gave signals.
     """
-    tokenizer, evaluation = checkpoint.tokenizer, run.study.evaluation
+    tokenizer, evaluation = checkpoint.tokenizer, study.config.evaluation
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     lines = []
-    for name, whose in answer_sets(run, condition).items():
-        teacher = run.teacher_of(whose)
-        group = run.group(whose, teacher)
+    for name, whose in answer_sets(study, condition).items():
+        teacher = study.teacher_of(whose)
+        group = study.group(whose, teacher)
         if whose == "finetune":
-            group.collect(run.heldout, lambda problems, t=teacher: t.answer(problems, Strategy("finetune")), len(run.heldout))
-        records = [r for r in group.read(run.heldout) if r.text.strip()]
+            group.collect(study.heldout, lambda problems, t=teacher: t.answer(problems, Strategy("finetune")), len(study.heldout))
+        records = [r for r in group.read(study.heldout) if r.text.strip()]
         same = teacher.tokenizer is not None and same_tokenizer(teacher.tokenizer, tokenizer) is None
-        signals = same and run.teacher_config(whose).signal != "text"
+        signals = same and study.teacher_config(whose).signal != "text"
         if not records:
             continue
         if not signals:
             records = [replace(r, signals={}) for r in records]
         texts = aligned_texts(
-            records, tokenizer, run.context, run.chat(tokenizer), max_tokens=run.study.objective.max_tokens, same_tokenizer=same
+            records, tokenizer, study.context, study.chat(tokenizer), max_tokens=study.config.objective.max_tokens, same_tokenizer=same
         ).texts
-        head = run.store.read_head(teacher.identity) if signals and run.teacher_config(whose).signal == "hidden" else None
+        head = study.store.read_head(teacher.identity) if signals and study.teacher_config(whose).signal == "hidden" else None
         scores = score_texts(checkpoint.model, texts, pad or 0, batch_size=evaluation.batch_size, teacher_head=head)
         nll, kl = (scores[key].sum() / scores["tokens"].sum() for key in ("nll", "kl"))
-        low, high = _ratio_interval(run, scores)
+        low, high = _ratio_interval(study, scores)
         lines.append(
             {
                 "answers": name,
@@ -123,9 +123,9 @@ def heldout_scores(run: StudyRun, checkpoint: Checkpoint, condition: str) -> pd.
     return pd.DataFrame(lines)
 
 
-def _ratio_interval(run: StudyRun, scores: pd.DataFrame) -> tuple[float, float]:
+def _ratio_interval(study: StudyFolder, scores: pd.DataFrame) -> tuple[float, float]:
     """Bootstrap interval over texts of nats a token, a ratio of two sums."""
-    own = run.study.evaluation
+    own = study.config.evaluation
     random = np.random.default_rng(own.seed)
     picks = random.integers(0, len(scores), (own.resamples, len(scores)))
     means = scores["nll"].to_numpy()[picks].sum(1) / scores["tokens"].to_numpy()[picks].sum(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,10 @@ from filelock import FileLock, Timeout
 from optuna.storages.journal import JournalFileBackend
 
 from distill.atomic import write_whole
-from distill.config import SearchConfig, as_tables, differences
+from distill.config import HeadsConfig, SearchConfig, StudyError, as_tables, differences
+from distill.problems import problems_digest
+from distill.run import StudyRun
+from distill.study import StudyFolder
 
 MAXIMISED = ("heldout_accuracy",)
 
@@ -127,3 +131,76 @@ def _write(study: optuna.Study, config: SearchConfig, folder: Path) -> None:
         f"[student]\nrank = {int(best['rank'])}",
     ]
     write_whole(folder / "best.toml", "\n\n".join(lines) + "\n")
+
+
+def search_study(run: StudyRun) -> None:
+    """Trains students of many settings, and measures them on the held-out problems.
+
+    Raises:
+        StudyError: a condition that is not trained, or settings that the teacher's signals cannot train.
+        SearchError: as `search`.
+    """
+    from distill.evaluate import read_answers
+    from distill.heldout import heldout_scores
+    from distill.statistics import shown
+    from distill.train import DivergedError
+
+    study, config, own = run.study, run.config, run.config.search
+    if own.condition in ("untouched", *(() if own.condition in config.conditions else (own.condition,))):
+        raise StudyError(f"search.condition is {own.condition!r}; it must be a condition of the study that is trained")
+    _check_signals(run)
+    run.collect(own.condition)
+    run.collect(config.baseline)
+
+    def measure(settings: dict[str, Any]) -> float:
+        changed = replace(
+            config,
+            out=str(study.folder / "search" / f"trial-{settings['trial']:04d}"),
+            objective=replace(config.objective, temperature=settings["temperature"], alpha=settings["alpha"]),
+            train=replace(config.train, learning_rate=settings["learning_rate"]),
+            student=replace(config.student, rank=int(settings["rank"])),
+            heads=HeadsConfig(records=0),
+        )
+        trial = StudyRun(StudyFolder(changed), show_progress=False)
+        trial.study.store = study.store
+        run.say(f"trial {settings['trial']}: " + ", ".join(f"{k} {v:.4g}" for k, v in settings.items() if k != "trial"))
+        try:
+            trial.train_one(own.condition, own.seed)
+        except DivergedError as error:
+            run.say(f"trial {settings['trial']}: {error}")
+            return math.nan
+        if own.metric == "heldout_nll":
+            scores = heldout_scores(trial.study, trial.study.open_student(own.condition, own.seed), own.condition).set_index("answers")
+            value = float(scores["nll"]["own" if "own" in scores.index else "reference"])
+        else:
+            trial.study.test = study.heldout
+            value = float(read_answers(trial.evaluate_one(own.condition, own.seed), config.evaluation.grader)["correct"].mean())
+        run.say(f"trial {settings['trial']}: {own.metric} {value:.5g}")
+        return value
+
+    fixed = {
+        **study.settings(own.condition),
+        "parents": study.parents(own.condition),
+        "heldout_sha256": problems_digest(study.heldout),
+        "evaluation": {k: v for k, v in as_tables(config.evaluation).items() if k not in ("batch_size", "level", "resamples")},
+    }
+    for section, key in (("objective", "temperature"), ("objective", "alpha"), ("train", "learning_rate"), ("student", "rank")):
+        del fixed[section][key]
+    table = search(own, study.folder / "search", measure, fixed)
+    print(shown(table.rename(columns={"value": own.metric})))
+    print(f"\n{study.folder / 'search' / 'best.toml'} has the best of {len(table)}, to be put into a study")
+
+
+def _check_signals(run: StudyRun) -> None:
+    """Every trial can be trained with the teacher's signals."""
+    own, signal = run.config.search, run.config.teacher.signal
+    if run.config.objective.teacher == "live" or own.alpha[0] == 1:
+        return
+    if signal == "text":
+        raise StudyError(f'search.alpha is {list(own.alpha)}, but teacher.signal is "text": set search.alpha = [1.0], or another signal')
+    truncated = run.config.objective.topk_at_temperature == "truncate"
+    if signal == "topk" and set(own.temperature) != {1.0} and not truncated:
+        raise StudyError(
+            f"search.temperature is {list(own.temperature)}, but stored top-k signals are sound at temperature 1 only: set "
+            'search.temperature = [1.0], teacher.signal = "hidden", or objective.topk_at_temperature = "truncate"'
+        )
