@@ -175,7 +175,8 @@ def read_problem(
     import torch
 
     from analyses.heads import HeadsConfig, decoder_of, plan, stop_ids, write_answers
-    from interp.recorder import attention_layers, record
+    from interp.recorder import record
+    from interp.seam import attention_layers
 
     checkpoint = opened.open(model)
     config = HeadsConfig(model=str(model.source), text=wish.text, max_new_tokens=wish.max_new_tokens, chat=wish.chat)
@@ -390,7 +391,7 @@ def parse_heads(typed: Sequence[str], layers: Sequence[int], n_heads: int, optio
 
 
 def _shape(checkpoint: Checkpoint) -> tuple[tuple[int, ...], int]:
-    from interp.recorder import attention_layers
+    from interp.seam import attention_layers
 
     config = checkpoint.model.config
     return attention_layers(config), int(config.get_text_config(decoder=True).num_attention_heads)
