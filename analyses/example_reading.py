@@ -58,7 +58,8 @@ def read_problem(
     import torch
 
     from analyses.heads import HeadsConfig, decoder_of, plan, stop_ids, write_answers
-    from interp.recorder import attention_layers, record
+    from interp.recorder import record
+    from interp.seam import attention_layers
 
     checkpoint = opened.open(model)
     config = HeadsConfig(model=str(model.source), text=wish.text, max_new_tokens=wish.max_new_tokens, chat=wish.chat)

@@ -261,7 +261,7 @@ def say(show: bool, text: str) -> None:
 
 def choose(config: HeadsConfig, checkpoint: Checkpoint, measures: dict[str, Measure]) -> str:
     """The way of recording: as asked, or by the recorder's rule."""
-    from interp.recorder import check_way, choose_way
+    from interp.ways import check_way, choose_way
 
     if config.way == "auto":
         return choose_way(checkpoint.model, measures.values())
@@ -407,7 +407,7 @@ def assemble(
     import pandas as pd
     import pyarrow.parquet as pq
 
-    from interp.recorder import attention_layers
+    from interp.seam import attention_layers
     from interp.table import EXAMPLES, HEADS, INPUTS, REGIONS, validate, write
     from interp.totals import heads_table
     from interp.versions import versions

@@ -66,7 +66,7 @@ def look(
 
 
 def _shape(checkpoint: Checkpoint) -> tuple[tuple[int, ...], int]:
-    from interp.recorder import attention_layers
+    from interp.seam import attention_layers
 
     config = checkpoint.model.config
     return attention_layers(config), int(config.get_text_config(decoder=True).num_attention_heads)

@@ -134,7 +134,9 @@ def runner(way: str, query: Tensor, key: Tensor, value: Tensor, sets: Any) -> Ca
     """A function that runs one way once. The mask is shared by its calls, as by the layers of a model."""
     import torch
 
-    from interp.attention import KeySets, Scores, Wanted, blocked_pass, flash_pass
+    from interp.attention import KeySets, Scores, Wanted
+    from interp.blocked_pass import blocked_pass
+    from interp.flash_pass import flash_pass
     from interp.masks import lazy_mask
     from interp.triton_pass import triton_pass
 

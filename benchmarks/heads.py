@@ -303,7 +303,8 @@ def attention_runner(batch: int, length: int) -> Callable[[str], object]:
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    from interp.attention import Scores, Wanted, blocked_pass
+    from interp.attention import Scores, Wanted
+    from interp.blocked_pass import blocked_pass
     from interp.masks import lazy_mask
     from interp.measures import MEASURES, key_sets
 

@@ -31,7 +31,8 @@ from interp.attention import NonFiniteAttentionError
 from interp.checkpoints import Checkpoint, open_checkpoint
 from interp.compare import TRAJECTORY
 from interp.measures import load_measures
-from interp.recorder import RecordingError, attention_layers, record
+from interp.recorder import record
+from interp.seam import RecordingError, attention_layers
 from interp.table import REGIONS, read, write
 from interp.tokens import Tokens, annotate
 
@@ -99,7 +100,7 @@ def record_heads(model: Any, tokens: Tokens, measures: Sequence[str]) -> tuple[n
         Means and the number of texts behind each, both [layer, head, measure, region]; NaN and 0 where undefined for every text.
 
     Raises:
-        interp.recorder.RecordingError: an architecture that cannot be recorded.
+        interp.seam.RecordingError: an architecture that cannot be recorded.
         interp.attention.NonFiniteAttentionError: NaN in attention.
     """
     chosen = load_measures(measures)
@@ -381,7 +382,7 @@ def record_checkpoints(
     Raises:
         TrajectoryError: no folder, or a text that is too long.
         interp.checkpoints.CheckpointError: a checkpoint that cannot be opened, or that changes nothing.
-        interp.recorder.RecordingError: an architecture that cannot be recorded.
+        interp.seam.RecordingError: an architecture that cannot be recorded.
     """
     if not folders:
         raise TrajectoryError("no checkpoint is named; give at least one checkpoint-N folder")

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from analyses.inline import show
     from interp.checkpoints import Checkpoint, CheckpointError, open_checkpoint
     from interp.measures import MEASURES, Measure, load_measures
-    from interp.recorder import Recording, RecordingError, record
+    from interp.recorder import Recording, record
+    from interp.seam import RecordingError
     from interp.table import MeasureInfo
     from interp.tokens import Tokens, annotate
     from interp.totals import HeadTotals
@@ -27,7 +28,7 @@ _HOMES = {
     "Measure": "interp.measures",
     "load_measures": "interp.measures",
     "Recording": "interp.recorder",
-    "RecordingError": "interp.recorder",
+    "RecordingError": "interp.seam",
     "record": "interp.recorder",
     "MeasureInfo": "interp.table",
     "Tokens": "interp.tokens",

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from interp.recorder import attention_layers
+from interp.seam import attention_layers
 
 CIRCUITS = ("qk", "ov")
 

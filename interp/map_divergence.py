@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from interp.checkpoints import check_switchable
-from interp.recorder import MapBlock, attention_layers, record
+from interp.recorder import MapBlock, record
+from interp.seam import attention_layers
 from interp.table import REGIONS, MeasureInfo
 from interp.tokens import Tokens
 
@@ -75,7 +76,7 @@ class Student:
 def map_divergence(students: Sequence[Student], tokens: Tokens, *, baseline: str) -> pd.DataFrame:
     """Compare every head's map between students on one batch of texts.
 
-    Memory: each student's forward, and of its maps one block of queries at a time (`interp.attention.blocked_pass`). A padded batch gives
+    Memory: each student's forward, and of its maps one block of queries at a time (`interp.blocked_pass`). A padded batch gives
     the numbers of its texts one by one. Results of several batches are concatenated.
 
     Args:

@@ -1,16 +1,12 @@
 """Record every attention head of a model during its ordinary forward pass: `with record(model, tokens) as heads: model(**tokens.inputs)`.
 
-The only file that touches a model's attention. It goes through transformers' attention seam (`AttentionInterface`): inside the context
-the model's attention function is ours, which computes the layer's exact output and the heads' statistics in one pass; on leaving, also by
-an exception, the model is as it was. Models that bypass the seam are refused, and so is a pass that did not record every layer once.
+Inside the context the recording stands in for the model's attention (`interp.seam`): it computes every layer's exact output and the heads'
+statistics in one pass. On leaving, also by an exception, the model is as it was. A pass that did not record every layer once is refused.
 """
 
 from __future__ import annotations
 
-import sys
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextvars import ContextVar, Token
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -18,37 +14,18 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import PreTrainedModel
 
-from interp.attention import (
-    FLASH_STATISTICS,
-    KeySets,
-    NonFiniteAttentionError,
-    RowStatistics,
-    Scores,
-    Wanted,
-    blocked_pass,
-    flash_obstacles,
-    flash_pass,
-)
-from interp.masks import LazyMask, lazy_mask
+from interp.attention import KeySets, NonFiniteAttentionError, RowStatistics, Scores, Wanted, attention_output
+from interp.blocked_pass import blocked_pass
+from interp.flash_pass import flash_pass
+from interp.masks import LazyMask
 from interp.measures import Block, Measure, Rows, key_sets, load_measures
+from interp.seam import Connection, RecordingError, attention_layers, connect, text_model
 from interp.table import REGIONS
 from interp.tokens import Tokens
 from interp.totals import HeadTotals, heads_table
-
-NAME = "primed_heads"
-WAYS = ("blocked", "flash", "triton")
-
-_ACTIVE: ContextVar[tuple[Recording, ...]] = ContextVar("primed_heads_recordings", default=())
-_LOCK = threading.Lock()
-_SWITCHED: dict[int, _Switch] = {}
-
-
-class RecordingError(RuntimeError):
-    """A model or a pass that cannot be recorded exactly; the message says why and what can be."""
+from interp.ways import check_way, choose_way, way_of_layer
 
 
 @dataclass(frozen=True)
@@ -84,76 +61,6 @@ class MapReader(Protocol):
     def end_layer(self, layer: int, n_keys: Tensor) -> None:
         """All blocks of a layer were read; `n_keys` says how many keys each query may see, [batch, query]."""
         ...
-
-
-@dataclass
-class _Switch:
-    """One config whose attention is ours while at least one recording needs it."""
-
-    config: Any
-    original: str
-    users: int = 0
-
-
-def attention_layers(config: Any) -> tuple[int, ...]:
-    """Numbers of the layers that have softmax attention, by the model's config (hybrid models name each layer's type)."""
-    text = config.get_text_config(decoder=True)
-    types = getattr(text, "layer_types", None)
-    if types is None:
-        return tuple(range(text.num_hidden_layers))
-    return tuple(at for at, kind in enumerate(types[: text.num_hidden_layers]) if kind != "linear_attention" and "attention" in kind)
-
-
-def choose_way(model: nn.Module, measures: Iterable[Measure], *, maps: bool = False, device: str | None = None) -> str:
-    """How to record by default: "flash" on CUDA where every measure is linear in the probabilities or an entropy, else "blocked".
-
-    On a CPU the blocked pass gives every measure for less than the flash way's calls cost (benchmarks/heads.py).
-    Layers whose mask or scores the flash way cannot express are then blocked, each by itself (`Recording.ways`).
-    """
-    root = _text_model(model)
-    device = device or next(root.parameters()).device.type
-    return "flash" if device == "cuda" and not _obstacles("flash", root, measures, device, maps=maps) else "blocked"
-
-
-def check_way(way: str, model: nn.Module, measures: Iterable[Measure], *, maps: bool = False) -> None:
-    """Refuse a way that is unknown, or that measures, model or device do not allow, before any pass.
-
-    Raises:
-        RecordingError: with every reason.
-    """
-    if way not in WAYS:
-        raise RecordingError(f"way is {way!r}; allowed: {', '.join(WAYS)}")
-    root = _text_model(model)
-    obstacles = _obstacles(way, root, measures, next(root.parameters()).device.type, maps=maps)
-    if obstacles:
-        raise RecordingError(f"the {way} way cannot be taken: {'; '.join(obstacles)}. The blocked way can")
-
-
-def _obstacles(way: str, root: PreTrainedModel, measures: Iterable[Measure], device: str, *, maps: bool) -> list[str]:
-    """Why a way cannot be taken, by measures, model and device. The blocked way always can."""
-    if way == "blocked":
-        return []
-    whole = [m.info.name for m in measures if "probabilities" in m.statistics]
-    found = ["maps cannot be had without the probabilities"] if maps else []
-    if way == "flash":
-        whole = [m.info.name for m in measures if m.thresholds or not m.statistics <= FLASH_STATISTICS]
-        if getattr(root.config.get_text_config(decoder=True), "attn_logit_softcapping", None):
-            found.append("the model caps its scores")
-        if device not in ("cpu", "cuda"):
-            found.append(f"no kernel on {device} returns its log-sum-exp")
-    else:
-        from interp.triton_pass import available
-
-        usable, why = available(torch.device(device))
-        found += [] if usable else [why]
-    return ([f"{', '.join(whole)} cannot be had without the probabilities"] if whole else []) + found
-
-
-def _text_model(model: nn.Module) -> PreTrainedModel:
-    for module in model.modules():  # the model itself, or what PEFT, DDP or FSDP wrapped
-        if isinstance(module, PreTrainedModel):
-            return module
-    raise RecordingError(f"{type(model).__name__} holds no transformers model; models of transformers can be recorded")
 
 
 @dataclass(frozen=True)
@@ -198,10 +105,9 @@ class Recording:
         seed: int,
         reader: MapReader | None = None,
     ) -> None:
-        self._root = _text_model(model)
+        self._root = text_model(model)
         self._modules = {id(module) for module in model.modules()}
         config = self._root.config
-        self._text_config = config.get_text_config(decoder=True)
         self._layers = attention_layers(config)
         self._seed = seed
         self.tokens = tokens
@@ -210,8 +116,10 @@ class Recording:
         self.way = way or choose_way(model, self.measures.values(), maps=whole)
         check_way(self.way, model, self.measures.values(), maps=whole)
         self.ways: dict[int, str] = {}
+        thresholds = tuple(sorted({t for m in self.measures.values() for t in m.thresholds}))
+        self._wanted = Wanted(any("max_prob" in m.statistics for m in self.measures.values()), thresholds)
         self._reader = reader
-        self._heads = int(self._text_config.num_attention_heads)
+        self._heads = int(config.get_text_config(decoder=True).num_attention_heads)
         unknown = [(la, h) for la, h in maps if la not in self._layers or not 0 <= h < self._heads]
         if unknown:
             raise RecordingError(
@@ -227,9 +135,7 @@ class Recording:
         self._written = _Written()
         self._totals: HeadTotals | None = None
         self._partial = HeadTotals(list(self.measures.values()), self._examples(), self._layers, self._heads)
-        self._token: Token[tuple[Recording, ...]] | None = None
-        self._switched: list[int] = []
-        self._hook: Any = None
+        self._connection: Connection | None = None
 
     # --- what the pass is given -------------------------------------------------------------------------------------
 
@@ -257,33 +163,20 @@ class Recording:
             )
         return self._copies[device]
 
-    # --- switching --------------------------------------------------------------------------------------------------
+    # --- the context ------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Recording:
-        if self._read or self._token is not None:
+        if self._read or self._connection is not None:
             raise RecordingError("a recording takes one pass; call record again for another")
-        _switch_on(self._root, self._switched)
-        try:
-            # PEFT calls the model's forward without its hooks, but every model calls its decoder
-            self._hook = self._root.base_model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-            self._token = _ACTIVE.set((*_ACTIVE.get(), self))
-        except BaseException:
-            self._leave()
-            raise
+        self._connection = connect(self, self._root)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._leave()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None  # which holds the recording
         if kind is None:
             self._finish()
-
-    def _leave(self) -> None:
-        if self._token is not None:
-            _ACTIVE.reset(self._token)
-            self._token = None
-        if self._hook is not None:
-            self._hook.remove()
-        _switch_off(self._switched)
 
     # --- during the forward -----------------------------------------------------------------------------------------
 
@@ -291,9 +184,8 @@ class Recording:
         """The module belongs to the recorded model."""
         return id(module) in self._modules
 
-    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if _recording_of(module) is not self:
-            return  # another thread uses the model, or an inner recording takes this pass
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Check that a forward reads the tokens."""
         ids = args[0] if args else kwargs.get("input_ids")
         if ids is None:
             raise RecordingError("the forward was given no input_ids, so it cannot be checked against the tokens")
@@ -310,29 +202,11 @@ class Recording:
             raise RecordingError(f"the forward reads {ids.shape[0]} texts, the recording was opened for {len(self.tokens)}")
         self._read.append(ids)
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: object,
-        scaling: float | None,
-        dropout: float,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, None]:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: LazyMask, scores: Scores) -> Tensor:
         """Compute one layer's attention output and take its statistics."""
-        layer = getattr(module, "layer_idx", None)
-        if layer not in self._layers:
-            raise RecordingError(f"{type(module).__name__} says it is layer {layer}; expected one of {list(self._layers)}")
-        differentiable = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-        scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-        if dropout > 0:
-            raise RecordingError("the model is in training mode with attention dropout; call model.eval() to record it")
-        scores = Scores(scale, kwargs.get("softcap"), kwargs.get("s_aux"), kwargs.get("position_bias"))
-        mask = self._mask(module, query, key, mask, kwargs)
         if mask.q_offset > 0:
             return self._attend_written(layer, query, key, value, mask, scores)
+        differentiable = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
         if layer in self._recorded:
             raise RecordingError(f"layer {layer} was recorded twice: one recording takes one pass over its tokens")
         self._check_padding(mask)
@@ -341,7 +215,7 @@ class Recording:
         with torch.no_grad():
             sets = self._on(query.device).sets
             values = None if differentiable else value
-            self.ways[layer] = self._way_of(query, key, values, mask, scores, sets)
+            self.ways[layer] = way_of_layer(self.way, query, key, values, mask, scores, sets, self._wanted)
             output, rows, blocks = self._pass(query, key, values, mask, scores, sets, layer, self.ways[layer])
             if self._writing:  # later queries need these keys, and the text is measured when it is whole
                 self._written.keys[layer] = [key.detach()]
@@ -351,24 +225,7 @@ class Recording:
         self._recorded.append(layer)
         if self._reader is not None:
             self._reader.end_layer(layer, (rows.n_allowed - int(scores.sinks is not None)).clamp(min=0))
-        if output is None:
-            output = _attention_output(query, key, value, mask, scores)
-        return output, None
-
-    def _mask(self, module: nn.Module, query: Tensor, key: Tensor, mask: object, kwargs: dict[str, Any]) -> LazyMask:
-        causal = kwargs.get("is_causal")
-        if not (getattr(module, "is_causal", True) if causal is None else causal):
-            raise RecordingError(f"{type(module).__name__} is not causal: only causal self-attention can be recorded")
-        if isinstance(mask, Tensor):
-            mask = _tensor_mask(mask, query, key)
-        if not isinstance(mask, LazyMask):
-            raise RecordingError(f"{type(module).__name__} got a {type(mask).__name__} as its mask, so what it may attend to is not known")
-        if (mask.q_length, mask.kv_length) != (query.shape[2], key.shape[2]):
-            raise RecordingError(
-                f"{type(module).__name__}: the mask is for {mask.q_length} queries and {mask.kv_length} keys, the layer has "
-                f"{query.shape[2]} and {key.shape[2]}; preallocated (static) caches cannot be recorded"
-            )
-        return mask
+        return attention_output(query, key, value, mask, scores) if output is None else output
 
     def _check_padding(self, mask: LazyMask) -> None:
         if mask.q_length != mask.kv_length:
@@ -380,21 +237,6 @@ class Recording:
             return
         if given is None or not torch.equal(given.cpu()[:, : wanted.shape[1]], wanted):
             raise RecordingError("the forward's attention_mask does not fit the tokens; call model(**tokens.inputs)")
-
-    def _wanted(self, on_block: Callable[[tuple[slice, slice, slice], int, Tensor], None] | None = None) -> Wanted:
-        measures = self.measures.values()
-        thresholds = tuple(sorted({t for m in measures for t in m.thresholds}))
-        return Wanted(any("max_prob" in m.statistics for m in measures), thresholds, on_block)
-
-    def _way_of(self, query: Tensor, key: Tensor, value: Tensor | None, mask: LazyMask, scores: Scores, sets: KeySets) -> str:
-        """The way that takes a layer: the recording's, or the blocked one where that one cannot express the layer."""
-        if self.way == "flash":
-            return "blocked" if flash_obstacles(query, key, value, mask, scores, sets) else "flash"
-        if self.way == "triton":
-            from interp.triton_pass import triton_obstacles
-
-            return "blocked" if triton_obstacles(query, key, value, mask, scores, sets, self._wanted()) else "triton"
-        return self.way
 
     def _pass(
         self,
@@ -413,7 +255,7 @@ class Recording:
             if way == "triton":
                 from interp.triton_pass import triton_pass
 
-                return *triton_pass(query, key, value, mask, scores, sets, self._wanted()), {}
+                return *triton_pass(query, key, value, mask, scores, sets, self._wanted), {}
             by_block = {name: m for name, m in self.measures.items() if "probabilities" in m.statistics}
             shape = (*query.shape[:3],)
             blocks = {name: torch.full(shape, torch.nan, device=query.device) for name in by_block}
@@ -444,7 +286,7 @@ class Recording:
                         target = self.maps[layer, head][examples, first_row + queries.start : first_row + queries.stop, keys]
                         target.copy_(probabilities[:, head - head_slice.start])
 
-            wanted = self._wanted(on_block if by_block or heads or reader else None)
+            wanted = replace(self._wanted, on_block=on_block if by_block or heads or reader else None)
             output, rows = blocked_pass(query, key, value, mask, scores, sets, wanted)
             for head in heads:
                 for kept_map, start, stop in zip(self.maps[layer, head], sets.starts, sets.stops, strict=True):
@@ -469,7 +311,7 @@ class Recording:
 
     # --- generation -------------------------------------------------------------------------------------------------
 
-    def _attend_written(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: LazyMask, scores: Scores) -> tuple[Tensor, None]:
+    def _attend_written(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: LazyMask, scores: Scores) -> Tensor:
         """A later step of a generating model: keep its queries and keys, whose statistics are taken once the text is whole."""
         held = self._written.keys.get(layer)
         if held is None:
@@ -480,7 +322,7 @@ class Recording:
         held.append(key[:, :, key.shape[2] - length :].detach().clone())
         self._written.queries.setdefault(layer, []).append(query.detach())
         self._written.calls[layer] = (mask, scores)
-        return _attention_output(query, key, value, mask, scores), None
+        return attention_output(query, key, value, mask, scores)
 
     def _finish_written(self) -> None:
         """Annotate the whole text, and measure the prompt's rows and those of the new tokens on it."""
@@ -583,121 +425,3 @@ def record(
 def _stop_ids(model: PreTrainedModel) -> list[int]:
     stop = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
-
-
-# --- the seam -------------------------------------------------------------------------------------------------------
-
-
-def _switch_on(root: PreTrainedModel, switched: list[int]) -> None:
-    """Make ours the attention of every submodel, counting the recordings that need it."""
-    with _LOCK:
-        models = [m for m in root.modules() if isinstance(m, PreTrainedModel)]
-        for model in models:
-            if not model._can_set_attn_implementation():
-                raise RecordingError(
-                    f"{type(model).__name__} does not use transformers' AttentionInterface, so its heads cannot be recorded; "
-                    "llama, mistral, qwen2, qwen3, gemma2, gemma3, gpt2, gpt_neox, phi3, olmo2, gpt_oss, deepseek_v3 and most others do"
-                )
-            if getattr(model.config, "reorder_and_upcast_attn", False):
-                raise RecordingError(f"{type(model).__name__} with reorder_and_upcast_attn bypasses the attention seam; set it to False")
-        for config in {id(m.config): m.config for m in models}.values():
-            switch = _SWITCHED.setdefault(id(config), _Switch(config, str(config._attn_implementation)))
-            switch.users += 1
-            switched.append(id(config))
-            config._attn_implementation_internal = NAME
-
-
-def _switch_off(switched: list[int]) -> None:
-    with _LOCK:
-        while switched:
-            name = switched.pop()
-            switch = _SWITCHED[name]
-            switch.users -= 1
-            if switch.users == 0:
-                switch.config._attn_implementation_internal = switch.original
-                del _SWITCHED[name]
-
-
-def _original(config: Any) -> str:
-    with _LOCK:
-        switch = _SWITCHED.get(id(config))
-        return config._attn_implementation if switch is None else switch.original
-
-
-def _recording_of(module: nn.Module) -> Recording | None:
-    return next((r for r in reversed(_ACTIVE.get()) if r.covers(module)), None)
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: object,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """What transformers calls for every attention layer while a recording is open."""
-    recording = _recording_of(module)
-    if recording is not None:
-        return recording.attend(module, query, key, value, attention_mask, scaling, dropout, kwargs)
-    original = _original(module.config)  # another thread's forward, unrecorded
-    eager: Callable[..., Any] = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)  # type: ignore[assignment]
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(original, eager)
-    return function(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-
-
-def _mask_function(*args: Any, config: Any = None, **kwargs: Any) -> object:
-    """What transformers calls for a layer's mask while a recording is open."""
-    if any(config is r._text_config or id(config) in r._switched for r in _ACTIVE.get()):
-        mask = lazy_mask(*args, **kwargs)
-        if mask.kv_offset + mask.kv_length != mask.q_offset + mask.q_length:  # generate makes masks before any layer is called
-            raise RecordingError("the cache has room for tokens to come; preallocated (static) caches cannot be recorded")
-        return mask
-    original = _original(config)
-    return ALL_MASK_ATTENTION_FUNCTIONS[original](*args, config=config, **kwargs)
-
-
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, _mask_function)
-
-
-def _tensor_mask(mask: Tensor, query: Tensor, key: Tensor) -> LazyMask:
-    """A ready-made [batch, 1, query, key] mask, as a model's user may pass it."""
-    if mask.dtype != torch.bool:
-        raise RecordingError("a 4-dimensional attention mask of numbers cannot be recorded; pass a 2-dimensional or a bool mask")
-    if mask.shape[1] != 1:
-        raise RecordingError("attention masks that differ by head cannot be recorded")
-    batch, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
-
-    def rule(b: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return mask[b if mask.shape[0] > 1 else torch.zeros_like(b), 0, q, k]
-
-    return LazyMask(batch, q_length, kv_length, 0, 0, rule, None, False, False, mask.device)
-
-
-def _attention_output(query: Tensor, key: Tensor, value: Tensor, mask: LazyMask, scores: Scores) -> Tensor:
-    """The layer's output alone, [batch, query, head, value_dim]: for decoding steps and where gradients flow."""
-    batch, heads, length, _ = query.shape
-    groups = heads // key.shape[1]
-    start = 0
-    block = mask.block(slice(0, batch), 0, length, start, key.shape[2], query.device, padded=True)
-    allowed = torch.zeros(block.allowed.shape[0], 1, length, key.shape[2], dtype=torch.bool, device=query.device)
-    allowed[..., block.first : block.open_until] = True
-    allowed[..., block.open_until : block.last] = block.allowed[:, None]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    if scores.softcap is None and scores.sinks is None and scores.bias is None:
-        output = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=scores.scaling)
-        return output.transpose(1, 2).contiguous()
-    score = (query @ key.transpose(2, 3)).float() * scores.scaling
-    if scores.softcap is not None:
-        score = torch.tanh(score / scores.softcap) * scores.softcap
-    if scores.bias is not None:
-        score = score + scores.bias
-    score = score.masked_fill(~allowed, torch.finfo(torch.float32).min)
-    if scores.sinks is not None:
-        sink = scores.sinks.float().view(1, -1, 1, 1).expand(batch, heads, length, 1)
-        score = torch.cat([score, sink], -1)
-    prob = score.softmax(-1)[..., : key.shape[2]].to(value.dtype)
-    return (prob @ value).transpose(1, 2).contiguous()

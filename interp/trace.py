@@ -24,7 +24,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from interp.example import ALTERNATIVES, FAINT, STEP_QUANTITIES, STRONG
 from interp.measures import Measure
-from interp.recorder import MapBlock, attention_layers, record
+from interp.recorder import MapBlock, record
+from interp.seam import attention_layers
 from interp.table import ROLES, TOKEN_REGIONS
 from interp.tokens import NUMBER, NUMBER_ROLES, AnnotatedText, Tokens
 

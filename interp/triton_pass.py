@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.attention import KeySets, RowStatistics, Scores, Wanted, _raise_if_not_finite, _with_sink
+from interp.attention import KeySets, RowStatistics, Scores, Wanted, raise_if_not_finite, with_sink
 from interp.masks import LazyMask
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -275,10 +275,10 @@ def triton_pass(
             num_stages=blocks.stages,
         )  # fmt: skip
     lse, entropy, collision, distance, top = statistics
-    share, entropy, collision = _with_sink(lse, entropy, collision, scores.sinks, slice(0, heads))
+    share, entropy, collision = with_sink(lse, entropy, collision, scores.sinks, slice(0, heads))
     if share is not None:  # the sink alone has its say in rows of padding
         entropy, collision = (t.where(prepared.real, 0.0) for t in (entropy, collision))
-    _raise_if_not_finite(entropy)
+    raise_if_not_finite(entropy)
 
     rows = RowStatistics(
         n_allowed=prepared.n_allowed if share is None else (prepared.n_allowed + 1).where(prepared.real[:, 0], 0.0),

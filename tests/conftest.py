@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 # House rule: the shapes that public tensor functions state are executed. The hook has to be in place before the first import.
-jaxtyping.install_import_hook(["interp.attention", "interp.triton_pass"], "beartype.beartype")
+jaxtyping.install_import_hook(["interp.attention", "interp.blocked_pass", "interp.flash_pass", "interp.triton_pass"], "beartype.beartype")
 
 # Triton decides when it is first imported, which torch does, whether kernels run in its interpreter: on a CPU. With 0, on a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -170,11 +170,11 @@ def tiny_tokens() -> Callable[..., Any]:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 16 queries and one key head, so that short texts take several."""
-    from interp import attention
+    from interp import blocked_pass
 
-    monkeypatch.setattr(attention, "MIN_ROWS", 16)
-    monkeypatch.setattr(attention, "MAX_ROWS", 16)
-    monkeypatch.setattr(attention, "CPU_BLOCK_ELEMENTS", 256)
+    monkeypatch.setattr(blocked_pass, "MIN_ROWS", 16)
+    monkeypatch.setattr(blocked_pass, "MAX_ROWS", 16)
+    monkeypatch.setattr(blocked_pass, "CPU_BLOCK_ELEMENTS", 256)
 
 
 # --- checkpoints and problems on disk -------------------------------------------------------------------------------

@@ -44,7 +44,8 @@ from interp.attention import NonFiniteAttentionError
 from interp.checkpoints import open_checkpoint
 from interp.compare import TRAJECTORY
 from interp.measures import MeasureError
-from interp.recorder import RecordingError, record
+from interp.recorder import record
+from interp.seam import RecordingError
 from interp.table import REGIONS, TableError, validate
 
 CARD: dict[str, Any] = {

@@ -18,11 +18,12 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from scipy.spatial.distance import jensenshannon
 
-from interp import recorder
+from interp import seam
 from interp.attention import NonFiniteAttentionError
 from interp.checkpoints import CheckpointError, open_adapters, open_checkpoint
 from interp.map_divergence import ALL, BASE, MapDivergenceError, Student, map_divergence
-from interp.recorder import MapBlock, RecordingError, record
+from interp.recorder import MapBlock, record
+from interp.seam import RecordingError
 from interp.table import REGIONS
 from interp.tokens import Tokens, annotate
 
@@ -127,7 +128,7 @@ def test_a_batch_gives_the_numbers_of_its_texts(
     students, tokens = students_of([tiny_model(family, seed=s) for s in range(2)]), tiny_tokens(LENGTHS, padding_side)
     alone = [map_divergence(students, tokens.select([at]), baseline="a") for at in range(len(tokens))]
     if whole_batch:  # as on a GPU, where a block has all texts and so rows of padding
-        monkeypatch.setattr("interp.attention._block_sizes", lambda _, batch, kv_heads, *__: (batch, kv_heads, 16))
+        monkeypatch.setattr("interp.blocked_pass._block_sizes", lambda _, batch, kv_heads, *__: (batch, kv_heads, 16))
     assert_same(map_divergence(students, tokens, baseline="a"), pd.concat(alone), 1e-5)
 
 
@@ -252,7 +253,7 @@ def test_adapters_that_cannot_be_switched(
 
 def assert_nothing_is_left(models: Sequence[Any]) -> None:
     assert not [t for t in threading.enumerate() if t.name.startswith("forward of")]
-    assert not recorder._SWITCHED
+    assert not seam._SWITCHED
     assert all(m.config._attn_implementation == "sdpa" for m in models)
     assert all(not m._forward_hooks and not m._forward_pre_hooks for model in models for m in model.modules())
 

@@ -17,7 +17,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from interp import recorder
-from interp.attention import Scores, Wanted, blocked_pass
+from interp.attention import Scores, Wanted
+from interp.blocked_pass import blocked_pass
 from interp.masks import lazy_mask
 from interp.measures import (
     ENTRY_POINTS,

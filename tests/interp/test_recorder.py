@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,13 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from transformers import AutoTokenizer, BertConfig, BertLMHeadModel, BertModel, FalconConfig, FalconForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from interp import recorder
+from interp import seam
 from interp.attention import NonFiniteAttentionError
 from interp.measures import MEASURES, Measure, MeasureError
-from interp.recorder import Recording, RecordingError, attention_layers, choose_way, record
+from interp.recorder import Recording, record
+from interp.seam import RecordingError
 from interp.tokens import Tokens, annotate
 
 Make = Callable[..., Any]
@@ -54,8 +53,8 @@ def assert_same(found: pd.DataFrame, expected: pd.DataFrame, tolerance: float = 
 
 def assert_restored(model: Any, implementation: str, state: dict[str, torch.Tensor]) -> None:
     assert model.config._attn_implementation == implementation
-    assert not recorder._SWITCHED
-    assert recorder._ACTIVE.get() == ()
+    assert not seam._SWITCHED
+    assert seam._ACTIVE.get() == ()
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
     assert model.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -93,27 +92,6 @@ def test_the_flash_way_gives_logits_bit_for_bit(family: str, tiny_model: Make, t
     assert torch.equal(logits, expected)
 
 
-def test_the_model_is_restored_after_an_exception(tiny_model: Make, tiny_tokens: Make) -> None:
-    model, tokens = tiny_model("llama"), tiny_tokens(LENGTHS)
-    state = state_of(model)
-    with pytest.raises(ZeroDivisionError), record(model, tokens):  # noqa: PT012 the second statement raises
-        forward(model, tokens)
-        _ = 1 / 0
-    assert_restored(model, "sdpa", state)
-    heads = record(model, tokens)
-    with pytest.raises(RecordingError, match="other tokens"), heads:
-        model(input_ids=torch.ones(1, 5, dtype=torch.long))
-    assert_restored(model, "sdpa", state)
-    with pytest.raises(RecordingError, match="not complete"):
-        heads.table()
-
-
-def test_another_implementation_is_restored_too(tiny_model: Make, tiny_tokens: Make) -> None:
-    model, tokens = tiny_model("llama", attention="eager"), tiny_tokens((20,))
-    recorded(model, tokens)
-    assert model.config._attn_implementation == "eager"
-
-
 def test_gradients_flow_through_a_recorded_forward(tiny_model: Make, tiny_tokens: Make) -> None:
     for family in ("llama", "gemma2", "gpt_oss", "mistral"):
         model = tiny_model(family)
@@ -133,85 +111,6 @@ def test_gradients_flow_through_a_recorded_forward(tiny_model: Make, tiny_tokens
                 assert float((gradient - expected[name]).abs().max()) <= 1e-4 * max(scale, 1e-6), (family, side, name)
             assert_same(heads.examples(), recorded(model, tokens).examples())
             model.zero_grad()
-
-
-# --- nesting and threads ----------------------------------------------------------------------------------------------
-
-
-def test_recordings_of_two_models_nest(tiny_model: Make, tiny_tokens: Make) -> None:
-    outer, inner, tokens = tiny_model("llama"), tiny_model("mistral", seed=1), tiny_tokens(LENGTHS)
-    expected = recorded(outer, tokens).examples(), recorded(inner, tokens).examples()
-    with record(outer, tokens) as first, record(inner, tokens) as second:
-        forward(outer, tokens)
-        forward(inner, tokens)
-    assert_same(first.examples(), expected[0], 0)
-    assert_same(second.examples(), expected[1], 0)
-    assert outer.config._attn_implementation == inner.config._attn_implementation == "sdpa"
-
-
-def test_recordings_of_one_model_nest(tiny_model: Make, tiny_tokens: Make) -> None:
-    model, tokens, others = tiny_model("llama"), tiny_tokens(LENGTHS), tiny_tokens((25, 31))
-    state = state_of(model)
-    with torch.no_grad(), record(model, tokens, ["entropy_nats"]) as outer:
-        with record(model, others, ["max_prob"]) as inner:
-            model(**others.inputs)
-        assert model.config._attn_implementation == recorder.NAME
-        model(**tokens.inputs)
-    assert_restored(model, "sdpa", state)
-    assert_same(outer.examples(), recorded(model, tokens, ["entropy_nats"]).examples(), 0)
-    assert_same(inner.examples(), recorded(model, others, ["max_prob"]).examples(), 0)
-
-
-def run_all(*works: Callable[[], None]) -> None:
-    """Run in threads that start together; the first exception is raised here."""
-    start, failed = threading.Barrier(len(works)), []
-
-    def guarded(work: Callable[[], None]) -> None:
-        try:
-            start.wait(30)
-            work()
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    if failed:
-        raise failed[0]
-
-
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
-def test_threads_record_one_model_at_once(family: str, tiny_model: Make, tiny_tokens: Make) -> None:
-    model, mine, theirs, plain = tiny_model(family), tiny_tokens(LENGTHS), tiny_tokens((50, 26), "left"), tiny_tokens((33, 28))
-    state, implementation = state_of(model), model.config._attn_implementation
-    expected = [recorded(model, tokens).examples() for tokens in (mine, theirs)]
-    logits = forward(model, plain)
-    outputs, tables = [], []
-    inside = threading.Barrier(3)
-
-    def take(tokens: Tokens, table: pd.DataFrame) -> None:
-        for _ in range(5):
-            with record(model, tokens) as heads:
-                inside.wait(30)
-                forward(model, tokens)
-                inside.wait(30)
-            tables.append((heads.examples(), table))
-
-    def run_plain() -> None:
-        for _ in range(5):
-            inside.wait(30)
-            outputs.extend(forward(model, plain) for _ in range(3))
-            inside.wait(30)
-
-    run_all(lambda: take(mine, expected[0]), lambda: take(theirs, expected[1]), run_plain)
-    assert len(tables) == 10
-    for found, table in tables:
-        assert_same(found, table)
-    for output in outputs:
-        torch.testing.assert_close(output, logits, rtol=1e-5, atol=1e-5)
-    assert_restored(model, implementation, state)
 
 
 # --- invariance -------------------------------------------------------------------------------------------------------
@@ -241,9 +140,9 @@ def test_block_sizes_change_nothing(tiny_model: Make, tiny_tokens: Make, monkeyp
         expected = recorded(model, tokens).examples()
         for rows, elements in ((1, 1), (16, 512), (48, 1 << 16)):
             with monkeypatch.context() as patch:
-                patch.setattr("interp.attention.MIN_ROWS", rows)
-                patch.setattr("interp.attention.MAX_ROWS", rows)
-                patch.setattr("interp.attention.CPU_BLOCK_ELEMENTS", elements)
+                patch.setattr("interp.blocked_pass.MIN_ROWS", rows)
+                patch.setattr("interp.blocked_pass.MAX_ROWS", rows)
+                patch.setattr("interp.blocked_pass.CPU_BLOCK_ELEMENTS", elements)
                 found = recorded(model, tokens).examples()
             assert_same(found, expected)
 
@@ -257,7 +156,7 @@ def test_blocks_of_the_whole_batch_as_on_a_gpu(
         expected, logits = recorded(model, tokens).examples(), forward(model, tokens)
         real = tokens.inputs["attention_mask"].bool()
         with monkeypatch.context() as patch:
-            patch.setattr("interp.attention._block_sizes", lambda device, batch, kv_heads, groups, keys: (batch, kv_heads, 16))
+            patch.setattr("interp.blocked_pass._block_sizes", lambda device, batch, kv_heads, groups, keys: (batch, kv_heads, 16))
             with record(model, tokens) as heads:
                 found = forward(model, tokens)
         assert_same(heads.examples(), expected)
@@ -283,195 +182,6 @@ def test_what_stands_in_the_padding_changes_nothing(tiny_model: Make, tiny_token
     model, tokens = tiny_model("llama"), tiny_tokens(LENGTHS, "left")
     other = Tokens(tokens.texts, "left", pad_id=17)
     assert_same(recorded(model, other).examples(), recorded(model, tokens).examples(), 0)
-
-
-def test_ways_agree_and_are_chosen_by_rule(tiny_model: Make, tiny_tokens: Make) -> None:
-    model, tokens = tiny_model("llama"), tiny_tokens(LENGTHS)
-    assert recorded(model, tokens).way == "blocked"
-    assert_same(recorded(model, tokens, FLASH, way="flash").examples(), recorded(model, tokens, FLASH, way="blocked").examples(), 5e-6)
-    linear, every = [MEASURES[name] for name in FLASH], list(MEASURES.values())
-    assert choose_way(model, linear, device="cuda") == "flash"
-    assert choose_way(model, linear, maps=True, device="cuda") == "blocked"
-    assert choose_way(model, every, device="cuda") == "blocked"
-    assert choose_way(model, linear) == "blocked"
-    assert choose_way(tiny_model("gemma2"), linear, device="cuda") == "blocked"  # its scores are capped
-
-
-def test_the_kernel_is_a_way_by_name(tiny_model: Make, tiny_tokens: Make) -> None:
-    """In Triton's interpreter here (tests/conftest.py); on a GPU the same kernel is compiled."""
-    pytest.importorskip("triton")
-    model, tokens = tiny_model("llama"), tiny_tokens((30, 17), "left")
-    found = recorded(model, tokens, way="triton")
-    assert found.way == "triton"
-    assert found.ways == {0: "triton", 1: "triton"}
-    with pytest.raises(RecordingError, match="triton way cannot be taken: maps"):
-        record(model, tokens, way="triton", maps=[(0, 0)])
-
-
-# --- every way gives the same tables, and takes what it can express ---------------------------------------------------
-
-BLOCKS = {
-    "an example, a key head, 16 rows": (1, 1, 16),
-    "groups of two examples": (2, 2, 32),
-    "the whole batch": (99, 99, 16),
-}
-
-
-def assert_tables_agree(found: pd.DataFrame, expected: pd.DataFrame, near: pd.DataFrame | None = None) -> None:
-    """Within 1e-6, relative above 1; numeric_z, a small difference divided by a smaller spread, within 2e-5.
-
-    Args:
-        found: `heads` table of one way.
-        expected: of another.
-        near: layer and head of maps in which some probability lies so near to the threshold that one key may count or not.
-    """
-    keys = ["layer", "head", "measure", "region"]
-    joined = found.merge(expected, on=keys, suffixes=("", "_expected"), validate="one_to_one")
-    assert len(joined) == len(found) == len(expected)
-    assert joined["n_queries"].equals(joined["n_queries_expected"])
-    assert joined["n_examples"].equals(joined["n_examples_expected"])
-    if near is not None:
-        counts = joined["measure"].str.startswith("sparsity")
-        joined = joined[~(counts & joined.merge(near, how="left", on=["layer", "head"], indicator=True)["_merge"].eq("both"))]
-    assert (joined["value"].isna() == joined["value_expected"].isna()).all()
-    error = (joined["value"] - joined["value_expected"]).abs() / joined["value_expected"].abs().clip(lower=1)
-    limit = np.where(joined["measure"] == "numeric_z", 2e-5, 1e-6)
-    assert not (error > limit).any(), joined.assign(error=error).sort_values("error", ascending=False).head(10).to_string()
-
-
-def near_the_threshold(model: Any, tokens: Tokens) -> pd.DataFrame:
-    """Heads with a probability within 1e-6 of 0.1, from whole maps."""
-    heads = [(layer, head) for layer in attention_layers(model.config) for head in range(model.config.num_attention_heads)]
-    maps = recorded(model, tokens, ["entropy_nats"], maps=heads).maps
-    found = [place for place, of in maps.items() if bool(((of - 0.1).abs() < 1e-6).any())]
-    return pd.DataFrame(found, columns=["layer", "head"], dtype=np.int64)
-
-
-@pytest.mark.parametrize(("family", "padding_side"), [("llama", "right"), ("mistral", "left"), ("gemma2", "right"), ("gpt_oss", "left")])
-def test_tables_are_the_same_whatever_way_and_blocks(
-    family: str, padding_side: str, tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Texts of several lengths, windows (mistral, gemma2, gpt_oss), soft caps (gemma2) and sinks (gpt_oss), in float32."""
-    model, tokens = tiny_model(family), tiny_tokens(LENGTHS, padding_side)
-    blocked = recorded(model, tokens, way="blocked")
-    expected, near = blocked.table(), near_the_threshold(model, tokens)
-    assert len(near) <= 1
-    assert set(blocked.ways.values()) == {"blocked"}
-    for sizes in BLOCKS.values():
-        with monkeypatch.context() as patch:
-            patch.setattr("interp.attention.MAX_PADDING", 1.0)
-            patch.setattr(
-                "interp.attention._block_sizes",
-                lambda device, batch, kv_heads, groups, keys, sizes=sizes: (min(batch, sizes[0]), min(kv_heads, sizes[1]), sizes[2]),
-            )
-            assert_tables_agree(recorded(model, tokens, way="blocked").table(), expected, near)
-    if family == "gemma2":
-        with pytest.raises(RecordingError, match="flash way cannot be taken: the model caps its scores"):
-            record(model, tokens, FLASH, way="flash")
-    else:
-        flash = recorded(model, tokens, FLASH, way="flash")
-        assert set(flash.ways.values()) == {"flash"}
-        assert_tables_agree(flash.table(), expected[expected["measure"].isin(FLASH)])
-    pytest.importorskip("triton")
-    triton = recorded(model, tokens, way="triton")
-    assert set(triton.ways.values()) == {"triton"}
-    assert_tables_agree(triton.table(), expected, near)
-
-
-def test_layers_whose_mask_is_too_large_for_flash_are_blocked(tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One text: the layer with a window would need a mask of all its queries and keys, the other needs none."""
-    model, tokens = tiny_model("gpt_oss"), tiny_tokens((61,))
-    expected = recorded(model, tokens, FLASH, way="blocked").table()
-    monkeypatch.setattr("interp.attention.MAX_MASK_ELEMENTS", 61 * 61 - 1)
-    found = recorded(model, tokens, FLASH, way="flash")
-    assert found.way == "flash"
-    assert found.ways == {0: "blocked", 1: "flash"}
-    assert_tables_agree(found.table(), expected)
-    padded = tiny_tokens((40, 23), "left")  # a causal layer needs a mask too
-    expected = recorded(model, padded, FLASH, way="blocked").table()
-    monkeypatch.setattr("interp.attention.MAX_MASK_ELEMENTS", 2 * 40 * 40 - 1)
-    found = recorded(model, padded, FLASH, way="flash")
-    assert found.ways == {0: "blocked", 1: "blocked"}
-    assert_tables_agree(found.table(), expected)
-    monkeypatch.setattr("interp.attention.MAX_MASK_ELEMENTS", 2 * 40 * 40)
-    assert recorded(model, padded, FLASH, way="flash").ways == {0: "flash", 1: "flash"}
-
-
-@pytest.mark.parametrize(("peak", "taken"), [(8.0, "flash"), (64.0, "blocked")])
-def test_layers_with_large_scores_are_blocked(peak: float, taken: str, tiny_model: Make, tiny_tokens: Make) -> None:
-    """One layer: a second one would carry on what the first one's output differs by, and such peaks magnify it."""
-    model, tokens = tiny_model("llama", peak=peak, num_hidden_layers=1), tiny_tokens(LENGTHS)
-    found = recorded(model, tokens, FLASH, way="flash")
-    assert found.ways == {0: taken}
-    assert_tables_agree(found.table(), recorded(model, tokens, FLASH, way="blocked").table())
-
-
-def test_capped_layers_of_any_model_are_blocked(tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a model's config does not say that its scores are capped, its layers do."""
-    model, tokens = tiny_model("gemma2"), tiny_tokens(LENGTHS)
-    expected = recorded(model, tokens, FLASH, way="blocked").table()
-    monkeypatch.setattr(recorder, "_obstacles", lambda *args, **kwargs: [])
-    found = recorded(model, tokens, FLASH, way="flash")
-    assert found.ways == {0: "blocked", 1: "blocked"}
-    assert_tables_agree(found.table(), expected)
-
-
-@pytest.mark.parametrize(
-    ("limit", "value"), [("MAX_DIM", 7), ("MAX_COLUMNS", 3), ("MAX_BATCH_HEADS", 7), ("DTYPES", (torch.float16,))], ids=lambda v: str(v)
-)
-def test_layers_beyond_the_kernels_limits_are_blocked(
-    limit: str, value: Any, tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("triton")
-    model, tokens = tiny_model("llama"), tiny_tokens((30, 17))
-    expected = recorded(model, tokens, way="blocked").table()
-    monkeypatch.setattr(f"interp.triton_pass.{limit}", value)
-    found = recorded(model, tokens, way="triton")
-    assert found.way == "triton"
-    assert found.ways == {0: "blocked", 1: "blocked"}
-    assert_tables_agree(found.table(), expected)
-
-
-def test_thresholds_that_the_kernel_has_no_place_for_are_counted_by_the_blocked_way(tiny_model: Make, tiny_tokens: Make) -> None:
-    pytest.importorskip("triton")
-    model, tokens = tiny_model("mistral"), tiny_tokens((30, 17))
-    info = MEASURES["sparsity_010"].info
-    every = Measure(
-        replace(info, name="keys"), lambda rows: rows.statistics.above[0.0] / rows.statistics.n_allowed[:, None], thresholds=(0.0,)
-    )
-    found = recorded(model, tokens, {"keys": every}, way="triton")
-    assert found.ways == {0: "blocked", 1: "blocked"}
-    values = found.table()["value"].dropna()
-    np.testing.assert_allclose(values, 1)  # every key that may be seen has some probability
-
-
-def test_layers_of_other_masks_are_blocked(tiny_model: Make, tiny_tokens: Make) -> None:
-    """A mask that the user made: the kernel does not know it, a fused call takes it."""
-    model, tokens = tiny_model("llama"), tiny_tokens((40,))
-    at = torch.arange(40)
-    odd = ((at <= at[:, None]) & ((at[:, None] - at) % 3 != 1))[None, None]
-    with torch.no_grad(), record(model, tokens, FLASH, way="blocked") as expected:
-        model(tokens.inputs["input_ids"], attention_mask=odd)
-    for way, taken in (("flash", "flash"), ("triton", "blocked")):
-        if way == "triton":
-            pytest.importorskip("triton")
-        with torch.no_grad(), record(model, tokens, FLASH, way=way) as found:
-            model(tokens.inputs["input_ids"], attention_mask=odd)
-        assert found.ways == {0: taken, 1: taken}
-        assert_tables_agree(found.table(), expected.table())
-    blind = odd & (at[:, None] > 4)[None, None]  # the first queries see nothing
-    with torch.no_grad(), record(model, tokens, FLASH, way="flash") as found:
-        model(tokens.inputs["input_ids"], attention_mask=blind)
-    assert found.ways == {0: "blocked", 1: "blocked"}
-
-
-def test_a_text_that_the_model_writes_begins_the_way_that_was_asked_for(tiny_model: Make) -> None:
-    model = tiny_model("llama")
-    model.generation_config.eos_token_id = None
-    prompt = annotate(toy_tokenizer(), QUESTIONS[:2], chat=False, padding_side="left")
-    with torch.no_grad(), record(model, prompt, FLASH, way="flash") as heads:
-        model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False, pad_token_id=0)
-    assert heads.ways == {0: "flash", 1: "flash"}
 
 
 def test_the_seed_moves_the_shuffles_alone(tiny_model: Make, tiny_tokens: Make) -> None:
@@ -604,30 +314,6 @@ def test_beams_static_caches_and_cut_caches_are_refused(tiny_model: Make) -> Non
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_models_that_bypass_the_seam_are_refused(tiny_tokens: Make) -> None:
-    falcon = FalconForCausalLM(FalconConfig(vocab_size=48, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)).eval()
-    with pytest.raises(RecordingError, match=r"FalconForCausalLM does not use .*AttentionInterface.* llama, mistral"):
-        recorded(falcon, tiny_tokens((20,)))
-
-
-def test_encoders_are_refused(tiny_tokens: Make) -> None:
-    config = BertConfig(vocab_size=48, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32)
-    with pytest.raises(RecordingError, match="not causal"):
-        recorded(BertModel(config).eval(), tiny_tokens((20,)))
-    with pytest.raises(RecordingError, match="not causal"):
-        recorded(BertLMHeadModel(config).eval(), tiny_tokens((20,)))
-
-
-def test_gpt2_with_upcast_attention_is_refused(tiny_model: Make, tiny_tokens: Make) -> None:
-    with pytest.raises(RecordingError, match="reorder_and_upcast_attn"):
-        recorded(tiny_model("gpt2", reorder_and_upcast_attn=True), tiny_tokens((20,)))
-
-
-def test_what_is_no_transformers_model_is_refused(tiny_tokens: Make) -> None:
-    with pytest.raises(RecordingError, match="Linear holds no transformers model"):
-        record(torch.nn.Linear(2, 2), tiny_tokens((20,)))
-
-
 def test_passes_that_do_not_fit_are_refused(tiny_model: Make, tiny_tokens: Make) -> None:
     model, tokens = tiny_model("llama"), tiny_tokens((20, 30), "left")
     state = state_of(model)
@@ -660,18 +346,6 @@ def test_a_layer_that_was_not_run_is_reported(tiny_model: Make, tiny_tokens: Mak
         model(**tokens.inputs)
 
 
-def test_a_bool_mask_of_four_dimensions_is_honoured(tiny_model: Make, tiny_tokens: Make) -> None:
-    model, tokens = tiny_model("llama"), tiny_tokens((30,))
-    i, j = np.indices((30, 30))
-    mask = torch.from_numpy((j <= i) & ((i - j < 6) | (j == 0)))[None, None]
-    with torch.no_grad(), record(model, tokens, maps=[(0, 0)]) as heads:
-        logits = model(tokens.inputs["input_ids"], attention_mask=mask).logits
-    with torch.no_grad():
-        expected = model(tokens.inputs["input_ids"], attention_mask=mask).logits
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    assert float(heads.maps[0, 0][0][~mask[0, 0]].abs().max()) == 0
-
-
 def test_nan_weights_are_found(tiny_model: Make, tiny_tokens: Make) -> None:
     for way in ("blocked", "flash"):
         model = tiny_model("llama")
@@ -696,36 +370,3 @@ def test_wrong_requests_are_refused_before_the_pass(tiny_model: Make, tiny_token
             record(model, tokens, maps=[head])
     with pytest.raises(RecordingError, match="example numbers repeat"):
         record(model, Tokens((tokens.texts[0], tokens.texts[0])))
-
-
-def test_dropout_in_training_is_refused(tiny_model: Make, tiny_tokens: Make) -> None:
-    model, tokens = tiny_model("llama", attention_dropout=0.1).train(), tiny_tokens((20,))
-    with pytest.raises(RecordingError, match=r"call model.eval\(\)"):
-        recorded(model, tokens)
-    assert len(recorded(model.eval(), tokens).table())
-
-
-def test_the_flash_way_refuses_capped_scores(tiny_model: Make, tiny_tokens: Make) -> None:
-    with pytest.raises(RecordingError, match="flash way cannot be taken: the model caps its scores"):
-        recorded(tiny_model("gemma2"), tiny_tokens((20,)), FLASH, way="flash")
-
-
-def test_hybrid_models_name_their_attention_layers(tiny_model: Make) -> None:
-    config = tiny_model("gemma3_text").config
-    assert attention_layers(config) == (0, 1)
-    config.layer_types = ["linear_attention", "full_attention"]
-    assert attention_layers(config) == (1,)
-
-
-def test_a_model_split_over_devices_is_recorded_as_it_is(tiny_model: Make, tiny_tokens: Make, tmp_path: Path) -> None:
-    """Accelerate's hooks move every layer's arguments, the mask among them; here one layer is kept on disk."""
-    from transformers import LlamaForCausalLM
-
-    model, tokens = tiny_model("llama"), tiny_tokens((30, 17), "left")
-    model.save_pretrained(tmp_path / "model")
-    places = dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
-    split = LlamaForCausalLM.from_pretrained(
-        tmp_path / "model", device_map={**places, "model.layers.1": "disk"}, offload_folder=tmp_path / "offload"
-    ).eval()
-    assert hasattr(split.model.layers[1], "_hf_hook")
-    assert_same(recorded(split, tokens).examples(), recorded(model, tokens).examples(), 0)

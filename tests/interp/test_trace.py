@@ -24,7 +24,8 @@ from interp.attention import NonFiniteAttentionError
 from interp.checkpoints import open_checkpoint, open_tokenizer
 from interp.example import ALTERNATIVES, EDGES, FAINT, NEXT, STEP_QUANTITIES, STEPS, STRONG, TOKENS
 from interp.measures import MeasureError
-from interp.recorder import RecordingError, record
+from interp.recorder import record
+from interp.seam import RecordingError
 from interp.table import ROLES, TOKEN_REGIONS, validate
 from interp.tokens import NUMBER, NUMBER_ROLES, AnnotatedText, Tokens, annotate
 from interp.trace import TraceError, _next_table, token_rows, token_text, trace

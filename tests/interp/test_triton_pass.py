@@ -27,7 +27,8 @@ from transformers.masking_utils import (
 )
 
 from interp import triton_pass as module
-from interp.attention import KeySets, NonFiniteAttentionError, RowStatistics, Scores, Wanted, blocked_pass
+from interp.attention import KeySets, NonFiniteAttentionError, RowStatistics, Scores, Wanted
+from interp.blocked_pass import blocked_pass
 from interp.masks import LazyMask, lazy_mask
 from interp.triton_pass import Blocks, available, triton_obstacles, triton_pass
 
