@@ -20,7 +20,7 @@ from interp.masks import LazyMask
 
 CACHED_PAIRS = 1 << 21
 """Chosen entries whose places in their blocks are kept for the next layer (12 bytes each): those of some 8,000 tokens of GSM8K."""
-STATISTICS = frozenset({"entropy", "collision", "max_prob", "probabilities"})
+STATISTICS = frozenset({"entropy", "collision", "distance", "max_prob", "probabilities"})
 """Per-query statistics that a measure may ask for by name, beside masses and counts above a threshold."""
 
 
@@ -103,10 +103,10 @@ class RowStatistics:
         masses: attention summed over each column, [column, batch, head, query].
         pair_masses: attention summed over each set of pairs, [set, batch, head, query].
         pair_sizes: how many keys each query has in each set of pairs, [set, batch, query].
-        distance: expected query position - key position, in tokens, over real keys, [batch, head, query].
+        distance: expected query position - key position, in tokens, over real keys, [batch, head, query]; None where it is not wanted.
         entropy: in nats, an attention sink being one more outcome, [batch, head, query].
         collision: sum of squared probabilities, likewise.
-        max_prob: largest probability of a key.
+        max_prob: largest probability of a key; likewise.
         above: number of keys whose probability is greater than the threshold, by threshold.
     """
 
@@ -115,7 +115,7 @@ class RowStatistics:
     masses: Float[Tensor, "column batch head query"]
     pair_masses: Float[Tensor, "set batch head query"]
     pair_sizes: Float[Tensor, "set batch query"]
-    distance: Float[Tensor, "batch head query"]
+    distance: Float[Tensor, "batch head query"] | None
     entropy: Float[Tensor, "batch head query"]
     collision: Float[Tensor, "batch head query"]
     max_prob: Float[Tensor, "batch head query"] | None
@@ -146,12 +146,14 @@ class Wanted:
     Attributes:
         max_prob: the largest probability.
         thresholds: count probabilities above each.
+        distance: the expected distance.
         on_block: called with each block's place and probabilities, `on_block((examples, heads, queries), first, probabilities)`;
             the probabilities are [batch, head, query, key] of the keys from `first` on, and are overwritten after the call.
     """
 
     max_prob: bool = True
     thresholds: tuple[float, ...] = ()
+    distance: bool = True
     on_block: Callable[[tuple[slice, slice, slice], int, Tensor], None] | None = None
 
 
@@ -168,7 +170,7 @@ def empty_statistics(query: Tensor, n_columns: int, n_pair_sets: int, wanted: Wa
         masses=zeros(n_columns, batch, heads, length),
         pair_masses=zeros(n_pair_sets, batch, heads, length),
         pair_sizes=zeros(n_pair_sets, batch, length),
-        distance=zeros(batch, heads, length),
+        distance=zeros(batch, heads, length) if wanted.distance else None,
         entropy=zeros(batch, heads, length),
         collision=zeros(batch, heads, length),
         max_prob=zeros(batch, heads, length) if wanted.max_prob else None,

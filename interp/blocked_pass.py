@@ -172,14 +172,15 @@ def blocked_pass(
                 mixed = mixed_buffer[: n_batch * width * n * n_mixed].view(n_products, groups * n, n_mixed)
                 torch.bmm(prob, weights[:, k0:k1], out=mixed)
                 mixed = mixed.view(n_batch, width, n, n_mixed)
-                distance = position[:n] - mixed[..., distance_column]
+                if rows.distance is not None:  # over keys alone, whatever a sink takes
+                    rows.distance[inside] = position[:n] - mixed[..., distance_column]
                 if share is not None:
                     mixed = mixed * share[..., None]
                 if block.closed:  # a query without any key: zero output, as the fused kernels have it
                     mixed = mixed * (block.counts > 0)[:, None, :, None]
                 if output is not None:
                     output[examples, q0:q1, head_slice] = mixed[..., :value_dim].transpose(1, 2)
-                rows.entropy[inside], rows.collision[inside], rows.distance[inside] = entropy, collision, distance
+                rows.entropy[inside], rows.collision[inside] = entropy, collision
                 rows.masses[:, examples, head_slice, q0:q1] = mixed[..., value_dim:distance_column].permute(3, 0, 1, 2)
                 if counting and h0 == 0:
                     rows.n_allowed[examples, q0:q1] = block.counts.float()

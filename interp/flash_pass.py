@@ -1,9 +1,9 @@
 """The flash way: output and log-sum-exp from a fused kernel, and the statistics from them by algebra.
 
 With s_ij = scaling * q_i . k_j, entropy_i = LSE_i - scaling * q_i . SDPA(q, k, V=k)_i; masses are SDPA with indicator columns as values;
-chosen entries are exp(s_ij - LSE_i); sum_j p_ij^2 = exp(LSE(2 * scaling) - 2 * LSE(scaling)). It has no largest probability, no counts and
-no probabilities themselves, and `flash_obstacles` says which layers it cannot express: those with a soft cap or a position bias, and those
-whose mask would be a tensor too large to make, and those with scores so large that the entropy's difference would lose digits.
+chosen entries are exp(s_ij - LSE_i); sum_j p_ij^2 = exp(LSE(2 * scaling) - 2 * LSE(scaling)). It has no largest probability, no distance,
+no counts and no probabilities themselves. `flash_obstacles` says which layers it cannot express: those with a soft cap or a position bias,
+those whose mask would be a tensor too large to make, and those with scores so large that the entropy's difference would lose digits.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ PAIRS_AT_ONCE = 8192
 FLASH_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_MASK_ELEMENTS = 1 << 28
 """Largest [batch, query, key] mask that `flash_pass` makes where a window slides or a batch is padded: one text of 16,384 tokens."""
-MAX_FLASH_SCORE = 128.0
+MAX_FLASH_SCORE = 20.0
 """Largest score, by the norms of queries and centred keys, up to which `flash_pass` keeps tables within 1e-6: its entropy is a difference
-of numbers of that size (measured: 6e-7 at 138, 1.4e-6 at 276; a single row that is nearly one-hot, at 1,100, is 1.5e-4 off)."""
-FLASH_STATISTICS = STATISTICS - {"max_prob", "probabilities"}
-"""What `flash_pass` can give beside masses."""
+of numbers of that size, and the kernel for CPUs takes exponentials of 20 bits (measured with random weights, 60 to 4,096 tokens: at most
+6e-7 up to 23, 1.4e-6 at 27, 2.4e-6 at 36)."""
+FLASH_STATISTICS = STATISTICS - {"distance", "max_prob", "probabilities"}
+"""What `flash_pass` can give beside masses. A distance would be a small difference of large positions: 9e-5 off at 2,000 tokens."""
 
 
 def _is_triangle(mask: LazyMask, sets: KeySets) -> bool:
@@ -199,7 +200,7 @@ def flash_pass(
     The output comes from the kernel in the model's dtype and with the model's own keys; statistics from float32 calls with keys
     centred over the text (softmax does not change, and the entropy then loses nothing to a common offset).
 
-    Args and returns: as `blocked_pass`; `max_prob` is None, `above` is empty.
+    Args and returns: as `blocked_pass`; `max_prob` and `distance` are None, `above` is empty.
 
     Raises:
         ValueError: a layer that `flash_obstacles` names; with every reason.
@@ -210,8 +211,8 @@ def flash_pass(
         raise ValueError(f"the flash way cannot take this layer: {'; '.join(obstacles)}; use the blocked way")
     batch, heads, length, dim = query.shape
     groups, keys, shift = heads // key.shape[1], key.shape[2], mask.q_offset - mask.kv_offset
-    rows = empty_statistics(query, sets.columns.shape[-1], sets.n_pair_sets, Wanted(max_prob=False))
-    at, real = torch.arange(keys, device=query.device), _real_keys(sets, keys, query.device)
+    rows = empty_statistics(query, sets.columns.shape[-1], sets.n_pair_sets, Wanted(max_prob=False, distance=False))
+    real = _real_keys(sets, keys, query.device)
     padding = ~real[:, shift : shift + length]
     allowed = None
     if not _is_triangle(mask, sets):
@@ -230,9 +231,7 @@ def flash_pass(
     query32 = query.float().masked_fill(padding[:, None, :, None], 0)
     key32, mean = _centred(key, real)
     key32 = key32.repeat_interleave(groups, 1)
-    position = (at - keys // 2).float().expand(batch, 1, keys)
-    extra = torch.cat([position.transpose(1, 2), sets.columns], -1)[:, None].expand(-1, heads, -1, -1)
-    parts = torch.cat([key32, extra], -1).split(dim, -1)
+    parts = torch.cat([key32, sets.columns[:, None].expand(-1, heads, -1, -1)], -1).split(dim, -1)
     mixed, lse = [], query32.new_empty(0)
     for part in parts:
         part_output, lse = _fused(query32, key32, F.pad(part, (0, dim - part.shape[-1])), allowed, scores.scaling)
@@ -243,9 +242,7 @@ def flash_pass(
     collision = (lse_double - 2 * lse).exp()
     moved = scores.scaling * (query32 * mean.repeat_interleave(groups, 1)[:, :, None]).sum(-1)
     share, entropy, collision = with_sink(lse + moved, entropy, collision, scores.sinks, slice(0, heads))
-    middle = at[shift : shift + length] - keys // 2
-    rows.distance = middle - mixed[..., dim]
-    masses = mixed[..., dim + 1 :]
+    masses = mixed[..., dim:]
     if share is not None:
         masses = masses * share[..., None]
         output = None if output is None else (output * share[..., None]).to(output.dtype)
@@ -264,7 +261,7 @@ def flash_pass(
     rows.n_allowed += share is not None
     for by_query in (rows.n_allowed, rows.set_sizes, rows.pair_sizes):
         by_query.masked_fill_(padding[..., None] if by_query is rows.set_sizes else padding, 0)
-    for by_head in (rows.entropy, rows.collision, rows.distance, rows.masses, rows.pair_masses):
+    for by_head in (rows.entropy, rows.collision, rows.masses, rows.pair_masses):
         by_head.masked_fill_(padding[:, None], 0)
     raise_if_not_finite(rows.entropy)
     return None if output is None else output.transpose(1, 2), rows

@@ -56,6 +56,12 @@ class Block:
     key_position: Tensor
 
 
+def _named(name: str, statistic: Tensor | None) -> Tensor:
+    if statistic is None:
+        raise MeasureError(f"the measure reads {name}, which its `statistics` do not name: statistics=frozenset({{{name!r}}})")
+    return statistic
+
+
 @dataclass(frozen=True)
 class Rows:
     """What a measure computes from: statistics of every query of one layer. Tensors are [batch, head, query] or broadcast to it."""
@@ -95,13 +101,12 @@ class Rows:
     @property
     def max_prob(self) -> Tensor:
         """max_j p_ij."""
-        assert self.statistics.max_prob is not None
-        return self.statistics.max_prob
+        return _named("max_prob", self.statistics.max_prob)
 
     @property
     def distance(self) -> Tensor:
         """sum_j p_ij (i - j), tokens (over keys alone where there is a sink)."""
-        return self.statistics.distance
+        return _named("distance", self.statistics.distance)
 
     def above(self, threshold: float) -> Tensor:
         """Number of keys with p_ij > threshold."""
@@ -132,7 +137,7 @@ class Measure:
         info: name, title, unit, scale and formula.
         compute: `Rows` -> [batch, head, query], NaN where undefined. With "probabilities" in `statistics` it gets a `Block` instead.
             With `combine`, it may return [part, batch, head, query].
-        statistics: which of "entropy", "collision", "max_prob", "probabilities" it reads.
+        statistics: which of "entropy", "collision", "distance", "max_prob", "probabilities" it reads.
         thresholds: counts that it reads with `Rows.above`.
         sets: token sets that it reads with `Rows.mass`, by name.
         pairs: pairs that it reads with `Rows.pair_mass`, by name.
@@ -313,6 +318,7 @@ MEASURES: dict[str, Measure] = {
         Measure(
             MeasureInfo("mean_distance", "Mean attention distance", "tokens", 0, 150, "sum_j p_ij (i - j)"),
             mean_distance,
+            frozenset({"distance"}),
         ),
         Measure(
             MeasureInfo("numeric_mass", "Attention to numbers", "probability", 0, 0.5, "sum of p_ij over number tokens"),

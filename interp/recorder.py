@@ -117,7 +117,8 @@ class Recording:
         check_way(self.way, model, self.measures.values(), maps=whole)
         self.ways: dict[int, str] = {}
         thresholds = tuple(sorted({t for m in self.measures.values() for t in m.thresholds}))
-        self._wanted = Wanted(any("max_prob" in m.statistics for m in self.measures.values()), thresholds)
+        read = set().union(*(m.statistics for m in self.measures.values()))
+        self._wanted = Wanted("max_prob" in read, thresholds, "distance" in read)
         self._reader = reader
         self._heads = int(config.get_text_config(decoder=True).num_attention_heads)
         unknown = [(la, h) for la, h in maps if la not in self._layers or not 0 <= h < self._heads]

@@ -286,7 +286,7 @@ def triton_pass(
         masses=masses,
         pair_masses=pair_masses,
         pair_sizes=prepared.pair_sizes,
-        distance=distance,
+        distance=distance if wanted.distance else None,
         entropy=entropy,
         collision=collision,
         max_prob=top if wanted.max_prob else None,

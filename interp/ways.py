@@ -74,10 +74,10 @@ def _obstacles(way: str, root: PreTrainedModel, measures: Iterable[Measure], dev
     """Why a way cannot be taken, by measures, model and device. The blocked way always can."""
     if way == "blocked":
         return []
-    whole = [m.info.name for m in measures if "probabilities" in m.statistics]
+    whole, short_of = [m.info.name for m in measures if "probabilities" in m.statistics], "without the probabilities"
     found = ["maps cannot be had without the probabilities"] if maps else []
     if way == "flash":
-        whole = [m.info.name for m in measures if m.thresholds or not m.statistics <= FLASH_STATISTICS]
+        whole, short_of = [m.info.name for m in measures if m.thresholds or not m.statistics <= FLASH_STATISTICS], "from a log-sum-exp"
         if getattr(root.config.get_text_config(decoder=True), "attn_logit_softcapping", None):
             found.append("the model caps its scores")
         if device not in ("cpu", "cuda"):
@@ -87,4 +87,4 @@ def _obstacles(way: str, root: PreTrainedModel, measures: Iterable[Measure], dev
 
         usable, why = available(torch.device(device))
         found += [] if usable else [why]
-    return ([f"{', '.join(whole)} cannot be had without the probabilities"] if whole else []) + found
+    return ([f"{', '.join(whole)} cannot be had {short_of}"] if whole else []) + found

@@ -20,6 +20,7 @@ from interp import recorder
 from interp.attention import Scores, Wanted
 from interp.blocked_pass import blocked_pass
 from interp.masks import lazy_mask
+from interp.flash_pass import FLASH_STATISTICS
 from interp.measures import (
     ENTRY_POINTS,
     MEASURES,
@@ -39,7 +40,7 @@ LENGTHS = (41, 20, 70, 33, 57, 26, 64, 48)
 SEED = 3
 Expected = dict[int, dict[tuple[int, int, str, str], tuple[float, int]]]
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}
-FLASH = [name for name, m in MEASURES.items() if not m.thresholds and "max_prob" not in m.statistics]
+FLASH = [name for name, m in MEASURES.items() if not m.thresholds and m.statistics <= FLASH_STATISTICS]
 FAMILIES = (
     "llama",
     "mistral",

@@ -19,13 +19,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from interp import seam
 from interp.attention import NonFiniteAttentionError
+from interp.flash_pass import FLASH_STATISTICS
 from interp.measures import MEASURES, Measure, MeasureError
 from interp.recorder import Recording, record
 from interp.seam import RecordingError
 from interp.tokens import Tokens, annotate
 
 Make = Callable[..., Any]
-FLASH = [name for name, m in MEASURES.items() if not m.thresholds and "max_prob" not in m.statistics]
+FLASH = [name for name, m in MEASURES.items() if not m.thresholds and m.statistics <= FLASH_STATISTICS]
 LENGTHS = (40, 23, 61, 34)
 
 

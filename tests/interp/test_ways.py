@@ -140,13 +140,23 @@ def test_layers_whose_mask_is_too_large_for_flash_are_blocked(tiny_model: Make, 
     assert recorded(model, padded, FLASH, way="flash").ways == {0: "flash", 1: "flash"}
 
 
-@pytest.mark.parametrize(("peak", "taken"), [(8.0, "flash"), (64.0, "blocked")])
+@pytest.mark.parametrize(("peak", "taken"), [(2.0, "flash"), (4.0, "blocked")])
 def test_layers_with_large_scores_are_blocked(peak: float, taken: str, tiny_model: Make, tiny_tokens: Make) -> None:
     """One layer: a second one would carry on what the first one's output differs by, and such peaks magnify it."""
     model, tokens = tiny_model("llama", peak=peak, num_hidden_layers=1), tiny_tokens(LENGTHS)
     found = recorded(model, tokens, FLASH, way="flash")
     assert found.ways == {0: taken}
     assert_tables_agree(found.table(), recorded(model, tokens, FLASH, way="blocked").table())
+
+
+def test_a_short_text_beside_a_long_one(tiny_model: Make, tiny_tokens: Make) -> None:
+    """What is a difference of numbers as large as the batch is wide would show in the short one."""
+    model, tokens = tiny_model("llama", peak=2.0, max_position_embeddings=2048), tiny_tokens((1500, 9), "left")
+    flash = recorded(model, tokens, FLASH, way="flash")
+    assert flash.ways == {0: "flash", 1: "flash"}
+    assert_same(flash.examples(), recorded(model, tokens, FLASH, way="blocked").examples(), 1e-6)
+    with pytest.raises(RecordingError, match="flash way cannot be taken: mean_distance"):
+        record(model, tokens, ["mean_distance"], way="flash")
 
 
 def test_capped_layers_of_any_model_are_blocked(tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch) -> None:
