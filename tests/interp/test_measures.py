@@ -19,8 +19,8 @@ from peft import LoraConfig, get_peft_model
 from interp import recorder
 from interp.attention import Scores, Wanted
 from interp.blocked_pass import blocked_pass
-from interp.masks import lazy_mask
 from interp.flash_pass import FLASH_STATISTICS
+from interp.masks import lazy_mask
 from interp.measures import (
     ENTRY_POINTS,
     MEASURES,
