@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from benchmarks.heads import peak_bytes
+from benchmarks.heads import peak_bytes, wrong_threads
 from benchmarks.start import IMPORTS
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class AdaptersConfig:
         limit: first N shipped problems.
         batch_tokens: padded tokens of a batch, at most.
         rounds: how often each way runs, in turn.
-        threads: of torch.
+        threads: of torch, at most the processors of this machine.
         smoke: two adapters, two problems, one round, without times or memory worth reading.
         child: for internal use: the way that this process takes.
         folder: for internal use: where the adapters lie.
@@ -208,6 +208,12 @@ def run_child(way: str, config: AdaptersConfig, folder: Path) -> Spent:
 def main() -> int:
     """Print the table; 1 where the numbers differ."""
     config = tyro.cli(AdaptersConfig, prog="python -m benchmarks.adapters", description=__doc__)
+    wrong = wrong_threads(config.threads)
+    if config.adapters < 2 or min(config.rounds, config.limit, config.rank, config.batch_tokens) < 1:
+        wrong = "--adapters must be 2 or more, --rounds, --limit, --rank and --batch-tokens at least 1"
+    if wrong:
+        print(f"error: {wrong}", file=sys.stderr)
+        return 2
     import torch
 
     from interp.checkpoints import CheckpointError
@@ -217,9 +223,6 @@ def main() -> int:
         assert config.folder is not None
         print(json.dumps(asdict(take(config.child, config, config.folder))))
         return 0
-    if config.adapters < 2 or min(config.rounds, config.limit, config.rank, config.batch_tokens) < 1:
-        print("error: --adapters must be 2 or more, --rounds, --limit, --rank and --batch-tokens at least 1", file=sys.stderr)
-        return 2
     if config.smoke:
         config = AdaptersConfig(adapters=2, rank=config.rank, model=config.model, limit=2, rounds=1, threads=config.threads)
     runs: dict[str, list[Spent]] = {way: [] for way in WAYS}

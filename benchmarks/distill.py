@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import os
 import platform
 import statistics
 import subprocess
@@ -22,7 +24,7 @@ from typing import Any, Literal
 
 import tyro
 
-from benchmarks.heads import peak_bytes
+from benchmarks.heads import peak_bytes, too_small, wrong_threads
 
 WAYS = {
     "two products": "bare: logits from hidden states, and back",
@@ -45,12 +47,12 @@ class BenchConfig:
     Attributes:
         ways: which to take; products and whole logits are needed for the ratios.
         tokens: of the batch.
-        vocabulary: rows of the head.
+        vocabulary: rows of the head; at least 65, the top 64 and one for the bucket.
         hidden: width of the states, of student and teacher.
         dtype: of states and heads.
         temperature: T where the teacher gives hidden states; a top k has T = 1.
         rounds: how often each way runs.
-        threads: of torch.
+        threads: of torch, at most the processors of this machine.
         collect_tokens: longest answer of the second table, in tokens.
         collect_batch: answers of a batch.
         smoke: one tiny round without time or memory worth reading, to see that everything runs.
@@ -64,11 +66,27 @@ class BenchConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     temperature: float = 2.0
     rounds: int = 1
-    threads: int = 2
+    threads: int = min(2, os.cpu_count() or 1)
     collect_tokens: int = 160
     collect_batch: int = 8
     smoke: bool = False
     child: str | None = None
+
+
+def mistake(config: BenchConfig) -> str | None:
+    """What is wrong with the options, if anything."""
+    unknown = [way for way in config.ways if way not in WAYS]
+    if unknown:
+        return f"--ways: {', '.join(map(repr, unknown))}; allowed: {', '.join(WAYS)}"
+    needed = ["two products", "three products", "dense"] + ["dense topk"] * any("topk" in way for way in config.ways)
+    missing = [way for way in needed if way not in config.ways]
+    if missing:
+        return f"--ways lacks {', '.join(map(repr, missing))}, which the ratios need"
+    if not 0 < config.temperature < math.inf:
+        return f"--temperature is {config.temperature}; allowed: more than 0"
+    least = {"tokens": 1, "vocabulary": K + 1, "hidden": 1, "rounds": 1, "collect_tokens": 1, "collect_batch": 1}
+    given = {f"--{name.replace('_', '-')}": (getattr(config, name), allowed) for name, allowed in least.items()}
+    return too_small(given) or wrong_threads(config.threads)
 
 
 def runner(way: str, config: BenchConfig) -> Callable[[], Any]:
@@ -219,6 +237,10 @@ def collection(config: BenchConfig) -> None:
 def main() -> int:
     """Print the tables."""
     config = tyro.cli(BenchConfig, prog="python -m benchmarks.distill", description=__doc__)
+    wrong = mistake(config)
+    if wrong:
+        print(f"error: {wrong}", file=sys.stderr)
+        return 2
     import torch
 
     torch.set_num_threads(config.threads)

@@ -33,6 +33,7 @@ import psutil
 import tyro
 
 if TYPE_CHECKING:
+    from distill.problems import Problem
     from interp.tokens import Tokens
 
 WAYS = {
@@ -51,8 +52,8 @@ class BenchConfig:
         shapes: batch x tokens.
         memory_shapes: batch x tokens at which peak memory is taken as well; none to leave it out.
         rounds: how often each way is timed, after a round that warms up, at each shape; the last number counts for the shapes that follow.
-        peer_rounds: how often the ways that hold whole maps are timed, at most.
-        threads: of torch.
+        peer_rounds: how often the ways that hold whole maps are timed, at most; 0 leaves them out of the tables.
+        threads: of torch, at most the processors of this machine.
         smoke: one tiny round without time or memory worth reading, to see that everything runs.
         problems: instead of the tables: a JSONL file in GSM8K's format (or "shipped"), read in length-sorted batches by the decoder alone,
             each batch plainly and recorded in turn; prints the ratio of the sums.
@@ -82,18 +83,40 @@ def mistake(config: BenchConfig) -> str | None:
     for shape in (*config.shapes, *config.memory_shapes):
         if not re.fullmatch(r"[1-9]\d*x([89]|[1-9]\d+)", shape):
             return f"shape {shape!r}; allowed: BATCHxTOKENS with 8 tokens or more, as 8x224"
-    least = {"--rounds": (min(config.rounds, default=0), 1), "--peer-rounds": (config.peer_rounds, 1), "--threads": (config.threads, 1)}
+    least = {"--rounds": (min(config.rounds, default=0), 1), "--peer-rounds": (config.peer_rounds, 0)}
     least |= {"--batch-tokens": (config.batch_tokens, 1), "--peers-every": (config.peers_every, 0)}
+    return too_small(least) or wrong_threads(config.threads)
+
+
+def too_small(least: Mapping[str, tuple[int, int]]) -> str | None:
+    """What is wrong with the first option whose number is below the smallest allowed; {option: (number, smallest)}."""
     for option, (given, allowed) in least.items():
         if given < allowed:
             return f"{option} is {given}; allowed: {allowed} or more"
-    if config.save:
-        try:
-            config.save.parent.mkdir(parents=True, exist_ok=True)
-            config.save.open("a").close()
-        except OSError as error:
-            return f"{config.save} cannot be written: {error.strerror}"
     return None
+
+
+def wrong_threads(threads: int) -> str | None:
+    """What is wrong with a number of threads. More than there are processors wait for each other, and nothing else is measured then."""
+    most = os.cpu_count() or 1
+    return None if 1 <= threads <= most else f"--threads is {threads}; allowed: 1 to {most}, the processors of this machine"
+
+
+def wrong_save(file: Path) -> str | None:
+    """Why numbers cannot be written beside what a file holds, if so. A file that is not there is not left behind."""
+    new = not os.path.lexists(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
+        if new:
+            file.unlink()
+            return None
+        known = json.loads(file.read_text("utf-8") or "{}")
+    except OSError as error:
+        return f"--save: {file} cannot be written: {error.strerror}"
+    except ValueError as error:
+        return f"--save: {file} is not JSON ({error}); name another file"
+    return None if isinstance(known, dict) else f"--save: {file} holds a {type(known).__name__}, not an object; name another file"
 
 
 HOLD_MAPS = ("eager", "lens")
@@ -235,14 +258,12 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     return peak - before
 
 
-def time_problems(config: BenchConfig) -> dict[str, Any]:
+def time_problems(config: BenchConfig, problems: list[Problem]) -> dict[str, Any]:
     """The ways over the same length-sorted batches, in turn."""
     from tqdm import tqdm
 
     from analyses.heads import HeadsConfig, plan
-    from distill.problems import load_problems
 
-    problems = load_problems(config.problems or "shipped", limit=config.limit)
     texts, batches = plan(HeadsConfig(batch_tokens=config.batch_tokens), opened(False), problems, True)
     spent: dict[str, list[tuple[int, float]]] = {way: [] for way in WAYS}
     for number, batch in enumerate(tqdm([batches[0], *batches])):  # the first batch twice: it warms up
@@ -279,7 +300,7 @@ def time_shapes(shapes: Sequence[str], rounds: Sequence[int], peer_rounds: int) 
     rows = []
     for at, shape in enumerate(shapes):
         batch, length = (int(n) for n in shape.split("x"))
-        ways = [way for way in WAYS if fits(way, batch, length)]
+        ways = [way for way in WAYS if fits(way, batch, length) and (peer_rounds or way not in HOLD_MAPS)]
         n = rounds[min(at, len(rounds) - 1)]
         tokens = some_tokens(batch, length)
         taken = in_turn(
@@ -287,11 +308,11 @@ def time_shapes(shapes: Sequence[str], rounds: Sequence[int], peer_rounds: int) 
             {way: min(n, peer_rounds) if way in HOLD_MAPS else n for way in ways},
             lambda way, tokens=tokens: forward(way, tokens, decoder_only=False),
         )
-        cells, ratios = [], {}
+        cells, ratios, missing = [], {}, "no room" if peer_rounds else "not asked for"
         for way in peers:
             ratios[way] = [a / b for a, b in zip(taken.get(way, []), taken["plain"], strict=False)]
             found = ratios[way]
-            cells.append(f"{statistics.median(found):.3f} ({min(found):.3f} to {max(found):.3f}, {len(found)})" if found else "no room")
+            cells.append(f"{statistics.median(found):.3f} ({min(found):.3f} to {max(found):.3f}, {len(found)})" if found else missing)
         seconds = {way: statistics.median(times) for way, times in taken.items()}
         print(f"{shape:>15} {seconds['plain']:9.3f} " + " ".join(f"{cell:>25}" for cell in cells), flush=True)
         rows.append({"shape": shape, "seconds": seconds, "ratios": {way: found for way, found in ratios.items() if found}})
@@ -339,7 +360,7 @@ def time_attention(shapes: Sequence[str], rounds: Sequence[int]) -> list[dict[st
 
 def measure_memory(shapes: Sequence[str], threads: int, ways: Sequence[str] = tuple(WAYS)) -> list[dict[str, Any]]:
     """Print the third table."""
-    peers = ways[1:]
+    peers = list(WAYS)[1:]
     print(f"\ndecoder alone, peak memory\n{'batch x tokens':>15} {'plain, MB':>9} " + " ".join(f"{way + ', +MB':>13}" for way in peers))
     rows = []
     for shape in shapes:
@@ -352,7 +373,8 @@ def measure_memory(shapes: Sequence[str], threads: int, ways: Sequence[str] = tu
                 environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
                 done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
                 peaks[way] = json.loads(done.stdout.splitlines()[-1]) / 1e6
-        rest = " ".join(f"{peaks[way] - peaks['plain']:13.0f}" if way in peaks else f"{f'> {LARGEST / 1e6:.0f}':>13}" for way in peers)
+        missing = {way: f"> {LARGEST / 1e6:.0f}" if way in ways else "not asked for" for way in peers}
+        rest = " ".join(f"{peaks[way] - peaks['plain']:13.0f}" if way in peaks else f"{missing[way]:>13}" for way in peers)
         print(f"{shape:>15} {peaks['plain']:9.0f} {rest}", flush=True)
         rows.append({"shape": shape, "peak_mb": peaks})
     return rows
@@ -361,7 +383,16 @@ def measure_memory(shapes: Sequence[str], threads: int, ways: Sequence[str] = tu
 def main() -> int:
     """Print the tables."""
     config = tyro.cli(BenchConfig, prog="python -m benchmarks.heads", description=__doc__)
-    wrong = mistake(config)
+    wrong, problems = mistake(config), []
+    if config.problems and not wrong:
+        from distill.problems import ProblemError, load_problems
+
+        try:
+            problems = load_problems(config.problems, limit=config.limit)
+        except ProblemError as error:
+            wrong = str(error)
+    if config.save and not wrong:
+        wrong = wrong_save(config.save)
     if wrong:
         print(f"error: {wrong}", file=sys.stderr)
         return 2
@@ -379,23 +410,18 @@ def main() -> int:
     print(f"{platform.machine()}, torch {torch.__version__}, {config.threads} thread(s), float32")
     for way, text in WAYS.items():
         print(f"  {way:6} {text}")
-    if config.problems:
-        from distill.problems import ProblemError
-
-        try:
-            saved["problems"] = time_problems(config)
-        except ProblemError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+    if problems:
+        saved["problems"] = time_problems(config, problems)
     elif config.smoke:
-        saved["times"], saved["attention"] = time_shapes(["2x32"], [1], 1), time_attention(["2x32"], [1])
+        saved["times"], saved["attention"] = time_shapes(["2x32"], [1], min(config.peer_rounds, 1)), time_attention(["2x32"], [1])
         saved["memory"] = measure_memory(["2x32"], config.threads, ("plain", "heads"))
     else:
         saved["times"] = time_shapes(config.shapes, config.rounds, config.peer_rounds)
         saved["attention"] = time_attention(config.shapes, config.rounds)
-        saved["memory"] = measure_memory(config.memory_shapes, config.threads)
+        asked = tuple(way for way in WAYS if config.peer_rounds or way not in HOLD_MAPS)
+        saved["memory"] = measure_memory(config.memory_shapes, config.threads, asked)
     if config.save:
-        known = json.loads(config.save.read_text("utf-8") or "{}")
+        known = json.loads(config.save.read_text("utf-8") or "{}") if config.save.exists() else {}
         config.save.write_text(json.dumps({**known, **saved}, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.heads import fits
 from figures import style
 
 LABELS = {
@@ -35,7 +37,13 @@ class PlotConfig:
     out: Path = Path("docs/images")
 
 
-def bars(axes: Axes, shapes: list[str], values: dict[str, dict[str, float]], missing: str) -> None:
+def why_missing(way: str, shape: str, no_room: str) -> str:
+    """What stands in place of a number: a way that holds whole maps has no room for them at a shape, or was left out there."""
+    size = re.fullmatch(r"(\d+)x(\d+)", shape)
+    return no_room if size and not fits(way, int(size[1]), int(size[2])) else "not measured"
+
+
+def bars(axes: Axes, shapes: list[str], values: dict[str, dict[str, float]], no_room: str) -> None:
     """One group a shape, one bar a way, its number beside it."""
     at = style.look()
     height, colours = 0.26, (at.blue, at.vermillion, at.grey)
@@ -44,7 +52,7 @@ def bars(axes: Axes, shapes: list[str], values: dict[str, dict[str, float]], mis
         places = [group + (number - 1) * height for group in range(len(shapes))]
         axes.barh(places, [found.get(shape, 0) for shape in shapes], height * 0.9, color=colours[number], label=LABELS[way])
         for place, shape in zip(places, shapes, strict=True):
-            text = f"{found[shape]:.2f}" if shape in found and largest < 100 else f"{found[shape]:,.0f}" if shape in found else missing
+            text = f"{found[shape]:{'.2f' if largest < 100 else ',.0f'}}" if shape in found else why_missing(way, shape, no_room)
             axes.text(found.get(shape, 0) + largest * 0.01, place, text, va="center", fontsize=at.small)
     axes.set_yticks(range(len(shapes)), [shape.replace("x", " × ") for shape in shapes])
     axes.invert_yaxis()
@@ -85,9 +93,20 @@ def main() -> int:
             f"error: {config.file} cannot be read ({error}); make it with python -m benchmarks.heads --save {config.file}", file=sys.stderr
         )
         return 2
-    config.out.mkdir(parents=True, exist_ok=True)
-    for path in style.save(draw(saved), config.out, "performance"):
-        print(path)
+    lacking = [part for part in ("times", "memory") if not (isinstance(saved, dict) and saved.get(part))]
+    if lacking:
+        print(
+            f"error: {config.file} holds no {' and no '.join(lacking)}; python -m benchmarks.heads --save {config.file} adds them",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        written = style.save(draw(saved), config.out, "performance")
+    except OSError as error:
+        print(f"error: --out {config.out} cannot be written to: {error.strerror or error}", file=sys.stderr)
+        return 2
+    print(*written, sep="\n")
     return 0
 
 

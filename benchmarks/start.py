@@ -52,7 +52,7 @@ class StartConfig:
     Attributes:
         rounds: how often each way is timed, in turn.
         model: smollm2 (the embedded model) or a .gguf file of a Llama.
-        threads: of torch.
+        threads: of torch, at most the processors of this machine.
         smoke: one round of the help and of the converted weights, without times worth reading.
         child: for internal use: time one way in this process.
     """
@@ -114,8 +114,11 @@ def main() -> int:
     if config.child:
         print(json.dumps(call_seconds(config.child, config.model)))
         return 0
-    if config.rounds < 1:
-        print("error: --rounds must be at least 1", file=sys.stderr)
+    from benchmarks.heads import wrong_threads  # not above: the child's start is timed
+
+    wrong = "--rounds must be at least 1" if config.rounds < 1 else wrong_threads(config.threads)
+    if wrong:
+        print(f"error: {wrong}", file=sys.stderr)
         return 2
     ways, rounds = (["help", "warm"], 1) if config.smoke else (list(WAYS), config.rounds)
     if not config.smoke:
