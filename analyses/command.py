@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,23 +15,41 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def guarded(work: Callable[[], int], *, debug: bool, interrupted: Callable[[], str], out: Path, kept: str, smaller: str = "") -> int:
+def guarded(
+    work: Callable[[], int],
+    *,
+    debug: bool,
+    interrupted: Callable[[], str],
+    out: Path,
+    kept: str | Callable[[], str],
+    smaller: str = "",
+    figures: bool = True,
+) -> int:
     """Runs a command's work: 0 done, 2 after an error in the input, 130 when interrupted.
 
-    An error that is neither ours nor the machine's is a fault of ours, and shows its traceback.
+    An error that is neither ours nor the machine's is a fault of ours, and shows its traceback. What is left is asked when the work has
+    ended: where it wrote `run.json`, which every command writes after its tables, these are whole, and that is said.
 
     Args:
         work: all of it.
         debug: show the traceback of every error.
-        interrupted: says what an interruption left.
+        interrupted: says what an interruption left, before the tables were whole.
         out: where results go.
-        kept: what an error of the machine leaves, and how to go on.
+        kept: what an error of the machine leaves by then, and how to go on.
         smaller: what needs less memory.
+        figures: `python -m figures` draws what is in `out`.
     """
+    before = _written(out)
+
+    def left(otherwise: str | Callable[[], str]) -> str:
+        if _written(out) in (None, before):
+            return otherwise if isinstance(otherwise, str) else otherwise()
+        return f"the tables are in {out}" + (f"; python -m figures {shlex.quote(str(out))} draws the rest" if figures else "")
+
     try:
         return work()
     except KeyboardInterrupt:
-        print(f"\ninterrupted; {interrupted()}", file=sys.stderr)
+        print(f"\ninterrupted; {left(interrupted)}", file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         ours = type(error).__module__.split(".")[0] in OURS
@@ -41,7 +60,16 @@ def guarded(work: Callable[[], int], *, debug: bool, interrupted: Callable[[], s
             first = str(error).splitlines()[0] if str(error) else "no details"
             print(f"error: out of memory ({first}){smaller and f'; try {smaller}'}", file=sys.stderr)
         elif isinstance(error, OSError):
-            print(f"error: {error.strerror or error} ({error.filename or f'results go to {out}'}); {kept}", file=sys.stderr)
+            print(f"error: {error.strerror or error} ({error.filename or f'results go to {out}'}); {left(kept)}", file=sys.stderr)
         else:
             print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _written(out: Path) -> tuple[int, int] | None:
+    """Tells the `run.json` of one work from that of another; None where there is none."""
+    try:
+        found = (out / "run.json").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 
 
 def check_folder(out: Path) -> None:
-    """Refuse a place that holds other things.
+    """Refuse a place that holds other things, or that cannot be written to; nothing is left there.
 
     Raises:
         ExampleError: a file, or a folder that no look at a problem has written.
+        OSError: the folder cannot be made.
     """
     if out.exists() and not out.is_dir():
         raise ExampleError(f"--out {out} is a file; name a folder")
@@ -41,8 +43,15 @@ def check_folder(out: Path) -> None:
             kind = json.loads((out / "run.json").read_text(encoding="utf-8")).get("kind", "head run")
         except (ValueError, AttributeError):
             kind = "damaged run"
-    out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # tried now: only the attempt tells whether it can be made, after long work
+        writable = os.access(out, os.W_OK)
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # it could not be made, or another command has put something there since
+                folder.rmdir()
+    if not writable:
         raise ExampleError(f"--out {out} cannot be written to; name another folder")
     if strange or kind != "example":
         raise ExampleError(
@@ -152,12 +161,12 @@ def _warnings(reading: Reading, wish: Wish, measures: dict[str, Measure]) -> lis
     name = reading.model.name
     warnings = [*reading.notes]
     if reading.finish == "length":
-        warnings.append(f"{name}: the answer ran into the cut of {wish.max_new_tokens} tokens (--max-new-tokens)")
+        warnings.append(f"{name}: the answer ran into the cut of {wish.max_new_tokens} tokens ({wish.spelt('max_new_tokens')})")
     if reading.compared_with is None:
         wanted = "" if wish.text == "gold" else " --text generated"
         warnings.append(
             f"{name}: nothing to compare with, so heads are chosen by their value alone; a run of "
-            f"python -m analyses.heads{wanted} says what is usual, and so does --others N"
+            f"python -m analyses.heads{wanted} says what is usual, and so does {wish.spelt('others', 12)}"
         )
     else:
         n = reading.compared_with["n_examples"]
@@ -168,7 +177,10 @@ def _warnings(reading: Reading, wish: Wish, measures: dict[str, Measure]) -> lis
     rows = reading.standing[(reading.standing["measure"] == wish.by) & (reading.standing["region"] == wish.region)]
     if not (rows["value"].abs() > 0).any():
         title = measures[wish.by].info.title.lower()
-        warnings.append(f"{name}: no head has any {title} in this text, so the heads shown are arbitrary; choose by another measure (--by)")
+        warnings.append(
+            f"{name}: no head has any {title} in this text, so the heads shown are arbitrary; choose by another measure "
+            f"({wish.spelt('by')})"
+        )
     return warnings
 
 

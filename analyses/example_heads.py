@@ -27,7 +27,7 @@ def parse_heads(typed: Sequence[str], layers: Sequence[int], n_heads: int, optio
         layer, dot, head = name.partition(".")
         if not layer.isdecimal() or not (head.isdecimal() if dot else not head):
             raise ExampleError(
-                f"{option} {name!r}: a head is written 12.3, a whole layer 12{', or auto' if option == '--heads' else ''}; {form}"
+                f"{option} {name!r}: a head is written 12.3, a whole layer 12{', or auto' if option.endswith('heads') else ''}; {form}"
             )
         if int(layer) not in layers or (dot and int(head) >= n_heads):
             raise ExampleError(f"{option}: there is no head {name}; {form}")
@@ -37,16 +37,16 @@ def parse_heads(typed: Sequence[str], layers: Sequence[int], n_heads: int, optio
 
 
 def named_heads(wish: Wish, layers: Sequence[int], n_heads: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """The heads of --heads and of --watch.
+    """The heads that are named to be shown, and those to be watched.
 
     Raises:
         ExampleError: one that does not exist, or that is to be shown and not watched.
     """
-    named = parse_heads(wish.heads, layers, n_heads, "--heads")
-    watched = parse_heads(wish.watch, layers, n_heads, "--watch")
+    named = parse_heads(wish.heads, layers, n_heads, wish.spelt("heads"))
+    watched = parse_heads(wish.watch, layers, n_heads, wish.spelt("watch"))
     if watched and named and not set(named) <= set(watched):
-        missing = next(head for head in named if head not in watched)
-        raise ExampleError(f"--heads {missing[0]}.{missing[1]} is not among the heads of --watch: name it there too")
+        missing = "{}.{}".format(*next(head for head in named if head not in watched))
+        raise ExampleError(f"{wish.spelt('heads', missing)} is not among the heads of {wish.spelt('watch')}: name it there too")
     return named, watched
 
 

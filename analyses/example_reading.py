@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 class Opens(Protocol):
     """Who opens models: `analyses.open_models.OpenModels`, or a notebook that has them open."""
 
+    def config(self, model: Named) -> Any:
+        """A model's config, for which no weights are loaded."""
+        ...
+
     def open(self, model: Named) -> Checkpoint:
         """A model that is good until another is asked for."""
         ...
@@ -71,7 +75,7 @@ def read_problem(
     finish = None
     if wish.text == "generated":
         if not checkpoint.model.can_generate():
-            raise ExampleError(f"{model.name} cannot generate; --text gold lets it read the reference solution")
+            raise ExampleError(f"{model.name} cannot generate; {wish.spelt('text', 'gold')} lets it read the reference solution")
         say(f"{model.name} answers")
         tokens, _ = write_answers(checkpoint, prompts.select([0], "left"), wish.max_new_tokens)
         finish = "stop" if int(tokens.texts[0].ids[-1]) in stop_ids(checkpoint) else "length"

@@ -70,10 +70,11 @@ def _unlike(folder: Path, checkpoint: Checkpoint, wish: Wish, measures: list[str
     if not same_weights(run["model"], checkpoint.identity):
         return "it is of other weights"
     if run["text"] != wish.text or run["chat"] != chat:
-        return f"it read {run['text']} text{'' if run['chat'] == chat else ' through another template'} (--text {run['text']} fits it)"
+        template = "" if run["chat"] == chat else " through another template"
+        return f"it read {run['text']} text{template} ({wish.spelt('text', run['text'])} fits it)"
     cut = (run.get("generated") or {}).get("max_new_tokens")
     if wish.text == "generated" and cut != wish.max_new_tokens:
-        return f"its answers were cut at {cut} tokens, this one at {wish.max_new_tokens} (--max-new-tokens)"
+        return f"its answers were cut at {cut} tokens, this one at {wish.max_new_tokens} ({wish.spelt('max_new_tokens')})"
     here = {"dtype": _dtype(checkpoint), "seed": wish.seed}
     differ = [f"{key} {run.get(key)}, here {value}" for key, value in here.items() if run.get(key) != value]
     if differ:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 import unicodedata
 from typing import Any
-
-import pandas as pd
 
 from figures.example_folder import Example
 
@@ -16,7 +15,9 @@ NUMBERS = 4
 LINES = 8
 """Unexpected numbers listed for each model."""
 LOW = 0.1
-"""Below this probability a number that the model read is listed as unexpected."""
+"""Below this probability a number that the model read is listed as unexpected, where another token was likelier."""
+GAP = "  "
+"""Between the columns of a table."""
 CLEAR = 0.05
 """False-discovery rate at which a head is said to differ."""
 ROLE_WORDS = {
@@ -32,18 +33,43 @@ def describe(example: Example) -> str:
     width = min(max(shutil.get_terminal_size((110, 24)).columns, 60), 140)
     problem = example.run["problem"]
     place = f"Problem {problem['index']} of {problem['n']} ({problem['source']})" if problem["index"] is not None else "The problem"
-    lines = [place, textwrap.indent(textwrap.fill(problem["question"], width - 2), "  ")]
+    lines = [*_wrapped(place, width), *_wrapped(problem["question"], width, "  ")]
     for model in example.run["models"]:
-        lines += ["", *_answer(example, model, width), *_heads(example, model["name"], model), *_unexpected(example, model["name"])]
+        name = model["name"]
+        lines += ["", *_answer(example, model, width), *_heads(example, name, model, width), *_unexpected(example, name, width)]
     for warning in example.run["warnings"]:
-        lines += ["", f"warning: {warning}"]
-    return visible("\n".join([*lines, ""]))
+        lines += ["", *_wrapped(f"warning: {warning}", width)]
+    return "\n".join([*lines, ""])
 
 
 def visible(text: str) -> str:
     """The text with control and direction characters written out, so that no model's or stranger's text steers the terminal."""
     kept = "\n\u200c\u200d"  # joiners are parts of letters and emoji
     return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c not in kept else c for c in text)
+
+
+def _wrapped(text: str, width: int, first: str = "", rest: str | None = None) -> list[str]:
+    """Lines of at most `width` characters, `first` before the first and `rest` (blanks, if not given) before the others."""
+    indent = " " * len(first) if rest is None else rest
+    plain = visible(re.sub(r"[\t-\r]", " ", text))  # before it is wrapped: what is written out is longer
+    return textwrap.wrap(plain, width, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False) or [first.rstrip()]
+
+
+def _columns(rows: list[dict[str, str]], width: int) -> list[str]:
+    """A table of at most `width` characters a line: the last column is text, left-aligned and wrapped, the others are numbers."""
+    *numbers, last = rows[0]
+    sizes = {name: max(len(name), *(len(row[name]) for row in rows)) for name in numbers}
+    place = "  " + "".join(" " * size + GAP for size in sizes.values())
+    lines = []
+    for row in ({name: name for name in rows[0]}, *rows):
+        lines += _wrapped(row[last], width, "  " + "".join(row[name].rjust(sizes[name]) + GAP for name in numbers), place)
+    return lines
+
+
+def _quoted(text: str) -> str:
+    """A token as it stands, in quotes: bytes that are no character are written out already. Its blanks do not break a line."""
+    marks = {" ": "\xa0", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+    return "'" + "".join(marks.get(c, c) for c in text) + "'"
 
 
 def _answer(example: Example, model: dict[str, Any], width: int) -> list[str]:
@@ -57,16 +83,14 @@ def _answer(example: Example, model: dict[str, Any], width: int) -> list[str]:
         found = "no answer found" if said is None else f"it says {said}"
         right = "right" if model["grade"]["correct"] else "wrong"
         verdict = f"{right}: {found}, the reference is {reference} (grader {model['grade']['grader']})"
-    lines = [f"{model['name']}: {verdict}"]
+    lines = _wrapped(f"{model['name']}: {verdict}", width)
     for number, step in enumerate(model["steps"]):
-        filled = textwrap.wrap(step["text"], width - 6) or [""]
-        lines.append(f"  {number + 1:2}  {filled[0]}")
-        lines += [f"      {rest}" for rest in filled[1:]]
+        lines += _wrapped(step["text"], width, f"  {number + 1:2}  ")
         for check in step["sums"]:
             if check["right"] is False:
-                lines.append(f"      ✗ {check['written']} is {check['value']}, not {check['result']}")
+                lines += _wrapped(f"{check['written']} is {check['value']}, not {check['result']}", width, "      ✗ ")
             elif check["right"] is None:
-                lines.append(f"      ? {check['written']} = {check['result']} cannot be checked")
+                lines += _wrapped(f"{check['written']} = {check['result']} cannot be checked", width, "      ? ")
     checked = [check["right"] for step in model["steps"] for check in step["sums"]]
     if checked:
         lines.append(f"      {sum(map(bool, checked))} of {len(checked)} calculations found in it are right")
@@ -75,7 +99,7 @@ def _answer(example: Example, model: dict[str, Any], width: int) -> list[str]:
     return lines
 
 
-def _heads(example: Example, name: str, model: dict[str, Any]) -> list[str]:
+def _heads(example: Example, name: str, model: dict[str, Any], width: int) -> list[str]:
     by, region = example.run["by"], example.run["region"]
     standing = example.standing
     rows = standing[(standing["model"] == name) & (standing["measure"] == by) & (standing["region"] == region)]
@@ -83,9 +107,10 @@ def _heads(example: Example, name: str, model: dict[str, Any]) -> list[str]:
     compared = model["compared_with"]
     against = f"against {compared['n_examples']} other problems ({compared['source']})" if compared else "nothing to compare with"
     title = example.measures[by].title
-    lines = ["", f"  Heads: {title.lower()} ({by}), {region} queries; {against}"]
+    lines = ["", *_wrapped(f"Heads: {title.lower()} ({by}), {region} queries; {against}", width, "  ")]
     if compared and not (rows["q"] <= CLEAR).any():
-        lines.append(f"  No head differs clearly (smallest q over all {len(rows)} heads: {rows['q'].min():.2g}); the furthest are:")
+        smallest = f"smallest q over all {len(rows)} heads: {rows['q'].min():.2g}"
+        lines += _wrapped(f"No head differs clearly ({smallest}); the furthest are:", width, "  ")
     listed = []
     for layer, head in example.chosen:
         row = rows.loc[(layer, head)]
@@ -93,7 +118,7 @@ def _heads(example: Example, name: str, model: dict[str, Any]) -> list[str]:
         if compared:
             entry |= {"average": f"{row['mean']:.3f}", "t": f"{row['t']:+.1f}", "q": f"{row['q']:.2g}"}
         listed.append({**entry, f"looks at (mean share of attention, {region} queries)": _looks_at(example, name, layer, head)})
-    return [*lines, textwrap.indent(pd.DataFrame(listed).to_string(index=False, justify="left", max_colwidth=None), "  ")]
+    return [*lines, *_columns(listed, width)]
 
 
 def _looks_at(example: Example, name: str, layer: int, head: int) -> str:
@@ -118,18 +143,22 @@ def _looks_at(example: Example, name: str, layer: int, head: int) -> str:
     return ", ".join(found) or "no number"
 
 
-def _unexpected(example: Example, name: str) -> list[str]:
-    """Numbers that the model gave little chance, with what it expected."""
+def _unexpected(example: Example, name: str, width: int) -> list[str]:
+    """Numbers that the model gave little chance, with what it expected instead."""
     found = example.next[example.next["model"] == name]
     tokens = example.tokens[example.tokens["model"] == name].set_index("position")
     response = tokens.index[tokens["region"] == "response"]
-    read = found[found["is_read"] & found["position"].isin(response) & (found["probability"] < LOW)]
-    lines = []
+    unlikely = (found["probability"] < LOW) & (found["rank"] > 1)  # nothing was likelier than a token of rank 1
+    read = found[found["is_read"] & found["position"].isin(response) & unlikely]
+    told = []
     for row in read.to_dict("records"):
         position = int(row["position"])
         first = found[(found["position"] == position) & (found["rank"] == 1)].iloc[0]
         before = "".join(tokens["shown"].loc[max(0, position - 6) : position - 1])
-        likely = f"{first['token']!r} {first['probability']:.0%}"
-        lines.append(f"    after {before!r}: {row['token']!r} had {row['probability']:.1%} (rank {row['rank']}); likeliest: {likely}")
-    more = [f"    and {len(lines) - LINES} more (next.parquet)"] if len(lines) > LINES else []
-    return ["", "  Number tokens that it did not expect:", *lines[:LINES], *more] if lines else []
+        had = f"after {_quoted(before)}: {_quoted(row['token'])} had {row['probability']:.1%} (rank {row['rank']})"
+        told.append(f"{had}; likeliest: {_quoted(first['token'])} {first['probability']:.0%}")
+    if not told:
+        return []
+    lines = [line.replace("\xa0", " ") for each in told[:LINES] for line in _wrapped(each, width, "    ", "      ")]
+    more = [f"    and {len(told) - LINES} more (next.parquet)"] if len(told) > LINES else []
+    return ["", "  Number tokens that it did not expect:", *lines, *more]

@@ -31,6 +31,7 @@ class Wish:
         max_new_tokens: cut of an answer.
         others: problems that are measured to compare with, where no run is there; 0: none.
         seed: of the shuffled token sets.
+        called: it was asked for in a call of `interp.show`: messages name that call's arguments, and not the command's options.
     """
 
     text: Literal["generated", "gold"] = "generated"
@@ -43,6 +44,7 @@ class Wish:
     max_new_tokens: int = 256
     others: int = 0
     seed: int = 0
+    called: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model.
@@ -62,3 +64,10 @@ class Wish:
             raise ExampleError(f"{self.others} other problems to compare with: 0 for none, or at least {FEWEST}")
         if not any(part.strip() for given in self.heads for part in given.split(",")):
             raise ExampleError("no head is named; write 12.3, 12 (a whole layer) or auto")
+
+    def spelt(self, name: str, value: str | int | None = None) -> str:
+        """What was asked for, as whoever asked writes it: `--text gold` in a command, `text='gold'` in a call; without a value its name."""
+        if self.called:
+            return name if value is None else f"{name}={value!r}"
+        option = f"--{name.replace('_', '-')}"
+        return option if value is None else f"{option} {value}"

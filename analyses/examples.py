@@ -119,6 +119,8 @@ class ExamplesConfig:
                 raise OptionError(f"--{option.replace('_', '-')} is {value}; at least {least} is needed")
         if not self.model:
             raise OptionError("--model names no model")
+        if not all(model.strip() for model in self.model):
+            raise OptionError("--model is empty; give a hub id, a folder, an adapter, a .gguf file, smollm2, or a head run")
         if self.question is not None:
             if self.problem is not None:
                 raise OptionError("--problem and --question both name a problem: give one of them")
@@ -165,11 +167,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     command = shlex.join(["python", "-m", "analyses.examples", *(sys.argv[1:] if arguments is None else arguments)])
     heads = config.folder() / "heads"
-    kept = f"head runs that were finished are kept in {heads}: the same command goes on" if heads.is_dir() else "nothing was finished"
+
+    def kept() -> str:
+        return f"head runs that were finished are kept in {heads}: the same command goes on" if heads.is_dir() else "nothing was finished"
+
     return guarded(
         lambda: (contrast if config.contrast else look_at)(config, command),
         debug=config.debug,
-        interrupted=lambda: kept,
+        interrupted=kept,
         out=config.folder(),
         kept=kept,
         smaller="a smaller --max-new-tokens, or --watch with few heads",

@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     command = shlex.join(["python", "-m", "analyses.grades", *(sys.argv[1:] if arguments is None else arguments)])
     kept = "nothing was written, the same command begins again"
-    return guarded(lambda: run(config, command), debug=config.debug, interrupted=lambda: kept, out=config.out, kept=kept)
+    return guarded(lambda: run(config, command), debug=config.debug, interrupted=lambda: kept, out=config.out, kept=kept, figures=False)
 
 
 def run(config: GradesConfig, command: str) -> int:

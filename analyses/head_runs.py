@@ -58,8 +58,10 @@ def named(argument: str, base: str | None = None) -> Named:
     """What an argument of the command names: a head run, or a model.
 
     Raises:
-        InputError: an empty folder, or one of other things.
+        InputError: an empty name, an empty folder, or one of other things.
     """
+    if not argument.strip():  # Path("") would be the folder that one is in
+        raise InputError("the name of a model is empty; give a hub id, a folder, an adapter, a .gguf file, smollm2, or a head run")
     path = Path(argument).expanduser()
     if path.is_dir():
         if (path / "run.json").is_file():

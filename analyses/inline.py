@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from analyses.example_wish import ExampleError, Wish
 from analyses.head_runs import Named, named
@@ -15,7 +15,7 @@ from analyses.one_problem import look
 from distill.problems import Problem, load_problems
 from figures.example_folder import read_example
 from figures.example_page import example_page
-from interp.checkpoints import Checkpoint, open_checkpoint
+from interp.checkpoints import Checkpoint, open_checkpoint, open_config
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,11 @@ class Page:
         return f'<iframe title="One problem" srcdoc="{page}" style="width: 100%; height: {self.height}px; border: 0"></iframe>'
 
     def save(self, path: str | Path) -> Path:
-        """Write the page as a file of its own."""
+        """Write the page as a file of its own.
+
+        Raises:
+            OSError: its folder is not there, or cannot be written to.
+        """
         path = Path(path)
         path.write_text(self.html, encoding="utf-8")
         return path
@@ -47,6 +51,10 @@ class _Open:
 
     def __init__(self, checkpoints: dict[str, Checkpoint], sources: dict[str, str]) -> None:
         self._checkpoints, self._sources = checkpoints, sources
+
+    def config(self, model: Named) -> Any:
+        known = self._checkpoints.get(model.name)
+        return known.model.config if known is not None else open_config(self._sources[model.name])
 
     def open(self, model: Named) -> Checkpoint:
         if model.name not in self._checkpoints:
@@ -127,6 +135,7 @@ def show(
         max_new_tokens=max_new_tokens,
         others=others,
         seed=seed,
+        called=True,
     )
     about = {"command": "interp.show(...)", "problem": {"source": "notebook", "index": None, "n": None}}
     with tempfile.TemporaryDirectory(prefix="primed-heads-") as place:

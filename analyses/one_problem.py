@@ -45,18 +45,12 @@ def look(
 
     measures = load_measures()
     if wish.by not in measures:
-        raise ExampleError(f"--by {wish.by} is no measure; known: {', '.join(measures)}")
-    named_heads(wish, *_shape(opened.open(models[0])))  # before the model answers
+        raise ExampleError(f"{wish.spelt('by', wish.by)} is no measure; known: {', '.join(measures)}")
+    layers, n_heads = _form(models, opened)  # from configs, before a model is loaded and answers
+    named_heads(wish, layers, n_heads)
     readings = [read_problem(model, opened, problem, wish, measures, out, pool) for model in models]
-    form = (readings[0].layers, readings[0].n_heads)
-    for other in readings[1:]:
-        if (other.layers, other.n_heads) != form:
-            raise ExampleError(
-                f"{readings[0].model.name} has {len(form[0])} layers of {form[1]} heads, {other.model.name} {len(other.layers)} of "
-                f"{other.n_heads}: side by side are models of one form; look at them one by one"
-            )
     order = standing_out([r.standing for r in readings], wish.by, wish.region)
-    watched, chosen = choose_heads(wish, *form, order)
+    watched, chosen = choose_heads(wish, layers, n_heads, order)
     traces: dict[str, Trace] = {}
     for reading in reversed(readings):  # the last is open still
         say(f"looking at the heads of {reading.model.name}")
@@ -65,11 +59,21 @@ def look(
     return out
 
 
-def _shape(checkpoint: Checkpoint) -> tuple[tuple[int, ...], int]:
+def _form(models: Sequence[Named], opened: Opens) -> tuple[tuple[int, ...], int]:
+    """Layers and number of heads, the same for all models."""
     from interp.seam import attention_layers
 
-    config = checkpoint.model.config
-    return attention_layers(config), int(config.get_text_config(decoder=True).num_attention_heads)
+    forms = []
+    for model in models:
+        config = opened.config(model)
+        forms.append((attention_layers(config), int(config.get_text_config(decoder=True).num_attention_heads)))
+        if forms[-1] != forms[0]:
+            (layers, n_heads), (others, n_others) = forms[0], forms[-1]
+            raise ExampleError(
+                f"{models[0].name} has {len(layers)} layers of {n_heads} heads, {model.name} {len(others)} of {n_others}: side by side are "
+                "models of one form; look at them one by one"
+            )
+    return forms[0]
 
 
 def _trace(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyses.head_runs import Named
-from interp.checkpoints import Checkpoint, CheckpointError, identify, open_adapters, open_checkpoint, open_tokenizer
+from interp.checkpoints import Checkpoint, CheckpointError, identify, open_adapters, open_checkpoint, open_config, open_tokenizer
 
 if TYPE_CHECKING:
     from interp.map_divergence import Student
@@ -38,6 +38,10 @@ class OpenModels:
         self._models, self._opening = list(models), opening
         self._shared: dict[str, Checkpoint] | None = None
         self._alone: dict[str, Checkpoint] = {}
+
+    def config(self, model: Named) -> Any:
+        """A model's config, for which no weights are loaded."""
+        return open_config(str(model.source), base=model.base, trust_remote_code=self._opening.trust_remote_code)
 
     def open(self, model: Named) -> Checkpoint:
         """A model, with its adapter switched on, or all of them off for their base; it is good until another is asked for."""

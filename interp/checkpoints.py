@@ -205,6 +205,20 @@ def open_tokenizer(source: str | Path, *, revision: str | None = None, trust_rem
         return _tokenizer(folder, found.source, trust_remote_code)
 
 
+def open_config(source: str | Path, *, base: str | None = None, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The config of the model that `open_checkpoint` would give, of an adapter that of its base, without loading any weights.
+
+    Raises:
+        CheckpointError: as `open_checkpoint`.
+    """
+    found = _find(str(source), revision, trust_remote_code, weights=False)
+    with _quiet():
+        if found.kind == "adapter":
+            found = _base_of(found, base, trust_remote_code, weights=False)[1]
+        folder = _converted(found.weights[0]) if found.kind in ("embedded", "gguf") else found.folder
+        return _config(folder, found.source, trust_remote_code)
+
+
 def identify(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> dict[str, Any]:
     """What decides a checkpoint's numbers, without loading it and without its place: name, and revision (hub) or hashes (files).
 
@@ -342,17 +356,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _load(found: _Found, place: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any, list[str]]:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     folder = _converted(found.weights[0]) if found.kind in ("embedded", "gguf") else found.folder
     _check_safetensors(folder, found.source)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise CheckpointError(
-            f"{found.source}: its config.json cannot be read ({_first_line(error)})" + _own_code(folder / "config.json", trust_remote_code)
-        ) from error
-    _check_causal(config, found.source)
+    config = _config(folder, found.source, trust_remote_code)
     wanted = torch.float32 if dtype == "auto" and (place == "cpu" or found.kind in ("embedded", "gguf")) else dtype
     wanted = getattr(torch, wanted) if isinstance(wanted, str) and wanted != "auto" else wanted
     try:
@@ -379,6 +387,19 @@ def _load(found: _Found, place: str, dtype: str, trust_remote_code: bool) -> tup
     if place != "balanced":
         model.to(place)
     return model.eval().requires_grad_(False), tokenizer, sorted(info["unexpected_keys"])
+
+
+def _config(folder: Path, source: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise CheckpointError(
+            f"{source}: its config.json cannot be read ({_first_line(error)})" + _own_code(folder / "config.json", trust_remote_code)
+        ) from error
+    _check_causal(config, source)
+    return config
 
 
 def _tokenizer(folder: Path, source: str, trust_remote_code: bool) -> Any:

@@ -392,7 +392,7 @@ MEASURES: dict[str, Measure] = {
                 "probability",
                 0,
                 0.5,
-                "numeric mass / (1 - mass on the first token)",
+                "sum of p_ij over numbers j > 0 / sum of p_ij over all j > 0",
             ),
             numeric_mass_without_bos,
             sets={"numeric_beyond_first": numeric_beyond_first, "not_first": not_first_token},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -232,7 +233,7 @@ def test_answers_that_are_cut_are_told(look: Callable[..., Ran]) -> None:
 def test_heads_are_arbitrary_where_there_is_no_number(look: Callable[..., Ran]) -> None:
     ran = look("--question", "How do you do?", "--heads", "auto", "--region", "question", *SHORT, "--others", 0)
     assert ran.code == 0, ran.err
-    assert "choose by another measure (--by)" in ran.out
+    assert "choose by another measure (--by)" in " ".join(ran.out.split())
 
 
 def test_the_foremost_heads_differ_clearly_first_or_are_said_not_to(look: Callable[..., Ran]) -> None:
@@ -430,3 +431,123 @@ def test_a_notebook_gets_the_same_page(look: Callable[..., Ran], checkpoint: Pat
     assert framed.startswith("<iframe")
     assert "<script" not in framed  # escaped inside the frame's attribute
     assert page.save(tmp_path / "page.html").read_text("utf-8") == page.html
+
+
+# --- an end before the end --------------------------------------------------------------------------------------------
+
+
+def test_an_interruption_while_drawing_says_where_the_tables_are(look: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    import figures.__main__
+    import figures.example_figures
+
+    with monkeypatch.context() as patch:
+        patch.setattr(figures.example_figures, "draw_figures", stop)
+        ran = look("--text", "gold", "--others", 0, "--figures")
+    assert (ran.code, ran.err.splitlines()[-1]) == (130, "interrupted; the tables are in out; python -m figures out draws the rest")
+    assert not Path("out/example.html").exists()
+    monkeypatch.setattr("sys.argv", ["figures", "out"])
+    assert figures.__main__.main() == 0
+    assert Path("out/example.html").is_file()
+
+
+def test_an_interruption_before_the_tables_says_what_is_kept(look: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert look("--text", "gold", "--others", 0).code == 0
+    monkeypatch.setattr("analyses.one_problem.write_example", stop)
+    ran = look("--text", "gold", "--others", 0)  # the tables that are there are of the first look
+    assert (ran.code, ran.err.splitlines()[-1]) == (130, "interrupted; nothing was finished")
+    ran = look("--text", "gold", "--others", 3)
+    kept = f"head runs that were finished are kept in {Path('out/heads')}: the same command goes on"
+    assert (ran.code, ran.err.splitlines()[-1]) == (130, f"interrupted; {kept}")
+
+
+def stop(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_refused_command_leaves_nothing(look: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM
+
+    assert look("--max-new-tokens", 500, "--out", "new/far/out").code == 2
+    assert not Path("new").exists()
+    Path("old/out").mkdir(parents=True)
+    Path("file").touch()
+    monkeypatch.delattr(AutoModelForCausalLM, "from_pretrained")  # what follows is said before a model is loaded
+    for out in ("new/far/out", "old/out", "old/new"):
+        assert look("--heads", "99.0", "--out", out).code == 2
+    assert [path.name for path in Path("old").iterdir()] == ["out"]
+    assert not Path("new").exists()
+    ran = look("--out", f"new/{'x' * 300}")
+    assert (ran.code, "File name too long" in ran.err) == (2, True)
+    assert not Path("new").exists()
+    ran = look("--out", "file/out")
+    assert (ran.code, "Not a directory (file/out)" in ran.err) == (2, True)
+
+
+def test_models_of_other_forms_are_refused_before_one_answers(
+    look: Callable[..., Ran], checkpoint: Path, save_checkpoint: Callable[..., Path], adapter: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    fewer = save_checkpoint(tmp_path / "fewer", num_attention_heads=2, num_key_value_heads=2)
+    monkeypatch.delattr(AutoModelForCausalLM, "from_pretrained")
+    ran = look("--model", checkpoint, adapter, fewer, *SHORT)
+    assert ran.code == 2
+    assert f"{checkpoint.name} has 2 layers of 4 heads, fewer 2 of 2: side by side are models of one form" in ran.err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--contrast"], ["--debug"]])
+def test_an_empty_name_is_no_model(look: Callable[..., Ran], more: list[str]) -> None:
+    ran = look("--model", "", *more)
+    assert ran.code == 2
+    assert ran.err.startswith("error: --model is empty; give a hub id, ")
+
+
+# --- what it prints ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("others", [0, 4])
+def test_text_is_as_wide_as_the_terminal(look: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, width: int, others: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    question = f"{'How many are 3 times 4? ' * 9}\x1b\x1b\x1b{'9' * 200}?"
+    ran = look(
+        "--question", question, "--answer", "3 x 4 = 12 and 12 + 1 = 14\n#### 14", "--text", "gold", "--others", others, "--heads", "1"
+    )
+    assert ran.code == 0, ran.err
+    lines = ran.out[: ran.out.index("tables:")].splitlines()
+    assert [line for line in lines if len(line) > width or line != line.rstrip()] == []
+    assert "12 + 1 is 13, not 14" in ran.out
+    at = next(number for number, line in enumerate(lines) if "  looks at" in line)
+    rows = lines[at : lines.index("", at)]
+    start = rows[0].index("looks at")
+    assert len(rows) > 5  # the header and four heads: some are wrapped
+    assert all(row[:start].endswith("  ") and row[start] != " " for row in rows)
+    firsts = [row[:start].split() for row in rows if row[:start].strip()]
+    assert firsts[0] == ["head", "here", *(["average", "t", "q"] if others else [])]
+    assert sorted(first[0] for first in firsts[1:]) == ["1.0", "1.1", "1.2", "1.3"]
+    assert {len(first) for first in firsts} == {len(firsts[0])}
+
+
+def test_unexpected_tokens_are_shown_as_they_stand_and_had_a_likelier_one(look: Callable[..., Ran]) -> None:
+    from analyses.example_text import describe
+    from figures.example_folder import read_example
+
+    assert look("--text", "gold", "--others", 0).code == 0
+    example = read_example(Path("out"))
+    response = example.tokens.loc[example.tokens["region"] == "response", "position"]
+    positions = [at for at in example.next["position"].unique() if at in set(response)]
+    half, first, backslash = positions[:3]
+
+    def row(position: int, rank: int, token: str, probability: float, is_read: bool) -> dict[str, Any]:
+        about = {"model": example.models[0], "position": position, "rank": rank, "token_id": rank}
+        return {**about, "token": token, "probability": probability, "is_read": is_read}
+
+    rows = [row(half, 1, "\\xe0", 0.25, False), row(half, 7, " \n", 0.0125, True)]
+    rows += [row(first, 1, "41", 0.0625, True), row(first, 2, "43", 0.03125, False)]
+    rows += [row(backslash, 1, "\\frac", 0.5, False), row(backslash, 3, "42", 0.0625, True)]
+    said = " ".join(describe(dataclasses.replace(example, next=pd.DataFrame(rows))).split())
+    assert "' \\n' had 1.2% (rank 7); likeliest: '\\xe0' 25%" in said
+    assert "'42' had 6.2% (rank 3); likeliest: '\\frac' 50%" in said
+    assert "'41'" not in said
+    assert said.count("likeliest") == 2

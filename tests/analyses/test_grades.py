@@ -614,3 +614,12 @@ def test_tables_without_a_command(tmp_path: Path) -> None:
     assert accuracy[["model", "right"]].to_numpy().tolist() == [["m0", 2], ["m1", 2]]
     assert pairs_table(graded, "m1")["model"].tolist() == ["m0"]
     assert not len(pairs_table(graded, "nobody"))
+
+
+def test_interrupted_when_the_tables_are_there(tmp_path: Path, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grades, "show", stop)
+    done = run(verdicts(tmp_path / "x.jsonl", "10"))
+    assert (done.code, done.err.splitlines()[-1]) == (130, f"interrupted; the tables are in {tmp_path / 'out'}")

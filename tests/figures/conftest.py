@@ -31,7 +31,7 @@ INFOS = [
     MeasureInfo("numeric_mass_intermediate", "Attention on intermediate results", "probability", 0.0, 1.0, "Σ p"),
     MeasureInfo("numeric_mass_final", "Attention on the final answer", "probability", 0.0, 1.0, "Σ p"),
     MeasureInfo("operator_mass", "Attention on operators", "probability", 0.0, 1.0, "Σ p over operators"),
-    MeasureInfo("numeric_mass_without_bos", "Attention on numbers, BOS left out", "probability", 0.0, 1.0, "Σ p / (1−p0)"),
+    MeasureInfo("numeric_mass_without_bos", "Attention on numbers, BOS left out", "probability", 0.0, 1.0, "Σ p / Σ p, both j > 0"),
     MeasureInfo("numeric_enrichment", "Attention on numbers over uniform", "1", 0.0, None, "mass / uniform mass"),
     MeasureInfo("numeric_z", "Attention on numbers against shuffles", "standard deviations", None, None, "(x−μ)/σ"),
     MeasureInfo("duplicate_token_mass", "Attention on earlier copies of the token", "probability", 0.0, 1.0, "Σ p"),

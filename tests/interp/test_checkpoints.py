@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from interp import checkpoints
-from interp.checkpoints import CheckpointError, identify, open_checkpoint, open_tokenizer
+from interp.checkpoints import CheckpointError, identify, open_checkpoint, open_config, open_tokenizer
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{number}" for number in range(44))]
 """As many as the tiny models' vocabulary."""
@@ -552,3 +552,30 @@ def test_a_classifier_is_no_language_model(tmp_path: Path, checkpoint: Path) -> 
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForSequenceClassification"]}))
     with pytest.raises(CheckpointError, match="LlamaForSequenceClassification predicts no next token"):
         open_checkpoint(folder, device="cpu")
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_the_config_alone(folder: Path, adapter: Path, tmp_path: Path) -> None:
+    wanted = json.loads((folder / "config.json").read_text())
+    for found in (open_config(folder), open_config(adapter), open_config(adapter, base=str(folder))):
+        assert (found.model_type, found.num_hidden_layers, found.num_attention_heads) == (
+            wanted["model_type"],
+            wanted["num_hidden_layers"],
+            wanted["num_attention_heads"],
+        )
+    moved = Path(shutil.copytree(adapter, tmp_path / "moved"))
+    change_json(moved / "adapter_config.json", base_model_name_or_path="elsewhere/at/all")
+    assert open_config(moved, base=str(folder)).num_hidden_layers == wanted["num_hidden_layers"]
+    with pytest.raises(CheckpointError, match="its base cannot be opened"):
+        open_config(moved)
+    torn = Path(shutil.copytree(folder, tmp_path / "torn"))
+    (torn / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json: not readable as JSON"):
+        open_config(torn)
+
+
+def test_the_config_of_a_gguf_file(tmp_path: Path, assets: Path, tiny_model: Callable[..., Any], write_gguf: Callable[..., None]) -> None:
+    model = tiny_model("llama")
+    write_gguf(tmp_path / "tiny.gguf", model)
+    found = open_config(tmp_path / "tiny.gguf")
+    assert (found.num_hidden_layers, found.num_attention_heads) == (model.config.num_hidden_layers, model.config.num_attention_heads)
