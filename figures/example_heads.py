@@ -311,8 +311,8 @@ def number_probabilities(example: Example) -> Figure:
     """Probability of every number token that was read, from the tokens before it, in the order of the text; a panel a model.
 
     Markers and colours are roles. A token that was read with a probability under 0.5, where another was likelier, is outlined and named
-    with the likeliest and its probability, the least probable ones first, as many as there is room. The axis is logarithmic, for all models
-    alike, and what is below 1e-12 is drawn at 1e-12; where a probability is 0 it is linear instead.
+    with the likeliest and its probability, the least probable ones first; the subtitle says how many names find no room. The axis is
+    logarithmic, for all models alike, and what is below 1e-12 is drawn at 1e-12; where a probability is 0 it is linear instead.
 
     Args:
         example: as `figures.example_folder.read_example` gives it.
@@ -323,14 +323,15 @@ def number_probabilities(example: Example) -> Figure:
     all_read = np.concatenate([table["probability"].to_numpy(float) for table in tables.values()])
     least = float(all_read.min()) if all_read.size else 1.0
     log = least > 0
+    floor = min(0.1, max(FLOOR, 10.0 ** math.floor(math.log10(max(least, FLOOR))))) if log else 0.0
     roles = token_labels.roles_in(tables, NUMBER_ROLES)
     whose = "models" if len(tables) > 1 else "the model"
     title = f"How {whose} expected each number: probability of the token that was read"
-    named = any(_is_low(row) for table in tables.values() for _, row in table.iterrows())
+    named = any(_low_places(table) for table in tables.values())
     slots = {model: token_labels.token_slots(table) for model, table in tables.items()}
     left, right = 0.5 * at.zoom, 0.1 * at.zoom
     across = width - left - right - 1e-6
-    subtitle = style.joined(
+    said = style.joined(
         token_labels.problem_text(example),
         "each token of a number, in the order of the text",
         "logarithmic axis" if log else "linear axis, as a probability is 0",
@@ -340,10 +341,17 @@ def number_probabilities(example: Example) -> Figure:
     bottom = max(token_labels.label_room(of_model, width - left - right) for of_model in slots.values()) + line_inches() + 0.06
     key = token_labels.role_key_room(roles, width)
     above = 2 * line_inches() + 0.06
-    titles = style.titles_inches(width, title, subtitle)
-    down = 1.35 * at.zoom
-    if len(tables) == 1:
-        down = at.height(down, titles + key + above + bottom, 0.9)
+    # A note of names that are left out may cost a line of room, and with it names; rarely another round is needed.
+    subtitle, titles, down, names = said, 0.0, 0.0, {}
+    for _ in range(4):
+        titles, down = style.titles_inches(width, title, subtitle), 1.35 * at.zoom
+        if len(tables) == 1:
+            down = at.height(down, titles + key + above + bottom, 0.9)
+        names = {model: _place_names(table, _spots(table, floor, (across, down)), (across, down)) for model, table in tables.items()}
+        without = sum(len(_low_places(table)) - len(names[model]) for model, table in tables.items())
+        before, subtitle = subtitle, style.joined(said, _names_left_out(without))
+        if subtitle == before:
+            break
     figure, every = style.panels(
         title,
         subtitle,
@@ -355,7 +363,6 @@ def number_probabilities(example: Example) -> Figure:
         width=width,
     )
     token_labels.draw_role_key(figure, roles, titles + 0.02)
-    floor = min(0.1, max(FLOOR, 10.0 ** math.floor(math.log10(max(least, FLOOR))))) if log else 0.0
     for axes, (model, table) in zip(every, tables.items(), strict=True):
         _, height = style.axes_inches(axes)
         axes.text(0, 1 + (line_inches() + 0.02) / height, cut(boxed(model), width - left - right), transform=axes.transAxes, va="bottom")
@@ -376,6 +383,7 @@ def number_probabilities(example: Example) -> Figure:
             axes.text(0.5, 0.5, "no number was read", transform=axes.transAxes, ha="center", va="center")
             continue
         _points(axes, table, slots[model], floor, bottom)
+        _draw_names(axes, table, floor, names[model])
     return figure
 
 
@@ -394,8 +402,22 @@ def _read_numbers(example: Example, model: str) -> pd.DataFrame:
     )
 
 
-def _is_low(row: pd.Series) -> bool:
-    return bool(row["probability"] < LOW and row["rank"] > 1 and isinstance(row["likeliest"], str))
+def _low_places(table: pd.DataFrame) -> list[int]:
+    """Places of tokens read with a low probability where another was likelier, the least probable ones first."""
+    low = (table["probability"] < LOW) & (table["rank"] > 1) & table["likeliest"].notna()
+    return sorted(np.flatnonzero(low).tolist(), key=lambda place: (float(table["probability"].iloc[place]), place))
+
+
+def _names_left_out(count: int) -> str:
+    """Names that find no room as the subtitle says it; "" for none."""
+    return f"{count} {'name' if count == 1 else 'names'} left out for room" if count else ""
+
+
+def _spots(table: pd.DataFrame, floor: float, size: tuple[float, float]) -> np.ndarray:
+    """Where points stand, inches from the corner of axes of that size, shape (tokens, 2); linear where the floor is 0, else logarithmic."""
+    drawn = np.maximum(table["probability"].to_numpy(float), floor)
+    up = np.log(drawn / floor) / -math.log(floor) if floor > 0 else drawn
+    return np.column_stack([(np.arange(len(table)) + 0.5) / max(1, len(table)), up]) * size
 
 
 def _two_digits(value: float) -> str:
@@ -404,7 +426,7 @@ def _two_digits(value: float) -> str:
 
 
 def _points(axes: Axes, table: pd.DataFrame, slots: Sequence[Slot], floor: float, bottom: float) -> None:
-    """Points of one model, lines between regions and steps, labels below, and the names of what was likelier."""
+    """Points of one model, lines between regions and steps, and labels below."""
     at = style.look()
     width, height = style.axes_inches(axes)
     count = len(table)
@@ -428,19 +450,16 @@ def _points(axes: Axes, table: pd.DataFrame, slots: Sequence[Slot], floor: float
     axes.set_axisbelow(True)
     token_labels.draw_labels(axes, slots, token_labels.chosen_labels(slots, width), "bottom")
     axes.text(0.5, -(bottom - 0.04) / height, "token", transform=axes.transAxes, ha="center", va="bottom", color=at.grey)
-    to_axes = axes.transScale + axes.transLimits
-    spots = to_axes.transform(np.column_stack([places, drawn])) * (width, height)
-    _name_likeliest(axes, table, spots)
 
 
-def _name_likeliest(axes: Axes, table: pd.DataFrame, spots: np.ndarray) -> None:
-    """Write what was likelier beside low points (inches from the axes' corner), where neither a point nor a name is in the way."""
+def _place_names(table: pd.DataFrame, spots: np.ndarray, size: tuple[float, float]) -> list[tuple[str, float, float]]:
+    """What was likelier beside low points, where neither a point nor a name is in the way: text, left and foot as shares of the axes."""
     at = style.look()
-    width, height = style.axes_inches(axes)
+    width, height = size
     radius, line = 0.03 * at.zoom, line_inches()
     taken = [(x - radius, x + radius, y - radius, y + radius) for x, y in spots]
-    low = [place for place, (_, row) in enumerate(table.iterrows()) if _is_low(row)]
-    for place in sorted(low, key=lambda place: (float(table["probability"].iloc[place]), place)):
+    names = []
+    for place in _low_places(table):
         row, (x, y) = table.iloc[place], spots[place]
         text = f"“{token_labels.label_of(str(row['likeliest']), str(row['likeliest']))}” {_two_digits(float(row['likeliest_probability']))}"
         text = cut(text, 1.1 * at.zoom)
@@ -458,10 +477,19 @@ def _name_likeliest(axes: Axes, table: pd.DataFrame, spots: np.ndarray) -> None:
             others = (other for at_point, other in enumerate(taken) if at_point != place)
             if inside and not any(box[0] < other[1] and other[0] < box[1] and box[2] < other[3] and other[2] < box[3] for other in others):
                 taken.append(box)
-                where = (left / width, (foot + 0.22 * line) / height)
-                behind = {"facecolor": at.background, "edgecolor": "none", "pad": 0.2}
-                axes.text(*where, text, transform=axes.transAxes, va="baseline", color=at.ink, bbox=behind, gid="likeliest", zorder=2)
-                outline = {"markerfacecolor": "none", "markeredgecolor": at.ink, "markeredgewidth": 0.6 * at.zoom}
-                marker, size = MARKERS[str(row["role"])], 3.6 * at.zoom
-                axes.plot([x / width], [y / height], marker, transform=axes.transAxes, markersize=size, clip_on=False, zorder=4, **outline)
+                names.append((text, left / width, (foot + 0.22 * line) / height))
                 break
+    return names
+
+
+def _draw_names(axes: Axes, table: pd.DataFrame, floor: float, names: Sequence[tuple[str, float, float]]) -> None:
+    """Outline every low point, and write the names that found room."""
+    at = style.look()
+    drawn = np.maximum(table["probability"].to_numpy(float), floor)
+    outline = {"markerfacecolor": "none", "markeredgecolor": at.ink, "markeredgewidth": 0.6 * at.zoom, "markersize": 3.6 * at.zoom}
+    for place in _low_places(table):
+        marker = MARKERS[str(table["role"].iloc[place])]
+        axes.plot([place], [drawn[place]], marker, clip_on=False, zorder=4, gid="outlined", **outline)
+    behind = {"facecolor": at.background, "edgecolor": "none", "pad": 0.2}
+    for text, left, foot in names:
+        axes.text(left, foot, text, transform=axes.transAxes, va="baseline", color=at.ink, bbox=behind, gid="likeliest", zorder=2)

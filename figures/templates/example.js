@@ -12,9 +12,9 @@
   const place = ([layer, head]) => layers.indexOf(layer) * H + head;
   const headAt = (index) => [layers[Math.floor(index / H)], index % H];
 
-  // What is shown. `pin` and `hover` are {model, token}.
+  // What is shown. `pin`, `hover` (where the pointer is) and `key` (where the keyboard is, or whose panel it is in) are {model, token}.
   const FIRST_HEAD = page.chosen[0] ?? [layers[0], 0];
-  const state = { head: FIRST_HEAD, pin: null, hover: null, step: 0 };
+  const state = { head: FIRST_HEAD, pin: null, hover: null, key: null, step: 0 };
   let views = [];  // attention of the head shown, a view a model
   let standing = [], steps = [];
 
@@ -63,8 +63,36 @@
     return el("bdi", { class: role(m, i), title }, before, before || after ? el("b", {}, shown(m, i).trim()) : shown(m, i), after);
   }
   const stepOf = (m, i) => models[m].number[i] >= 0 && models[m].step[i] >= 0 ? [el("small", { class: "of" }, `· step ${models[m].step[i] + 1}`)] : [];
-  const headButton = (head) => el("button", { type: "button", class: "head-button", onclick: () => selectHead(head) }, name(head));
+  /** `list` tells buttons of the same head apart in a box of several lists. */
+  const headButton = (head, list = "") => el("button", { type: "button", class: "head-button", "data-key": `${list} ${name(head)}`, onclick: () => selectHead(head) }, name(head));
   const say = (text) => { $("said").textContent = text; };
+
+  // --- the keyboard's focus, which no drawing may drop
+
+  let giving = false;  // the page moves the focus, nobody else: no token is asked for by it
+  function giveFocus(element) {
+    giving = true;
+    element.focus({ preventScroll: true });
+    giving = false;
+  }
+  /** A token takes the focus over; it is scrolled to where the keyboard is in use. */
+  function giveToken(m, i) {
+    rove(m, i);
+    giveFocus(elements[m][i]);
+    if (elements[m][i].matches(":focus-visible")) inSight(m, i);
+  }
+  /** Write a box anew. A focus within it stays with the same button (`data-key`); where there is none any more, `otherwise` gives it on. */
+  function fill(box, parts, otherwise) {
+    const held = box.contains(document.activeElement), key = document.activeElement?.dataset.key;
+    box.replaceChildren(...parts);
+    const button = held && [...box.querySelectorAll("button")].find((one) => one.dataset.key === key);
+    if (button) giveFocus(button); else if (held) otherwise();
+  }
+  /** Hide or disable a control (`how`); a focus on it is given on by `otherwise`. */
+  function withhold(control, how, gone, otherwise) {
+    if (gone && document.activeElement === control) otherwise();
+    control[how] = gone;
+  }
 
   function fail(error) {
     $("failed").hidden = false;
@@ -217,7 +245,7 @@
         ? `The scale follows the data${less === null && models.length > 1 ? " of all models" : ""}.`
         : `Every head has the same value${models[of].role.some((_, i) => NUMERIC.has(role(of, i))) ? "" : ": the text has no numbers"}.`);
     $("grid").setAttribute("aria-label", `Heads, ${chosen.title}, ${who}`);
-    for (const id of ["region", "as"]) $(id).disabled = chosen.measure === null;
+    for (const id of ["region", "as"]) withhold($(id), "disabled", chosen.measure === null, () => giveFocus($("quantity")));
     drawTop(chosen, values, text);
   }
 
@@ -238,21 +266,23 @@
         : measure !== null ? `There is no run to compare with: sorted by value${over}.` : "Sorted by value.";
     const columns = compared ? ["head", "value", "run's mean", "t", "q"] : ["head", less === null ? "value" : "difference"];
     $("top").tHead.replaceChildren(el("tr", {}, ...columns.map((column) => el("th", { scope: "col" }, column))));
-    $("top").tBodies[0].replaceChildren(...heads.map((head) => {
+    const rows = heads.map((head) => {
       const at = (field) => standingAt(of, field, measure, region, head);
       const texts = compared
         ? [inUnit(at("value"), measures[measure].unit), inUnit(at("mean"), measures[measure].unit), signed(at("t").toFixed(1), at("t")),
           (at("q") < 0.0005 ? "<0.001" : at("q").toFixed(3)) + (at("q") <= 0.05 ? " *" : "")]
         : [text(values[head])];
       return el("tr", {}, el("th", { scope: "row" }, headButton(headAt(head))), ...texts.map((cell) => el("td", {}, cell)));
-    }));
-    if (!heads.length) $("top").tBodies[0].replaceChildren(el("tr", {}, el("td", { colspan: columns.length }, "undefined for every head")));
-    $("top-more").hidden = listed.length <= FIRST;
+    });
+    if (!heads.length) rows.push(el("tr", {}, el("td", { colspan: columns.length }, "undefined for every head")));
+    fill($("top").tBodies[0], rows, toCell);
+    withhold($("top-more"), "hidden", listed.length <= FIRST, () => giveFocus($("quantity")));
     $("top-more").textContent = allTop ? `The first ${FIRST} only` : `${listed.length - FIRST} more`;
     $("top-more").setAttribute("aria-expanded", allTop);
   }
 
   let cells = [];
+  const toCell = () => giveFocus(cells[place(state.head)]);
   function buildGrid() {
     const grid = $("grid"), tall = Math.max(6, Math.min(16, Math.floor(340 / layers.length)));
     grid.style.setProperty("--heads", H);
@@ -343,18 +373,16 @@
 
   function drawHead() {
     const key = name(state.head);
-    const held = document.activeElement.closest(".head-button") && document.activeElement.closest("section, .highest");
     $("head-input").value = key;
     $("head-problem").textContent = "";
     $("head-select").value = [...$("head-select").options].some((option) => option.value === key) ? key : "";
     document.querySelectorAll(".head-name").forEach((part) => { part.textContent = key; });
     drawHeads();
     models.forEach((_, m) => { drawMap(m); drawSteps(m); drawToken(m); drawBetween(m); });
+    drawKept();
     drawDifference();
     writeAddress();
     say(`Head ${key}${watched.has(key) ? ", watched" : ", strong entries only"}`);
-    // Lists of heads are written anew: the keyboard stays where it was, or goes to the head's cell.
-    if (held) ([...held.querySelectorAll(".head-button")].find((button) => button.textContent === key) ?? cells[place(state.head)]).focus({ preventScroll: true });
     document.documentElement.dataset.head = key;
   }
 
@@ -362,7 +390,9 @@
 
   const elements = models.map((_, m) => [...document.querySelectorAll(`#text-${m} .t`)]);
   const inModel = (place, m) => place && (place.model === m || place.token < shared) && place.token < models[m].n ? place.token : null;
-  const active = (m) => inModel(state.hover, m) ?? inModel(state.pin, m);
+  const active = (m) => inModel(state.hover, m) ?? inModel(state.key, m) ?? inModel(state.pin, m);
+  const panels = models.map((_, m) => $(`detail-${m}`));
+  const home = models.map(() => 0);  // token to which the keyboard goes from a panel that loses what it showed
   const marked = models.map(() => []);
 
   function buildTokens(m) {
@@ -378,13 +408,19 @@
     const of = (event) => index.get(event.target.closest(".t"));
     text.addEventListener("pointerover", (event) => { const i = of(event); if (i !== undefined && event.pointerType !== "touch") hover({ model: m, token: i }); });
     // A panel that has grown under the pointer keeps what it shows.
-    text.addEventListener("pointerleave", (event) => { if (!$(`detail-${m}`).contains(event.relatedTarget)) hover(null); });
-    $(`detail-${m}`).addEventListener("pointerleave", (event) => { if (!text.contains(event.relatedTarget)) hover(null); });
-    text.addEventListener("focusin", (event) => { if (of(event) !== undefined && event.target.matches(":focus-visible")) hover({ model: m, token: of(event), byKey: true }, true); });
-    // On the way from a token to the buttons of its panel, the panel stays.
-    text.addEventListener("focusout", (event) => { if (!$(`detail-${m}`).contains(event.relatedTarget)) hover(null); });
-    $(`detail-${m}`).addEventListener("focusout", (event) => {
-      if (event.relatedTarget && !$(`detail-${m}`).contains(event.relatedTarget) && !text.contains(event.relatedTarget)) hover(null);
+    text.addEventListener("pointerleave", (event) => { if (!panels[m].contains(event.relatedTarget)) hover(null); });
+    panels[m].addEventListener("pointerleave", (event) => { if (!text.contains(event.relatedTarget)) hover(null); });
+    text.addEventListener("focusin", (event) => { if (!giving && of(event) !== undefined && event.target.matches(":focus-visible")) reach({ model: m, token: of(event) }); });
+    // On the way from a token to the buttons of a panel that shows it, the panel stays.
+    const leave = (event) => {
+      const to = panels.findIndex((panel) => panel.contains(event.relatedTarget));
+      if (to < 0 || inModel(state.key, to) === null) { state.key = null; drawSoon(); }
+    };
+    text.addEventListener("focusout", leave);
+    panels[m].addEventListener("focusout", (event) => { if (event.relatedTarget) leave(event); });
+    // What only the pointer has opened does not close with it while the focus is within.
+    panels[m].addEventListener("focusin", () => {
+      if (!giving && panels[m].classList.contains("full") && inModel(state.key, m) === null && inModel(state.pin, m) === null) state.key = { model: m, token: home[m] };
     });
     text.addEventListener("click", (event) => { const i = of(event); if (i !== undefined) { rove(m, i); toggle({ model: m, token: i }); inSight(m, i); } });
     text.addEventListener("keydown", (event) => {
@@ -431,11 +467,17 @@
 
   let frame = 0;
   const drawTokens = () => { frame = 0; models.forEach((_, m) => drawToken(m)); };
-  /** The pointer's token is drawn with the next frame; the keyboard's at once, for its next press may go to what is drawn (a frame still to come would draw over it). */
-  function hover(place, atOnce = false) {
+  const drawSoon = () => { if (views.length) frame ||= requestAnimationFrame(drawTokens); };
+  /** The pointer's token is drawn with the next frame. */
+  function hover(place) {
     state.hover = place;
+    drawSoon();
+  }
+  /** The keyboard's token is drawn at once, for its next press may go to what is drawn (a frame still to come would draw over it); a pointer at rest does not count. */
+  function reach(place) {
+    state.key = place;
+    state.hover = null;
     if (!views.length) return;
-    if (!atOnce) { frame ||= requestAnimationFrame(drawTokens); return; }
     cancelAnimationFrame(frame);
     drawTokens();
   }
@@ -446,9 +488,10 @@
   function pin(place) {
     const kept = place ?? state.pin;
     state.pin = place;
-    if (place === null) state.hover = null;
+    if (place === null) state.hover = state.key = null;
     if (!views.length) return;
     models.forEach((_, m) => { drawToken(m); drawMap(m); });
+    drawKept();
     drawDifference();
     writeAddress();
     if (place) say(`Kept token ${place.token}, ${shown(place.model, place.token)}`);
@@ -472,26 +515,31 @@
     }
     drawDetail(m, now, outgoing, incoming);
     drawArcs(m, now, outgoing, incoming);
-    const kept = state.pin;
+  }
+
+  let named = null;  // kept token that the bar names
+  function drawKept() {
+    const kept = state.pin, before = named;
     $("pinned").replaceChildren(...(kept ? ["Kept: ", bdi(kept.model, kept.token), ` (token ${kept.token}${models.length > 1 && kept.token >= shared ? " of " + models[kept.model].name : ""})`] : ["No token kept"]));
-    $("unpin").hidden = !kept;
+    withhold($("unpin"), "hidden", !kept, () => giveToken(before.model, before.token));
+    named = kept;
   }
 
   const flow = models.map(() => "2.1rem");  // height that the panel takes in the page; what it shows of a token pointed at lies over the rest
   function drawDetail(m, now, outgoing, incoming) {
-    const box = $(`detail-${m}`), v = views[m], model = models[m];
-    const kept = inModel(state.pin, m) === now || (state.hover?.byKey ?? false);
+    const box = panels[m], v = views[m], model = models[m], pinned = inModel(state.pin, m), toToken = () => giveToken(m, home[m]);
     box.classList.toggle("full", now !== null);
     box.style.maxHeight = box.style.marginBlockEnd = "";
     if (now === null) {
-      const elsewhere = state.hover ?? state.pin;
-      box.replaceChildren(el("p", { class: "soft hint" }, elsewhere ? `The token is in ${called(elsewhere.model)}'s own text. Point at one here.`
-        : "Point at a token to see where it looks and who looks at it; click to keep it."));
+      const elsewhere = state.hover ?? state.key ?? state.pin;
+      fill(box, [el("p", { class: "soft hint" }, elsewhere ? `The token is in ${called(elsewhere.model)}'s own text. Point at one here.`
+        : "Point at a token to see where it looks and who looks at it; click to keep it.")], toToken);
       return;
     }
+    home[m] = inModel(state.key, m) ?? pinned ?? now;
     const title = el("h4", {}, bdi(m, now), ` token ${now}${models[m].number[now] >= 0 && models[m].step[now] >= 0 ? ` · step ${models[m].step[now] + 1}` : ""}${role(m, now) === "none" ? "" : " · " + role(m, now).replace("_", " ")}`);
     const list = (kind, heading, entries, rest) => {
-      const items = entries.slice(0, LISTED).map(([i, value]) => el("li", {}, el("button", { type: "button", "data-token": i,
+      const items = entries.slice(0, LISTED).map(([i, value]) => el("li", {}, el("button", { type: "button", "data-token": i, "data-key": `${kind} ${i}`,
         onclick: () => keep(m, i) },
       bdi(m, i), el("small", {}, String(i)), ...stepOf(m, i), el("b", {}, stored(value)))));
       items.forEach((item, n) => item.firstChild.style.setProperty("--p", entries[n][1] / UNIT));
@@ -512,16 +560,12 @@
       others.slice(0, 3).forEach(([token, p]) => line.append(" ", el("span", {}, el("bdi", { title: partOf(token) }, visible(token)), ` ${percent(p)}`)));
       parts.splice(1, 0, line);
     }
-    const held = box.contains(document.activeElement) ? document.activeElement : null, side = held?.closest(".out, .in")?.className;
-    box.replaceChildren(...parts);
-    // Drawn again under the keyboard, the panel gives its focus back: to the same button, or the first.
-    if (held) (box.querySelector(`.${side ?? "out"} [data-token="${held.dataset.token}"]`) ?? box.querySelector("button"))?.focus({ preventScroll: true });
+    fill(box, parts, () => { const first = box.querySelector("button"); if (first) giveFocus(first); else toToken(); });
     // A panel never grows over the token that is pointed at, and what comes after the text does not move.
-    if (!kept && state.hover?.model === m) {
+    if (pinned !== now && state.hover?.model === m) {
       const boxes = elements[m][now].getClientRects(), below = innerHeight - (boxes[boxes.length - 1]?.bottom ?? 0) - 4;
       box.style.maxHeight = `min(var(--detail), max(2.1rem, ${below}px))`;
     }
-    const pinned = inModel(state.pin, m);
     if (pinned === now || pinned === null) flow[m] = pinned === null ? "2.1rem" : `${box.offsetHeight}px`;
     if (pinned !== now) box.style.marginBlockEnd = `calc(${flow[m]} - ${box.offsetHeight}px)`;
   }
@@ -529,12 +573,11 @@
   /** The attention from number to number, as a list. */
   function drawBetween(m) {
     const edges = numberEdges(m), box = $(`between-${m}`);
-    const item = ([q, key, value]) => el("li", {}, el("button", { type: "button", onclick: () => keep(m, q) }, bdi(m, q), el("small", {}, String(q)), ...stepOf(m, q), "→", bdi(m, key),
+    const item = ([q, key, value]) => el("li", {}, el("button", { type: "button", "data-key": `${q} ${key}`, onclick: () => keep(m, q) }, bdi(m, q), el("small", {}, String(q)), ...stepOf(m, q), "→", bdi(m, key),
       el("small", {}, String(key)), ...stepOf(m, key), el("b", {}, stored(value))));
     box.firstElementChild.textContent = edges.length ? `From number to number: ${edges.length} of 5 % and above` : "From number to number: none of 5 % and above";
-    box.lastElementChild.replaceChildren(
-      el("ol", { class: "looks" }, ...edges.slice(0, 2 * LISTED).map(item)),
-      ...(edges.length > NUMBER_ARCS ? [el("p", { class: "soft" }, `The strongest ${NUMBER_ARCS} are drawn as arcs.`)] : []));
+    fill(box.lastElementChild, [el("ol", { class: "looks" }, ...edges.slice(0, 2 * LISTED).map(item)),
+      ...(edges.length > NUMBER_ARCS ? [el("p", { class: "soft" }, `The strongest ${NUMBER_ARCS} are drawn as arcs.`)] : [])], () => giveFocus(box.firstElementChild));
   }
 
   /** [query, key, value] from a token of a number to one of another number, the strongest first. */
@@ -615,7 +658,7 @@
 
   function drawMap(m) {
     const canvas = $(`map-${m}`), v = views[m], n = models[m].n, width = canvas.clientWidth;
-    if (m === 1 && $("differ") && v) $("differ").disabled = !v.whole || !shared;
+    if (m === 1 && $("differ") && v) withhold($("differ"), "disabled", !v.whole || !shared, () => giveFocus(canvas));
     if (!v || !width || !n) return;
     if (!$(`map-value-${m}`).hasChildNodes()) $(`map-value-${m}`).textContent = "Point at the map, or move over it with the arrow keys.";
     const ratio = devicePixelRatio || 1, size = Math.round(width * ratio), strip = Math.round(STRIP * ratio), plot = size - strip;
@@ -774,14 +817,14 @@
       row.classList.toggle("now", step === state.step);
       row.querySelector("button").setAttribute("aria-pressed", step === state.step);
     });
-    $(`highest-${m}`).replaceChildren(...quantities.map((key, quantity) => {
+    fill($(`highest-${m}`), quantities.map((key, quantity) => {
       const values = Array.from({ length: N_HEADS }, (_, at) => stepsAt(m, state.step, quantity, at));
       const heads = [...values.keys()].filter((at) => !Number.isNaN(values[at])).sort((a, b) => values[b] - values[a] || a - b).slice(0, 5);
       return el("div", {}, el("h5", {}, `Step ${state.step + 1}, highest ${QUANTITY_TITLES[key]}`),
-        heads.length ? el("ol", {}, ...heads.map((at) => el("li", {}, headButton(headAt(at)), ` ${percent(values[at])}`)))
+        heads.length ? el("ol", {}, ...heads.map((at) => el("li", {}, headButton(headAt(at), key), ` ${percent(values[at])}`)))
           : el("p", { class: "soft note" }, state.step >= models[m].steps ? "The text has no such step."
             : key === "question_numbers" ? "The question has no numbers." : "There is no earlier result."));
-    }));
+    }), toCell);
   }
 
   function selectStep(step) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pandas as pd
@@ -222,6 +223,49 @@ def test_low_ones_are_named_with_the_likeliest(example_folder):
     example = dataclasses.replace(example, next=pd.concat([table, more], ignore_index=True))
     axes = number_probabilities(example).axes[0]
     assert [text.get_text() for text in axes.texts if text.get_gid() == "likeliest"] == ["“$9⏎” 0.70"]
+
+
+CROWDED = "3*12=36, 36*2=72, 72+4=76\n#### 76"
+
+
+@pytest.mark.parametrize("look", ["paper", "slides"])
+@pytest.mark.parametrize(("answer", "models", "crowded"), [(CROWDED, 2, True), (CROWDED, 1, True), ("no", 1, False)])
+def test_every_low_one_is_outlined_and_names_left_out_are_counted(example_folder, answer, models, crowded, look):
+    example = read_example(example_folder(question="Is it 5?", answers=(answer,) * models))
+    read = example.next[example.next["is_read"]].assign(rank=2, probability=0.4)
+    likelier = read.assign(rank=1, probability=0.5, is_read=False, token="anything")
+    with style.use(look):
+        figure = number_probabilities(dataclasses.replace(example, next=pd.concat([read, likelier], ignore_index=True)))
+    for axes, model in zip(figure.axes, example.models, strict=True):
+        outlined = [(*line.get_xdata(), *line.get_ydata()) for line in axes.lines if line.get_gid() == "outlined"]
+        assert sorted(outlined) == [(place, pytest.approx(0.4)) for place in range((read["model"] == model).sum())]
+    names = sum(text.get_gid() == "likeliest" for axes in figure.axes for text in axes.texts)
+    without = len(read) - names
+    assert names > 0
+    assert (without > 0) == crowded
+    told = re.findall(r"(\d+) names? left out for room", " ".join(texts(figure)))
+    assert told == ([str(without)] if crowded else [])
+
+
+def test_a_name_stands_beside_its_point(example_folder):
+    figure = number_probabilities(read_example(example_folder()))
+    figure.canvas.draw()
+    seen = 0
+    for axes in figure.axes:
+        spots = [
+            axes.transData.transform((line.get_xdata()[0], line.get_ydata()[0])) for line in axes.lines if line.get_gid() == "outlined"
+        ]
+        for text in (text for text in axes.texts if text.get_gid() == "likeliest"):
+            box = text.get_window_extent()
+            beside = [
+                spot
+                for spot in spots
+                if box.x0 - 0.1 * figure.dpi < spot[0] < box.x1 + 0.1 * figure.dpi
+                and box.y0 - 0.15 * figure.dpi < spot[1] < box.y1 + 0.15 * figure.dpi
+            ]
+            seen += 1
+            assert beside, text.get_text()
+    assert seen > 0
 
 
 def test_the_title_counts_models(example_folder):
