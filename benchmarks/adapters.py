@@ -208,11 +208,11 @@ def run_child(way: str, config: AdaptersConfig, folder: Path) -> Spent:
 def main() -> int:
     """Print the table; 1 where the numbers differ."""
     config = tyro.cli(AdaptersConfig, prog="python -m benchmarks.adapters", description=__doc__)
-    wrong = wrong_threads(config.threads)
+    mistake = wrong_threads(config.threads)
     if config.adapters < 2 or min(config.rounds, config.limit, config.rank, config.batch_tokens) < 1:
-        wrong = "--adapters must be 2 or more, --rounds, --limit, --rank and --batch-tokens at least 1"
-    if wrong:
-        print(f"error: {wrong}", file=sys.stderr)
+        mistake = "--adapters must be 2 or more, --rounds, --limit, --rank and --batch-tokens at least 1"
+    if mistake:
+        print(f"error: {mistake}", file=sys.stderr)
         return 2
     import torch
 
