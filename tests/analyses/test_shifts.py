@@ -205,7 +205,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, problems: 
 
 
 def test_a_study_has_seeds_accuracy_and_circuits(study: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
-    ran = shifts("--study", study, "--out", tmp_path / "out", *MEASURES, problems=None, figures=True)
+    ran = shifts("--study", study, "--out", tmp_path / "out", *MEASURES[:2], problems=None, figures=True)  # figures are of a measure each
     assert ran.code == 0, ran.err
     assert "seeds and examples crossed" in ran.out
     conditions = table(tmp_path / "out", "conditions")

@@ -105,6 +105,9 @@ def tree(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, bytes]:
     }
 
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "ignore"}
+"""Of a process of its own."""
+
 TIMED = ("evaluation.json", "training.jsonl")
 """Files that hold durations."""
 
@@ -279,14 +282,29 @@ def test_what_a_killed_process_left_is_cleared(study: Path, distill: Callable[..
     assert (students / "none-seed0" / "training.jsonl").is_file()
 
 
+AT_ONCE = """
+import os, runpy, sys
+import distill.study, distill.train  # once for both, which are forked
+
+children = []
+for number in range(2):
+    child = os.fork()
+    if child == 0:
+        for stream in ("out", "err"):
+            os.dup2(os.open(f"{number}.{stream}", os.O_WRONLY | os.O_CREAT), {"out": 1, "err": 2}[stream])
+        sys.argv[0] = "distill"
+        runpy.run_module("distill", run_name="__main__", alter_sys=True)  # ends with the command's exit code
+    children.append(child)
+print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+"""
+
+
 def test_two_runs_at_once_end_as_one(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
     few = ["--set", 'conditions=["none", "told"]', "--set", "seeds=[0]", "--quiet"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "distill", "run", str(study), *few]
-    both = [subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
-    said = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert said[0][0] == said[1][0]
+    command = [sys.executable, "-c", AT_ONCE, "run", str(study), *few]
+    said = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert said.stdout.strip() == "[0, 0]", (said.stderr, *((tmp_path / f"{number}.err").read_text() for number in range(2)))
+    assert (tmp_path / "0.out").read_bytes() == (tmp_path / "1.out").read_bytes() != b""
     assert distill("run", study, *few, "--out", tmp_path / "alone").code == 0
     assert tree(tmp_path / "out", without=(*TIMED, "study.json")) == tree(tmp_path / "alone", without=(*TIMED, "study.json"))
 
@@ -384,25 +402,29 @@ def test_wrong_names_and_files(study: Path, distill: Callable[..., Ran], tmp_pat
         assert words in ran.err
 
 
+BOTH_COMMANDS = """
+import runpy, sys
+
+given = sys.argv[1:]
+for command in ("collect", "train"):
+    sys.argv = ["distill", command, *given]
+    try:
+        runpy.run_module("distill", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
+
 def test_two_processes_collect_and_train_as_one(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
     few = ["--set", 'conditions=["none"]', "--set", "seeds=[0]", "--quiet"]
     assert distill("collect", study, *few).code == 0
     assert distill("train", study, *few).code == 0
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        "localhost:0",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "ignore"}
-    for command in ("collect", "train"):
-        arguments = ["-m", "distill", command, str(study), *few, "--set", "train.batch_size=1", "--out", str(tmp_path / "two")]
-        subprocess.run([*launch, *arguments], check=True, env=environment, cwd=tmp_path)
+    script = tmp_path / "both.py"  # one launch for both
+    script.write_text(BOTH_COMMANDS)
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    arguments = [str(script), str(study), *few, "--set", "train.batch_size=1", "--out", str(tmp_path / "two")]
+    subprocess.run([sys.executable, *launch, *arguments], check=True, env=ENVIRONMENT, cwd=tmp_path)
     assert tree(tmp_path / "two" / "records") == tree(tmp_path / "out" / "records")
     one, two = (load_file(tmp_path / name / "students" / "none-seed0" / "adapter_model.safetensors") for name in ("out", "two"))
     assert set(one) == set(two)

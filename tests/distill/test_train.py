@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -356,7 +354,7 @@ def test_a_checkpoint_that_finds_no_room_is_one_error(tmp_path: Path, learn: Cal
 # --- processes ------------------------------------------------------------------------------------------------------
 
 SCRIPT = """
-import sys
+import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 import torch
@@ -368,63 +366,37 @@ from distill.strategies import Strategy
 from distill.student import new_student
 from distill.train import train_student
 
-base, folder, batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-model, checkpoint = new_student(StudentConfig(model=base, device="cpu", rank=2, dropout=float(sys.argv[4])), 0)
+model, checkpoint = new_student(StudentConfig(model=sys.argv[1], device="cpu", rank=2, dropout=0.3), 0)
 records = [Record(i, f"How many are {{i}} and 3?", "#### 1", (), (), "5" * (i + 1) + " so 7", "eos") for i in range(13)]
 texts = aligned_texts(records, checkpoint.tokenizer, Strategy("s"), True, max_tokens=300, same_tokenizer=False)
-train_student(folder, model, checkpoint.tokenizer, texts, objective=ObjectiveConfig(alpha=1.0), seed=0, card={card!r},
-              config=TrainConfig(epochs=float(sys.argv[5]), batch_size=batch, learning_rate=1e-2, save_steps=2, logging_steps=1))
+
+for place, moment in (line.split(":") for line in sys.argv[2:]):
+    partial = Path(place + ".partial")
+    if moment == "torn":
+        (partial / "checkpoint-999").mkdir()  # as torn as can be
+    child = os.fork()
+    if child == 0:
+        train_student(Path(place), model, checkpoint.tokenizer, texts, objective=ObjectiveConfig(alpha=1.0), seed=0, card={card!r},
+                      config=TrainConfig(epochs=4, batch_size=2, learning_rate=1e-2, save_steps=2, logging_steps=1))
+        os._exit(0)
+    if moment.isdigit():
+        while not (partial / f"checkpoint-{{moment}}").exists() and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            time.sleep(0.002)
+        os.kill(child, signal.SIGKILL)
+    print(moment, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), partial.exists(), sep=",")
 """
 
 
-@pytest.fixture
-def script(tmp_path: Path) -> Path:
-    file = tmp_path / "learn.py"
-    file.write_text(SCRIPT.format(root=str(Path(__file__).parents[2]), card=CARD))
-    return file
+def test_killed_in_training_and_gone_on_with(tmp_path: Path, checkpoint: Path) -> None:
+    """With dropout, so that the state of the random numbers counts; killed several times, also while a checkpoint is written.
 
-
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
-
-
-def test_two_processes_give_the_adapter_of_one(tmp_path: Path, checkpoint: Path, script: Path) -> None:
-    """Thirteen texts: the last step has blanks, and the second rank more of them than the first."""
-    arguments = [str(checkpoint), str(tmp_path / "one"), "4", "0.0", "2"]
-    subprocess.run([sys.executable, str(script), *arguments], check=True, env=ONE_THREAD)
-    arguments[1:3] = [str(tmp_path / "two"), "2"]
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        "0",
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        "localhost:0",
-    ]
-    subprocess.run([*launch, str(script), *arguments], check=True, env=ONE_THREAD)
-    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
-    assert same(one, two, 2e-5)
-    assert json.loads((tmp_path / "two" / "card.json").read_text())["training"]["ranks"] == 2
-
-
-def test_killed_in_training_and_gone_on_with(tmp_path: Path, checkpoint: Path, script: Path) -> None:
-    """With dropout, so that the state of the random numbers counts; killed several times, also while a checkpoint is written."""
-    arguments = [str(checkpoint), str(tmp_path / "whole"), "2", "0.3", "4"]
-    subprocess.run([sys.executable, str(script), *arguments], check=True, env=ONE_THREAD)
-    arguments[1] = str(tmp_path / "killed")
-    partial = tmp_path / "killed.partial"
-    for wanted in (2, 10):
-        process = subprocess.Popen([sys.executable, str(script), *arguments], env=ONE_THREAD)
-        while not (partial / f"checkpoint-{wanted}").exists() and process.poll() is None:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    (partial / "checkpoint-999").mkdir()  # as torn as can be
-    subprocess.run([sys.executable, str(script), *arguments], check=True, env=ONE_THREAD)
+    Each training is a process of its own, forked so that what they need is loaded once.
+    """
+    (tmp_path / "learn.py").write_text(SCRIPT.format(root=str(Path(__file__).parents[2]), card=CARD))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "learn.py", str(checkpoint), "whole:never", "killed:2", "killed:10", "killed:torn"]
+    told = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
+    # the moment, the exit code or the signal, whether an unfinished student is left behind
+    assert told == ["never,0,False", "2,-9,True", "10,-9,True", "torn,0,False"]
     whole, killed = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "killed"))
     assert whole == killed
-    assert not partial.exists()

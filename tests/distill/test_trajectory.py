@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import distill.trajectory
@@ -501,9 +503,7 @@ def test_settings_that_make_no_sense(heads: dict[str, Any], words: str) -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {root!r})
 import torch
-torch.set_num_threads(1)
 from distill.batches import aligned_texts
 from distill.config import ObjectiveConfig, StudentConfig, TrainConfig
 from distill.problems import Problem
@@ -513,24 +513,39 @@ from distill.student import new_student
 from distill.train import train_student
 from distill.trajectory import HeadTrajectory, fixed_texts
 
-model, base = new_student(StudentConfig(model=sys.argv[1], device="cpu", rank=2), 0)
 records = [Record(i, f"How many are {{i}} and 3?", "#### 1", (), (), "5" * (i + 1) + " so 7", "eos") for i in range(13)]
-texts = aligned_texts(records, base.tokenizer, Strategy("s"), True, max_tokens=300, same_tokenizer=False)
 problems = [Problem(n, f"Ann has {{n}} cats. How many?", f"#### {{n}}") for n in (3, 11)]
-follow = HeadTrajectory(fixed_texts(base, problems), ["entropy_nats", "numeric_mass"], "pupil", [0, 1, 3])
-train_student(Path(sys.argv[2]), model, base.tokenizer, texts, objective=ObjectiveConfig(alpha=1.0), seed=0, card={card!r},
-              config=TrainConfig(epochs=2, batch_size=int(sys.argv[3]), learning_rate=1e-2, save_steps=2, logging_steps=1),
-              trajectory=follow)
+
+def learn(model, folder, batch, followed):
+    model, base = new_student(StudentConfig(model=model, device="cpu", rank=2), 0)
+    texts = aligned_texts(records, base.tokenizer, Strategy("s"), True, max_tokens=300, same_tokenizer=False)
+    follow = HeadTrajectory(fixed_texts(base, problems), ["entropy_nats", "numeric_mass"], "pupil", [0, 1, 3])
+    train_student(folder, model, base.tokenizer, texts, objective=ObjectiveConfig(alpha=1.0), seed=0, card={card!r},
+                  config=TrainConfig(epochs=2, batch_size=batch, learning_rate=1e-2, save_steps=2, logging_steps=1),
+                  trajectory=follow if followed else None)
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    learn(sys.argv[1], Path(sys.argv[2], "two"), 2, True)
+    learn(sys.argv[1], Path(sys.argv[2], "two without"), 2, False)
 """
 
 
-def test_two_processes_record_what_one_does(tmp_path: Path, checkpoint: Path) -> None:
+def test_two_processes_learn_and_record_what_one_does(tmp_path: Path, checkpoint: Path) -> None:
+    """Thirteen texts: the last step has blanks, and the second rank more of them than the first."""
     script = tmp_path / "learn.py"
-    script.write_text(SCRIPT.format(root=str(Path(__file__).parents[2]), card=CARD))
+    script.write_text(SCRIPT.format(card=CARD))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    subprocess.run([sys.executable, str(script), str(checkpoint), str(tmp_path / "one"), "4"], check=True, env=environment)
-    subprocess.run([sys.executable, *launch, str(script), str(checkpoint), str(tmp_path / "two"), "2"], check=True, env=environment)
+    subprocess.run([sys.executable, *launch, str(script), str(checkpoint), str(tmp_path)], check=True, env=environment)
+    runpy.run_path(str(script))["learn"](str(checkpoint), tmp_path / "one", 4, True)
+    adapters = {name: tmp_path / name / "adapter_model.safetensors" for name in ("one", "two", "two without")}
+    one, two = (load_file(adapters[name]) for name in ("one", "two"))
+    assert set(one) == set(two)
+    assert all(torch.allclose(one[name], two[name], rtol=0, atol=2e-5) for name in one)
+    assert adapters["two"].read_bytes() == adapters["two without"].read_bytes()
+    assert json.loads((tmp_path / "two without" / "card.json").read_text())["training"]["ranks"] == 2
     one, two = (read_trajectory(tmp_path / name) for name in ("one", "two"))
     assert json.loads((tmp_path / "two" / "card.json").read_text())["training"]["ranks"] == 2
     assert list(dict.fromkeys(two["step"])) == [0, 1, 3, 7]

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from interp.example import ALTERNATIVES, EXAMPLE_TABLES, FAINT, STRONG
-from interp.table import HEADS, INPUTS, REGIONS, ROLES, MeasureInfo, write
+from interp.table import HEADS, INPUTS, REGIONS, ROLES, MeasureInfo, read, write
 from interp.tokens import NUMBER, number_roles
 
 INFOS = [
@@ -215,6 +215,18 @@ def sample_run() -> dict:
 def run_folder(tmp_path: Path) -> Path:
     """A run folder of three layers with four heads, without figures."""
     return make_run_folder(tmp_path / "run", 3, 4)
+
+
+@pytest.fixture
+def few_measures(run_folder: Path) -> Path:
+    """The run folder, its tables and run.json cut to three measures, which draw quickly."""
+    kept = ["entropy_nats", "numeric_mass", "numeric_enrichment"]
+    heads = read(run_folder / "heads.parquet", HEADS)
+    write(heads.loc[heads["measure"].isin(kept)], HEADS, run_folder / "heads.parquet")
+    run = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
+    run["measures"] = [measure for measure in run["measures"] if measure["name"] in kept]
+    (run_folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    return run_folder
 
 
 QUESTION = "Mina buys 3 boxes of 12 pencils and 1,250 pens. How many things is that?"

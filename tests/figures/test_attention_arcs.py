@@ -161,7 +161,7 @@ def test_of_a_long_text_only_lines_with_arcs_are_drawn(example_folder):
 
 
 def test_a_text_with_arcs_everywhere_keeps_the_strongest(example_folder):
-    words = " ".join(f"word{at}" for at in range(3000))
+    words = " ".join(f"word{at}" for at in range(1500))
     example = read_example(example_folder(question=f"{words} 7", answers=("5+7=12",), layers=3, heads=2))
     tokens = token_labels.tokens_of(example, "model-0")
     keys = tokens.index[(tokens["region"] == "question") & (tokens["shown"].str.strip() != "")][::8]

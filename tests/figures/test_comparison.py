@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from figures import style
 from figures.comparison import HEADLINE, draw_comparison, is_comparison
@@ -127,7 +128,12 @@ def test_the_same_tables_give_the_same_bytes(folder: Path, tmp_path: Path) -> No
         assert one.read_bytes() == two.read_bytes(), one.name
 
 
-def test_models_measures_and_style_are_chosen(folder: Path, tmp_path: Path) -> None:
+def test_models_measures_and_style_are_chosen(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+        figure.savefig(folder / f"{name}.png", dpi=20)  # which are drawn counts here, not their pixels
+        return [folder / f"{name}.png"]
+
+    monkeypatch.setattr(style, "save", save)
     with style.use("dark"):
         written = draw_comparison(folder, tmp_path / "out", "question", ("numeric_mass",), ("teacher-seed1",))
     names = {path.stem for path in written}

@@ -16,17 +16,17 @@ def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return command.main()
 
 
-def test_draws_into_out(monkeypatch, capsys, run_folder, tmp_path):
-    assert _run(monkeypatch, str(run_folder), "--out", str(tmp_path / "drawn")) == 0
+def test_draws_into_out(monkeypatch, capsys, few_measures, tmp_path):
+    assert _run(monkeypatch, str(few_measures), "--out", str(tmp_path / "drawn")) == 0
     assert (tmp_path / "drawn" / "report.html").is_file()
-    assert "52 figure files" in capsys.readouterr().out
+    assert "16 figure files" in capsys.readouterr().out
 
 
-def test_draws_in_a_style_and_width(monkeypatch, capsys, run_folder, tmp_path):
+def test_draws_in_a_style_and_width(monkeypatch, capsys, few_measures, tmp_path):
     from PIL import Image
 
-    assert _run(monkeypatch, str(run_folder), "--out", str(tmp_path), "--style", "dark", "--width", "two") == 0
-    with Image.open(tmp_path / "figures" / "head_map_max_prob.png") as image:
+    assert _run(monkeypatch, str(few_measures), "--out", str(tmp_path), "--style", "dark", "--width", "two") == 0
+    with Image.open(tmp_path / "figures" / "head_map_numeric_mass.png") as image:
         assert image.width == int(6.9 * 300)
         assert image.convert("L").getpixel((5, image.height - 5)) < 40  # pyright: ignore[reportOperatorIssue,reportOptionalOperand]
 

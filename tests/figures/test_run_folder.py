@@ -12,20 +12,6 @@ from figures.run_folder import RunFolderError, draw_run
 from interp.table import TableError
 
 
-@pytest.fixture
-def few_measures(run_folder: Path) -> Path:
-    """The run folder, its tables and run.json cut to three measures, which draw quickly."""
-    from interp.table import HEADS, read, write
-
-    kept = ["entropy_nats", "numeric_mass", "numeric_enrichment"]
-    heads = read(run_folder / "heads.parquet", HEADS)
-    write(heads.loc[heads["measure"].isin(kept)], HEADS, run_folder / "heads.parquet")
-    run = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
-    run["measures"] = [measure for measure in run["measures"] if measure["name"] in kept]
-    (run_folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
-    return run_folder
-
-
 def _edit_run(folder: Path, **changes: object) -> None:
     path = folder / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
