@@ -284,7 +284,7 @@ def test_what_a_killed_process_left_is_cleared(study: Path, distill: Callable[..
 
 AT_ONCE = """
 import os, runpy, sys
-import distill.study, distill.train  # once for both, which are forked
+import distill.run, distill.train  # once for both, which are forked
 
 children = []
 for number in range(2):
