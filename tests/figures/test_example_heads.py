@@ -19,6 +19,11 @@ def texts(figure) -> list[str]:
     return [text.get_text().replace("\n", " ") for part in (figure, *figure.axes) for text in part.texts]
 
 
+def outlined(axes) -> list[tuple[float, ...]]:
+    """Place and probability of the outlined points."""
+    return sorted(tuple(line.get_xydata()[0]) for line in axes.lines if line.get_gid() == "outlined")
+
+
 def standing_grid(example: Example, model: str, column: str) -> np.ndarray:
     rows = example.standing
     rows = rows[(rows["model"] == model) & (rows["measure"] == "numeric_mass") & (rows["region"] == "response")]
@@ -237,8 +242,7 @@ def test_every_low_one_is_outlined_and_names_left_out_are_counted(example_folder
     with style.use(look):
         figure = number_probabilities(dataclasses.replace(example, next=pd.concat([read, likelier], ignore_index=True)))
     for axes, model in zip(figure.axes, example.models, strict=True):
-        outlined = [(*line.get_xdata(), *line.get_ydata()) for line in axes.lines if line.get_gid() == "outlined"]
-        assert sorted(outlined) == [(place, pytest.approx(0.4)) for place in range((read["model"] == model).sum())]
+        assert outlined(axes) == [(place, pytest.approx(0.4)) for place in range((read["model"] == model).sum())]
     names = sum(text.get_gid() == "likeliest" for axes in figure.axes for text in axes.texts)
     without = len(read) - names
     assert names > 0
@@ -252,9 +256,7 @@ def test_a_name_stands_beside_its_point(example_folder):
     figure.canvas.draw()
     seen = 0
     for axes in figure.axes:
-        spots = [
-            axes.transData.transform((line.get_xdata()[0], line.get_ydata()[0])) for line in axes.lines if line.get_gid() == "outlined"
-        ]
+        spots = axes.transData.transform(outlined(axes))
         for text in (text for text in axes.texts if text.get_gid() == "likeliest"):
             box = text.get_window_extent()
             beside = [
