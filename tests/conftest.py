@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import jaxtyping
 import numpy as np
 import pytest
@@ -19,6 +20,10 @@ jaxtyping.install_import_hook(["interp.attention", "interp.blocked_pass", "inter
 
 # Triton decides when it is first imported, which torch does, whether kernels run in its interpreter: on a CPU. With 0, on a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# No test asserts a time, so none fails where the machine has other work.
+hypothesis.settings.register_profile("no clock", deadline=None)
+hypothesis.settings.load_profile("no clock")
 
 VOCABULARY = 48
 """Ids repeat within a text, so that duplicate and induction measures have something to find."""

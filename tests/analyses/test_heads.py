@@ -243,7 +243,7 @@ def test_default_folder_is_named_after_the_model(heads: Heads, tmp_path: Path, m
 
 
 def test_both_ways_of_recording_agree_and_are_recorded(heads: Heads, tmp_path: Path, tables: Tables) -> None:
-    names = ("--measures", "entropy_nats", "bos_mass", "numeric_mass", "mean_distance")
+    names = ("--measures", "entropy_nats", "bos_mass", "numeric_mass")
     for way in ("blocked", "flash"):
         assert heads("--out", tmp_path / way, "--way", way, *names).code == 0
         assert {measure["way"] for measure in run_of(tmp_path / way)["measures"]} == {way}
