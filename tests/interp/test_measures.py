@@ -396,8 +396,20 @@ def test_an_unknown_measure_lists_the_known() -> None:
     with pytest.raises(MeasureError, match="known:"):
         load_measures([])
     assert list(load_measures(["max_prob", "entropy_nats", "max_prob"])) == ["max_prob", "entropy_nats"]
-    with pytest.raises(MeasureError, match=r"asks for statistics \['entropi'\]; known: collision, entropy, max_prob, probabilities"):
+    with pytest.raises(MeasureError, match=r"asks for statistics \['entropi'\]; known: collision, distance, entropy, max_prob"):
         Measure(MeasureInfo("x", "x", "1", 0, 1, "x"), lambda rows: rows.entropy, frozenset({"entropi"}))
+
+
+@pytest.mark.parametrize("name", ["distance", "max_prob"])
+def test_a_measure_names_what_it_reads(name: str, tiny_model: Callable[..., Any], tiny_tokens: Callable[..., Any]) -> None:
+    model, tokens = tiny_model("llama"), tiny_tokens((20,))
+    info = MeasureInfo("x", "x", "1", 0, 1, "x")
+    with torch.no_grad(), record(model, tokens, {"x": Measure(info, lambda rows: getattr(rows, name), frozenset({name}))}) as heads:
+        model(**tokens.inputs)
+    assert len(heads.table())
+    with torch.no_grad(), pytest.raises(MeasureError, match=f"reads {name}, which its `statistics` do not name"):  # noqa: SIM117
+        with record(model, tokens, {"x": Measure(info, lambda rows: getattr(rows, name))}):
+            model(**tokens.inputs)
 
 
 def top_two(block: Block) -> torch.Tensor:
