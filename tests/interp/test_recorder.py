@@ -360,7 +360,7 @@ def test_wrong_requests_are_refused_before_the_pass(tiny_model: Make, tiny_token
     model, tokens = tiny_model("llama"), tiny_tokens((20,))
     with pytest.raises(MeasureError, match="unknown measures entropy; known: entropy_nats"):
         record(model, tokens, ["entropy"])
-    with pytest.raises(RecordingError, match="flash way cannot be taken: max_prob, mean_distance, sparsity_010, .* cannot"):
+    with pytest.raises(RecordingError, match=r"flash way cannot be taken: max_prob, mean_distance, sparsity_010, .* cannot"):
         record(model, tokens, way="flash")
     with pytest.raises(RecordingError, match="flash way cannot be taken: maps"):
         record(model, tokens, FLASH, way="flash", maps=[(0, 0)])
