@@ -22,7 +22,7 @@ WAYS = ("blocked", "flash", "triton")
 
 
 def choose_way(model: nn.Module, measures: Iterable[Measure], *, maps: bool = False, device: str | None = None) -> str:
-    """How to record by default: "flash" on CUDA where every measure is linear in the probabilities or an entropy, else "blocked".
+    """How to record by default: "flash" on CUDA where every measure is made of masses and entropies, else "blocked".
 
     On a CPU the blocked pass gives every measure for less than the flash way's calls cost (benchmarks/heads.py).
     Layers whose mask or scores the flash way cannot express are then blocked, each by itself (`Recording.ways`).

@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from figures.example_folder import Example
+from figures.example_page import example_page
 from interp.example import ALTERNATIVES, EXAMPLE_TABLES, FAINT, STRONG
 from interp.table import HEADS, INPUTS, REGIONS, ROLES, MeasureInfo, read, write
 from interp.tokens import NUMBER, number_roles
@@ -398,3 +402,47 @@ def _shared(tokens: list[pd.DataFrame]) -> int:
 def example_folder(tmp_path: Path) -> Callable[..., Path]:
     """`make_example` in a folder of the test's own."""
     return functools.partial(make_example, tmp_path / "example")
+
+
+# --- pages in a browser -----------------------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, without network."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra browser: pip install 'primed-heads[browser]'")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium in the path")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser, tmp_path) -> Iterator[Callable[..., Any]]:
+    """Open an example's page in a window of its own. Any request beyond the file, any error and any warning fail the test."""
+    wrong: list[str] = []
+    contexts = []
+
+    def go(example: Example, *, address: str = "", width: int = 1280, height: int = 900, dark: bool = False, **options: Any) -> Any:
+        path = tmp_path / f"page-{len(contexts)}.html"
+        path.write_text(example_page(example), encoding="utf-8")
+        scheme = "dark" if dark else "light"
+        contexts.append(browser.new_context(offline=True, viewport={"width": width, "height": height}, color_scheme=scheme, **options))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: None if request.url.startswith(("file:", "blob:")) else wrong.append(request.url))
+        page.goto(path.as_uri() + address)
+        page.wait_for_selector("html[data-ready]", state="attached")
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert wrong == []
