@@ -34,7 +34,7 @@ from benchmarks.heads import peak_bytes, wrong_threads
 from benchmarks.start import IMPORTS
 
 if TYPE_CHECKING:
-    from interp.checkpoints import Checkpoint
+    from interp.checkpoints.loading import Checkpoint
 
 WAYS = ("separate", "shared")
 
@@ -94,7 +94,7 @@ def write_adapters(config: AdaptersConfig, folder: Path) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from interp.checkpoints import open_checkpoint
+    from interp.checkpoints.opening import open_checkpoint
 
     torch.manual_seed(0)
     model = open_checkpoint(config.model, device="cpu").model
@@ -113,9 +113,9 @@ def write_adapters(config: AdaptersConfig, folder: Path) -> None:
 
 def checkpoints(way: str, config: AdaptersConfig, folder: Path) -> Iterator[Checkpoint]:
     """The adapters one after the other, each open until the next is asked for."""
-    from analyses.head_runs import all_named
-    from analyses.open_models import Opening, OpenModels
-    from interp.checkpoints import open_checkpoint
+    from analyses.models.named import all_named
+    from analyses.models.opening import Opening, OpenModels
+    from interp.checkpoints.opening import open_checkpoint
 
     sources = [str(folder / f"adapter-{number}") for number in range(config.adapters)]
     if way == "shared":
@@ -134,9 +134,10 @@ def take(way: str, config: AdaptersConfig, folder: Path) -> Spent:
     from torch import nn
     from transformers import AutoModelForCausalLM
 
-    from analyses.heads import HeadsConfig, decoder_of, plan, record_batch
-    from distill.problems import load_problems
-    from interp.measures import load_measures
+    from analyses.heads.batches import decoder_of, plan, record_batch
+    from analyses.heads.options import HeadsConfig
+    from distill.problems.sets import load_problems
+    from interp.measures.catalog import load_measures
 
     spent, problems, measures = Spent(), load_problems("shipped", limit=config.limit), load_measures()
     for name in (*IMPORTS, "peft.tuners.lora"):
@@ -216,7 +217,7 @@ def main() -> int:
         return 2
     import torch
 
-    from interp.checkpoints import CheckpointError
+    from interp.checkpoints.found import CheckpointError
 
     torch.set_num_threads(config.threads)
     if config.child:

@@ -30,9 +30,9 @@ WAYS = {
     "two products": "bare: logits from hidden states, and back",
     "three products": "bare: the same, and the teacher's logits",
     "dense topk": "whole logits, autograd, top 64 and a bucket",
-    "topk": "distill.losses, top 64 and a bucket",
+    "topk": "distill.objectives.chunked, top 64 and a bucket",
     "dense": "whole logits of both sides, autograd",
-    "hidden": "distill.losses, teacher's hidden states",
+    "hidden": "distill.objectives.chunked, teacher's hidden states",
     "trl": "TRL's ChunkedDivergenceFunction, without CE; on a CPU its products are float32, so it takes long: by name only",
     "liger": "Liger's LigerFusedLinearJSDLoss, uncompiled; it makes the head's gradient too",
 }
@@ -94,7 +94,9 @@ def runner(way: str, config: BenchConfig) -> Callable[[], Any]:
     import torch
     import torch.nn.functional as F
 
-    from distill.losses import Head, Hidden, TopK, distillation_loss
+    from distill.objectives.chunked import distillation_loss
+    from distill.records.signals import Hidden, TopK
+    from interp.checkpoints.unembedding import Head
 
     generator = torch.Generator().manual_seed(0)
     dtype, temperature, n_tokens, vocabulary = getattr(torch, config.dtype), config.temperature, config.tokens, config.vocabulary
@@ -196,10 +198,10 @@ def collection(config: BenchConfig) -> None:
     """Print the second table: the embedded model answers shipped problems, the ways in turn."""
     import torch
 
-    from distill.generate import Sampling, generate
-    from distill.problems import load_problems
+    from distill.problems.sets import load_problems
     from distill.strategies import STRATEGIES
-    from interp.checkpoints import open_checkpoint
+    from distill.teachers.generate import Sampling, generate
+    from interp.checkpoints.opening import open_checkpoint
 
     opened = open_checkpoint("smollm2", device="cpu")
     model, tokenizer = opened.model, opened.tokenizer

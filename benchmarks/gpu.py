@@ -121,7 +121,7 @@ def key_sets(batch: int, length: int, device: str) -> Any:
     """Random token sets, and each query's own key and the one before it."""
     import torch
 
-    from interp.attention import KeySets
+    from interp.attention.statistics import KeySets
 
     columns = (torch.rand(batch, length, COLUMNS, generator=torch.Generator().manual_seed(1)) < 0.2).float()
     at = torch.arange(length)
@@ -134,11 +134,11 @@ def runner(way: str, query: Tensor, key: Tensor, value: Tensor, sets: Any) -> Ca
     """A function that runs one way once. The mask is shared by its calls, as by the layers of a model."""
     import torch
 
-    from interp.attention import KeySets, Scores, Wanted
-    from interp.blocked_pass import blocked_pass
-    from interp.flash_pass import flash_pass
-    from interp.masks import lazy_mask
-    from interp.triton_pass import triton_pass
+    from interp.attention.blocked import blocked_pass
+    from interp.attention.flash import flash_pass
+    from interp.attention.masks import lazy_mask
+    from interp.attention.statistics import KeySets, Scores, Wanted
+    from interp.attention.triton import triton_pass
 
     batch, _, length, dim = query.shape
     mask = lazy_mask(batch, length, length)
@@ -240,9 +240,9 @@ def worst_errors(query: Tensor, key: Tensor, value: Tensor, sets: Any, threshold
     """
     import torch
 
-    from interp.attention import Scores, Wanted
-    from interp.masks import lazy_mask
-    from interp.triton_pass import triton_pass
+    from interp.attention.masks import lazy_mask
+    from interp.attention.statistics import Scores, Wanted
+    from interp.attention.triton import triton_pass
 
     _, heads, length, dim = query.shape
     scaling, groups = dim**-0.5, heads // key.shape[1]
@@ -408,7 +408,7 @@ def smoke(config: GpuConfig) -> int:
     """Every part on a CPU, with shapes that take no time; the kernel in Triton's interpreter where TRITON_INTERPRET=1 was set."""
     import torch
 
-    from interp.triton_pass import available
+    from interp.attention.triton import available
 
     for length in config.lengths:
         print(f"{config.batch(length)} x {length}: {', '.join(config.ways(length))}")

@@ -33,7 +33,7 @@ import psutil
 import tyro
 
 if TYPE_CHECKING:
-    from distill.problems import Problem
+    from distill.problems.sets import Problem
     from interp.tokens import Tokens
 
 WAYS = {
@@ -156,8 +156,9 @@ def shipped_texts() -> tuple[Any, Any]:
     """Token ids and roles of the shipped problems with their solutions, laid end to end."""
     import numpy as np
 
-    from analyses.heads import HeadsConfig, plan
-    from distill.problems import load_problems
+    from analyses.heads.batches import plan
+    from analyses.heads.options import HeadsConfig
+    from distill.problems.sets import load_problems
 
     texts = plan(HeadsConfig(), opened(False), load_problems("shipped"), False)[0].texts
     return np.concatenate([text.ids for text in texts]), np.concatenate([text.roles for text in texts])
@@ -262,7 +263,8 @@ def time_problems(config: BenchConfig, problems: list[Problem]) -> dict[str, Any
     """The ways over the same length-sorted batches, in turn."""
     from tqdm import tqdm
 
-    from analyses.heads import HeadsConfig, plan
+    from analyses.heads.batches import plan
+    from analyses.heads.options import HeadsConfig
 
     texts, batches = plan(HeadsConfig(batch_tokens=config.batch_tokens), opened(False), problems, True)
     spent: dict[str, list[tuple[int, float]]] = {way: [] for way in WAYS}
@@ -324,10 +326,11 @@ def attention_runner(batch: int, length: int) -> Callable[[str], object]:
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    from interp.attention import Scores, Wanted
-    from interp.blocked_pass import blocked_pass
-    from interp.masks import lazy_mask
-    from interp.measures import MEASURES, key_sets
+    from interp.attention.blocked import blocked_pass
+    from interp.attention.masks import lazy_mask
+    from interp.attention.statistics import Scores, Wanted
+    from interp.measures.catalog import MEASURES
+    from interp.measures.measure import key_sets
 
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(batch, heads, length, 64, generator=generator) for heads in (9, 3, 3))
@@ -385,7 +388,7 @@ def main() -> int:
     config = tyro.cli(BenchConfig, prog="python -m benchmarks.heads", description=__doc__)
     wrong, problems = mistake(config), []
     if config.problems and not wrong:
-        from distill.problems import ProblemError, load_problems
+        from distill.problems.sets import ProblemError, load_problems
 
         try:
             problems = load_problems(config.problems, limit=config.limit)

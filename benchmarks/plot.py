@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.heads import fits
-from figures import style
+from figures.drawing import style
 
 LABELS = {
     "heads": "every measure of every head (this project)",

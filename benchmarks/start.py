@@ -33,7 +33,7 @@ WAYS = {
     "from_pretrained": "from_pretrained(gguf_file=...)",
 }
 IMPORTS = (
-    "interp.checkpoints",
+    "interp.checkpoints.opening",
     "gguf",
     "transformers.convert_slow_tokenizer",
     "transformers.modeling_gguf_pytorch_utils",
@@ -70,7 +70,8 @@ def call_seconds(way: str, model: str) -> float:
         importlib.import_module(name)
     from transformers import AutoModelForCausalLM
 
-    from interp.checkpoints import EMBEDDED, open_checkpoint
+    from interp.checkpoints.found import EMBEDDED
+    from interp.checkpoints.opening import open_checkpoint
 
     if way != "from_pretrained":
         begun = time.perf_counter()

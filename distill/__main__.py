@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 if TYPE_CHECKING:
-    from distill.run import StudyRun
+    from distill.study.run import StudyRun
 
 PROG = "python -m distill"
 EXAMPLES = """Students of a teacher that is prompted in several ways.
@@ -141,12 +141,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def work(command: OnStudy) -> int:
     """All commands but `inspect`: they begin with a study."""
-    from distill.config import StudyError, read_study
+    from distill.settings import StudyError
+    from distill.study.config import read_study
 
     study = read_study(command.study, command.set)
     study = study if command.out is None else replace(study, out=str(command.out))
-    from distill.run import StudyRun
-    from distill.study import StudyFolder
+    from distill.study.folder import StudyFolder
+    from distill.study.run import StudyRun
 
     run = StudyRun(StudyFolder(study), show_progress=not command.quiet and int(os.environ.get("RANK", "0")) == 0)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and isinstance(command, (Run, Evaluate, Search)):
@@ -173,7 +174,7 @@ def work(command: OnStudy) -> int:
                 run.evaluate_one(condition, seed)
             run.report()
         case Search():
-            from distill.search import search_study
+            from distill.study.search import search_study
 
             search_study(run)
     run.write_down()
@@ -181,7 +182,7 @@ def work(command: OnStudy) -> int:
 
 
 def _conditions(run: StudyRun, wanted: Sequence[str]) -> list[str]:
-    from distill.config import StudyError
+    from distill.settings import StudyError
 
     unknown = [name for name in wanted if name not in run.config.conditions]
     if unknown:
@@ -190,7 +191,7 @@ def _conditions(run: StudyRun, wanted: Sequence[str]) -> list[str]:
 
 
 def _students(run: StudyRun, conditions: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int | None]]:
-    from distill.config import StudyError
+    from distill.settings import StudyError
 
     unknown = [seed for seed in seeds if seed not in run.config.seeds]
     if unknown:
@@ -201,13 +202,14 @@ def _students(run: StudyRun, conditions: Sequence[str], seeds: Sequence[int]) ->
 
 def inspect(command: Inspect) -> int:
     """What a store of records holds."""
-    from distill.grading import grade
-    from distill.records import RecordStore, sample_rows, summary
+    from distill.problems.grading import grade
+    from distill.records.inspect import sample_rows, summary
+    from distill.records.store import RecordStore
 
     folder = command.records / "records" if (command.records / "records").is_dir() else command.records
     store = RecordStore(folder)
     if not store.groups():
-        from distill.records import RecordError
+        from distill.records.record import RecordError
 
         raise RecordError(f"{folder} holds no records; name a study's folder, or its records/ after `python -m distill collect`")
     table = summary(store, lambda response, reference: grade(response, reference, [command.grader])[0].correct)

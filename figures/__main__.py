@@ -41,12 +41,13 @@ def main() -> int:
     try:
         config = tyro.cli(DrawConfig, prog="python -m figures")
         # Imported here so that --help needs no matplotlib.
-        from figures import style
-        from figures.comparison import draw_comparison, is_comparison
-        from figures.contrast import draw_contrast, is_contrast
-        from figures.example_figures import draw_example, head_of
-        from figures.example_folder import is_example
-        from figures.run_folder import RunFolderError, draw_run
+        from figures.comparison.contrast import draw_contrast, is_contrast
+        from figures.comparison.draw import draw_comparison, is_comparison
+        from figures.drawing import style
+        from figures.example.draw import draw_example, head_of
+        from figures.example.read import is_example
+        from figures.run.draw import draw_run
+        from interp.tables.results import RunFolderError
 
         with style.use(config.style, config.width):
             if is_example(config.folder):

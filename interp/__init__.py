@@ -2,7 +2,7 @@
 
     from interp import annotate, open_checkpoint, record
 
-Names are imported on first use, so that `import interp` and `interp.table` need no torch.
+Names are imported on first use, so that `import interp` and `interp.tables.schema` need no torch.
 """
 
 from __future__ import annotations
@@ -11,30 +11,33 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from analyses.inline import show
-    from interp.checkpoints import Checkpoint, CheckpointError, open_checkpoint
-    from interp.measures import MEASURES, Measure, load_measures
-    from interp.recorder import Recording, record
-    from interp.seam import RecordingError
-    from interp.table import MeasureInfo
+    from analyses.examples.notebook import show
+    from interp.attention.seam import RecordingError
+    from interp.checkpoints.found import CheckpointError
+    from interp.checkpoints.loading import Checkpoint
+    from interp.checkpoints.opening import open_checkpoint
+    from interp.measures.catalog import MEASURES, load_measures
+    from interp.measures.measure import Measure
+    from interp.recording.recorder import Recording, record
+    from interp.recording.totals import HeadTotals
+    from interp.tables.schema import MeasureInfo
     from interp.tokens import Tokens, annotate
-    from interp.totals import HeadTotals
 
 _HOMES = {
-    "Checkpoint": "interp.checkpoints",
-    "CheckpointError": "interp.checkpoints",
-    "open_checkpoint": "interp.checkpoints",
-    "MEASURES": "interp.measures",
-    "Measure": "interp.measures",
-    "load_measures": "interp.measures",
-    "Recording": "interp.recorder",
-    "RecordingError": "interp.seam",
-    "record": "interp.recorder",
-    "MeasureInfo": "interp.table",
+    "Checkpoint": "interp.checkpoints.opening",
+    "CheckpointError": "interp.checkpoints.opening",
+    "open_checkpoint": "interp.checkpoints.opening",
+    "MEASURES": "interp.measures.catalog",
+    "Measure": "interp.measures.catalog",
+    "load_measures": "interp.measures.catalog",
+    "Recording": "interp.recording.recorder",
+    "RecordingError": "interp.attention.seam",
+    "record": "interp.recording.recorder",
+    "MeasureInfo": "interp.tables.schema",
     "Tokens": "interp.tokens",
     "annotate": "interp.tokens",
-    "HeadTotals": "interp.totals",
-    "show": "analyses.inline",  # the one name from an upper floor: a notebook looks for everything here
+    "HeadTotals": "interp.recording.totals",
+    "show": "analyses.examples.notebook",  # the one name from an upper floor: a notebook looks for everything here
 }
 
 __all__ = [

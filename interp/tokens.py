@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from interp.table import ROLES, TOKEN_REGIONS
+from interp.tables.schema import ROLES, TOKEN_REGIONS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,7 @@ class AnnotatedText:
         return np.isin(self.roles, [ROLES.index(name) for name in names])
 
     def in_region(self, name: str) -> np.ndarray:
-        """True where a token stands in a region of `interp.table.REGIONS`, [token]."""
+        """True where a token stands in a region of `interp.tables.schema.REGIONS`, [token]."""
         return np.ones(len(self), bool) if name == "all" else self.regions == TOKEN_REGIONS.index(name)
 
 

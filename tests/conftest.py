@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 # House rule: the shapes that public tensor functions state are executed. The hook has to be in place before the first import.
-jaxtyping.install_import_hook(["interp.attention", "interp.blocked_pass", "interp.flash_pass", "interp.triton_pass"], "beartype.beartype")
+jaxtyping.install_import_hook(
+    ["interp.attention.statistics", "interp.attention.blocked", "interp.attention.flash", "interp.attention.triton"], "beartype.beartype"
+)
 
 # Triton decides when it is first imported, which torch does, whether kernels run in its interpreter: on a CPU. With 0, on a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -133,7 +135,7 @@ def build_model(family: str, *, seed: int = 0, dtype: str = "float32", attention
 @functools.cache
 def random_text(length: int, example: int) -> Any:
     """A text of random tokens with a template, a question, a response and roles strewn in, as `annotate` would give."""
-    from interp.table import ROLES, TOKEN_REGIONS
+    from interp.tables.schema import ROLES, TOKEN_REGIONS
     from interp.tokens import AnnotatedText
 
     random = np.random.default_rng([length, example])
@@ -175,11 +177,12 @@ def tiny_tokens() -> Callable[..., Any]:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 16 queries and one key head, so that short texts take several."""
-    from interp import blocked_pass
 
-    monkeypatch.setattr(blocked_pass, "MIN_ROWS", 16)
-    monkeypatch.setattr(blocked_pass, "MAX_ROWS", 16)
-    monkeypatch.setattr(blocked_pass, "CPU_BLOCK_ELEMENTS", 256)
+    from interp.attention import blocked
+
+    monkeypatch.setattr(blocked, "MIN_ROWS", 16)
+    monkeypatch.setattr(blocked, "MAX_ROWS", 16)
+    monkeypatch.setattr(blocked, "CPU_BLOCK_ELEMENTS", 256)
 
 
 # --- checkpoints and problems on disk -------------------------------------------------------------------------------

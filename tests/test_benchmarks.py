@@ -94,7 +94,7 @@ def test_distillation(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_processes_give_one_table(bench: Bench, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By accelerate launch; torchrun starts those of tests/analyses/test_heads.py. What runs in one process runs in this one."""
-    from analyses.heads import main
+    from analyses.heads.__main__ import main
 
     start = subprocess.run
 

@@ -36,7 +36,7 @@ def test_the_page_runs_from_top_to_bottom(page: str) -> None:
 
 
 def test_the_page_of_measures_names_every_measure_and_no_other() -> None:
-    from interp.measures import MEASURES
+    from interp.measures.catalog import MEASURES
 
     text = (ROOT / "docs/measures.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", text, re.MULTILINE)
@@ -138,16 +138,16 @@ def test_options_that_the_page_of_examples_shows_exist() -> None:
 
 
 def test_nothing_heavy_is_imported_for_help_and_tables() -> None:
-    modules = "analyses.heads, analyses.shifts, analyses.examples, interp.example, interp.contrast, interp.compare, interp.matching"
-    modules += ", interp.stored_maps, figures.run_folder"
+    modules = "analyses.heads, analyses.shifts, analyses.examples, interp.tables.example, analyses.contrast.statistics, analyses.shifts.differences, analyses.shifts.profiles"
+    modules += ", analyses.shifts.stored_maps, figures.run.draw"
     code = f"import sys, {modules}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_studies_are_valid_and_so_is_the_one_in_the_docs(tmp_path: Path) -> None:
-    from distill.config import read_study
     from distill.strategies import choose_strategies, load_strategies
+    from distill.study.config import read_study
 
     (tmp_path / "my_strategies.toml").write_text(blocks("docs/study.md", "toml")[1])
     (tmp_path / "mine.toml").write_text(blocks("docs/study.md", "toml")[0])

@@ -102,7 +102,7 @@
       : `The page could not be drawn: ${error.message}`;
   }
 
-  // --- packed blocks (figures.example_page.pack_edges says how they are packed)
+  // --- packed blocks (figures.example.page.pack_edges says how they are packed)
 
   async function unpack(id) {
     const text = atob($(id).textContent), bytes = new Uint8Array(text.length);

@@ -20,7 +20,7 @@ class Ran(NamedTuple):
 @pytest.fixture
 def heads(checkpoint: Path, problems: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     """`(*arguments)` runs the command in this process: the tiny model, the short problems and no figures unless said otherwise."""
-    from analyses.heads import main
+    from analyses.heads.__main__ import main
 
     def run(*arguments: Any) -> Ran:
         given = [str(argument) for argument in arguments]
@@ -40,6 +40,7 @@ def heads(checkpoint: Path, problems: Path, capfd: pytest.CaptureFixture[str]) -
 @pytest.fixture(scope="session")
 def tables() -> Callable[[Path], dict[str, Any]]:
     """`(folder)` reads and validates the three tables of a run."""
-    from interp.table import TABLES, read
+    from interp.tables.heads import TABLES
+    from interp.tables.schema import read
 
     return lambda folder: {name: read(folder / f"{name}.parquet", schema) for name, schema in TABLES.items()}

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.gpu import GpuConfig, run_parts
-from interp.triton_pass import available, triton_pass
+from interp.attention.triton import available, triton_pass
 
 CAN, WHY = available(torch.device("cpu"))
 needs_interpreter = pytest.mark.skipif(not CAN or os.environ["TRITON_INTERPRET"] != "1", reason=WHY or "the interpreter is off")
@@ -62,7 +62,7 @@ def test_an_error_that_is_too_large_gives_exit_status_1(
         setattr(rows, name, change(getattr(rows, name)))
         return output, rows
 
-    monkeypatch.setattr("interp.triton_pass.triton_pass", worse)
+    monkeypatch.setattr("interp.attention.triton.triton_pass", worse)
     assert run_parts(tiny("errors"), "cpu") == 1
     assert reported in capsys.readouterr().err
 
@@ -74,7 +74,7 @@ def test_a_count_that_differs_gives_exit_status_1(monkeypatch: pytest.MonkeyPatc
         rows.above[0.1][0, 0, 7] += 1
         return output, rows
 
-    monkeypatch.setattr("interp.triton_pass.triton_pass", worse)
+    monkeypatch.setattr("interp.attention.triton.triton_pass", worse)
     assert run_parts(tiny("errors"), "cpu") == 1
     assert "counts" in capsys.readouterr().err
 
@@ -133,7 +133,7 @@ def test_all_parts_run_unless_some_are_chosen(monkeypatch: pytest.MonkeyPatch, c
 def test_the_smallest_form_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.smoke(GpuConfig(parts=("model",))) == 0
     assert "layers by way: triton 1" in capsys.readouterr().out
-    monkeypatch.setattr("interp.triton_pass.available", lambda device: (False, "no kernel"))
+    monkeypatch.setattr("interp.attention.triton.available", lambda device: (False, "no kernel"))
     assert gpu.smoke(GpuConfig(parts=("model", "table"))) == 0
     said = capsys.readouterr().out
     assert "the kernel was left out: no kernel" in said

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill.__main__ import main
-from distill.config import read_study
+from distill.study.config import read_study
 
 STUDY = """
 conditions = ["untouched", "finetune", "none", "told", "same"]
@@ -284,7 +284,7 @@ def test_what_a_killed_process_left_is_cleared(study: Path, distill: Callable[..
 
 AT_ONCE = """
 import os, runpy, sys
-import distill.run, distill.train  # once for both, which are forked
+import distill.study.run, distill.training.train  # once for both, which are forked
 
 children = []
 for number in range(2):

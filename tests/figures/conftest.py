@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from figures.example_folder import Example
-from figures.example_page import example_page
-from interp.example import ALTERNATIVES, EXAMPLE_TABLES, FAINT, STRONG
-from interp.table import HEADS, INPUTS, REGIONS, ROLES, MeasureInfo, read, write
+from figures.example.page import example_page
+from figures.example.read import Example
+from interp.tables.example import ALTERNATIVES, EXAMPLE_TABLES, FAINT, STRONG
+from interp.tables.heads import HEADS, INPUTS
+from interp.tables.schema import REGIONS, ROLES, MeasureInfo, read, write
 from interp.tokens import NUMBER, number_roles
 
 INFOS = [

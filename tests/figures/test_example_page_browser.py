@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.inline import Page
-from figures.example_folder import Example, read_example
-from figures.example_page import UNIT, example_page, percent
+from analyses.examples.notebook import Page
+from figures.example.page import UNIT, example_page, percent
+from figures.example.read import Example, read_example
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the extra browser: pip install 'primed-heads[browser]'")
 

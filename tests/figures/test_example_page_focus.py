@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from figures.example_folder import Example, read_example
+from figures.example.read import Example, read_example
 from tests.figures.test_example_page_browser import LONG, WATCHED, above_its_panel, numbers, settle, strongest, token
 
 

@@ -19,7 +19,8 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from interp.table import INPUTS, ROLES, TOKEN_REGIONS, validate
+from interp.tables.heads import INPUTS
+from interp.tables.schema import ROLES, TOKEN_REGIONS, validate
 from interp.tokens import NUMBER_ROLES, AnnotatedText, TokenError, Tokens, annotate, decoded_offsets, number_roles
 
 CHAT = (

@@ -1,0 +1,1 @@
+"""TODO_DOC analyses/contrast."""

@@ -1,0 +1,1 @@
+"""TODO_DOC distill/problems."""

@@ -1,0 +1,204 @@
+"""Word problems in GSM8K's format: the hub's `openai/gsm8k`, a JSONL file, or the small set that we ship.
+
+A solution holds one step a line, with calculator marks such as `48/2 = <<48/2=24>>24`, and ends in `#### 24`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+SPLITS = ("train", "test")
+"""The splits of the hub's `openai/gsm8k`."""
+
+
+HUB_SETS = {"gsm8k": "main", "gsm8k-socratic": "socratic"}
+"""Sets on the hub, and the config of `openai/gsm8k` that each is: the same problems, their solutions without or with sub-questions."""
+
+
+_GSM8K = "openai/gsm8k"
+
+
+_FORMAT = 'each line must be {"question": "...", "answer": "..."}'
+
+
+_MARK = re.compile(r"<<([^<>]*)=([^<>=]*)>>")
+
+
+class ProblemError(ValueError):
+    """Problems cannot be loaded; the message says what was seen, what is allowed and what to do."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A word problem with its reference solution.
+
+    Attributes:
+        index: 0-based position in the source that it was loaded from.
+        question: the problem's text.
+        answer: the reference solution, with calculator marks where the source has them.
+    """
+
+    index: int
+    question: str
+    answer: str
+
+    @property
+    def final_answer(self) -> str:
+        """The text after the last `####` of the solution, stripped, as in "1,250"; "" where there is no `####`."""
+        _, mark, final = self.answer.rpartition("####")
+        return final.strip() if mark else ""
+
+
+def load_problems(source: str = "shipped", split: str = "test", limit: int | None = None) -> list[Problem]:
+    """Loads problems in the order of their source.
+
+    The whole source is checked, also where `limit` takes only its beginning, so that a file is good or bad whatever
+    the limit.
+
+    Args:
+        source: "shipped" (our own small set), "gsm8k" or "gsm8k-socratic" (the hub's `openai/gsm8k`, config main or
+            socratic), or the path of a JSONL file with the string fields `question` and `answer`; more fields are
+            allowed and ignored. A file that is called as a known set is reached as "./shipped".
+        split: "train" or "test"; only those of the hub have splits, the other sources do not look at it.
+        limit: how many problems to take from the beginning, at least 1; None takes all.
+
+    Returns:
+        At least one problem; at most `limit`.
+
+    Raises:
+        ProblemError: `limit` below 1, an unknown split, a hub that cannot be reached, no such file, or a file that
+            cannot be read or breaks the format.
+    """
+    if limit is not None and limit < 1:
+        raise ProblemError(f"limit is {limit}; it must be at least 1, or left out to take all problems")
+    if source == "shipped":
+        data = resources.files("distill.problems").joinpath("problems.jsonl").read_bytes()
+        problems = _parse_jsonl(data, "the shipped problems")
+    elif source in HUB_SETS:
+        problems = _load_gsm8k(HUB_SETS[source], split)
+    else:
+        problems = _parse_jsonl(_read_file(source), source)
+    return problems[:limit]
+
+
+def problems_digest(problems: Iterable[Problem]) -> str:
+    """Names the content of a list of problems, the same on every machine.
+
+    Args:
+        problems: in order; the order counts.
+
+    Returns:
+        SHA-256 in hexadecimal over index, question and answer of every problem.
+    """
+    digest = hashlib.sha256()
+    for problem in problems:
+        line = json.dumps([problem.index, problem.question, problem.answer], ensure_ascii=True)
+        digest.update(line.encode("ascii") + b"\n")
+    return digest.hexdigest()
+
+
+def calculator_steps(answer: str) -> list[tuple[str, str]]:
+    """Reads the calculator marks of a solution.
+
+    Args:
+        answer: a solution in GSM8K's format.
+
+    Returns:
+        (expression, result) of every `<<expression=result>>` in order, as written: ("48/2", "24").
+    """
+    return [(mark[1].strip(), mark[2].strip()) for mark in _MARK.finditer(answer)]
+
+
+def _read_file(source: str) -> bytes:
+    try:
+        return Path(source).read_bytes()
+    except FileNotFoundError:
+        raise ProblemError(
+            f"problems: {source!r} is no known name and no file; allowed: shipped, {', '.join(HUB_SETS)}, or the path of a JSONL file"
+        ) from None
+    except IsADirectoryError:
+        raise ProblemError(f"problems: {source!r} is a folder; name one JSONL file in it") from None
+    except PermissionError:
+        raise ProblemError(f"problems: no permission to read {source!r}; change its mode or name another file") from None
+    except (OSError, ValueError) as error:  # a name too long, a null byte in it, a failing disk
+        raise ProblemError(f"problems: cannot read {source!r}: {error}; name a readable JSONL file") from error
+
+
+def _parse_jsonl(data: bytes, source: str) -> list[Problem]:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ProblemError(f"{source}, line {line}: not UTF-8 (byte {data[error.start]:#04x}); save it as UTF-8") from None
+    # Only "\n" ends a line: str.splitlines would also cut at U+2028, which JSON allows inside a string.
+    lines = text.rstrip().split("\n")
+    if lines == [""]:
+        raise ProblemError(f"{source} is empty; {_FORMAT}")
+    return [_parse_line(line, index, f"{source}, line {index + 1}") for index, line in enumerate(lines)]
+
+
+def _parse_line(line: str, index: int, place: str) -> Problem:
+    if not line.strip():
+        raise ProblemError(f"{place}: blank; only trailing lines may be blank, delete it")
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ProblemError(f"{place}: not JSON ({error.msg}, column {error.colno}); {_FORMAT}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of nested lists
+        raise ProblemError(f"{place}: JSON that cannot be read ({error}); {_FORMAT}") from None
+    if not isinstance(fields, dict):
+        raise ProblemError(f"{place}: a JSON {type(fields).__name__}, not an object; {_FORMAT}")
+    return _problem(index, fields, place)
+
+
+def _problem(index: int, fields: dict[str, object], place: str) -> Problem:
+    return Problem(index, _text(fields, "question", place), _text(fields, "answer", place))
+
+
+def _text(fields: dict[str, object], name: str, place: str) -> str:
+    if name not in fields:
+        seen = ", ".join(map(repr, fields)) or "none"
+        raise ProblemError(f"{place}: no field {name!r} (fields seen: {seen:.200}); {_FORMAT}")
+    value = fields[name]
+    if not isinstance(value, str):
+        raise ProblemError(f"{place}: field {name!r} is of type {type(value).__name__}; it must be a string")
+    if not value.strip():
+        raise ProblemError(f"{place}: field {name!r} is empty; it must hold text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:  # an escape such as \ud800 alone: no tokenizer can read it
+        raise ProblemError(f"{place}: field {name!r} holds half of a surrogate pair; it must be valid Unicode") from None
+    return value
+
+
+def _load_gsm8k(config: str, split: str) -> list[Problem]:
+    if split not in SPLITS:
+        raise ProblemError(f"gsm8k has no split {split!r}; allowed: {', '.join(SPLITS)}")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from huggingface_hub import hf_hub_download
+
+    filename = f"{config}/{split}-00000-of-00001.parquet"
+    try:
+        path = hf_hub_download(_GSM8K, filename, repo_type="dataset")
+    # The hub's client raises no common class: OSError, its HTTP library's errors, bare Exceptions of its own.
+    except Exception as error:
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise ProblemError(
+            f"cannot fetch {filename} of {_GSM8K} from the hub: {type(error).__name__}: {reason:.200}\n"
+            f"Without network, name a local JSONL file in place of gsm8k ({_FORMAT}), or use shipped."
+        ) from error
+    try:
+        rows = pq.read_table(path, columns=["question", "answer"]).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ProblemError(f"cannot read {path}: {reason:.200}\nDelete this file and fetch it again.") from error
+    if not rows:
+        raise ProblemError(f"{path} has no rows; delete this file and fetch it again")
+    return [_problem(index, row, f"{path}, row {index}") for index, row in enumerate(rows)]

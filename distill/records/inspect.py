@@ -1,0 +1,57 @@
+"""TODO_DOC distill/records/inspect.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from distill.records.shards import shard_state
+from distill.records.store import RecordGroup, RecordStore
+
+# --- inspecting -----------------------------------------------------------------------------------------------------
+
+
+def summary(store: RecordStore, correct: Callable[[str, str], bool]) -> pd.DataFrame:
+    """What a store holds, a row a group: teacher, strategy, signal, counts, lengths in tokens, bytes, and the teacher's accuracy.
+
+    Args:
+        store: to look into.
+        correct: says of a response and a reference solution whether it is right.
+
+    Raises:
+        RecordError: no such store.
+    """
+    lines = []
+    for group in store.groups():
+        rows, damaged = group.rows()
+        lengths = rows["response_ids"].map(len)
+        said = rows["text"] != ""
+        right = [correct(text, reference) for text, reference in zip(rows["text"][said], rows["reference"][said], strict=True)]
+        lines.append(
+            {
+                "group": group.key,
+                "teacher": group.identity.get("teacher", {}).get("name"),
+                "strategy": group.identity.get("strategy", {}).get("text", "")[:32] or "(no text)",
+                "signal": group.identity.get("signal", {}).get("tier"),
+                "k": group.identity.get("signal", {}).get("top_k"),
+                "records": len(rows),
+                "tokens_mean": lengths.mean() if len(rows) else float("nan"),
+                "tokens_max": lengths.max() if len(rows) else float("nan"),
+                "cut": (rows["finish"] == "length").mean() if len(rows) else float("nan"),
+                "empty": int((~said).sum()),
+                "accuracy": sum(right) / len(right) if right else float("nan"),
+                "megabytes": sum(state[1] for state in map(shard_state, group.folder.iterdir()) if state) / 1e6,
+                "damaged": damaged,
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def sample_rows(group: RecordGroup, number: int) -> list[str]:
+    """The first answers of a group's whole shards, for people."""
+    rows, _ = group.rows()
+    return [
+        f"\n[{group.key}, problem {row['index']}] {row['question']}\n-> ({len(row['response_ids'])} tokens, {row['finish']}) {row['text']}"
+        for row in rows.head(number).to_dict("records")
+    ]

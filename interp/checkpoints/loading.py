@@ -1,0 +1,230 @@
+"""TODO_DOC interp/checkpoints/loading.py."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interp.checkpoints.found import CheckpointError, FoundFiles, first_line, own_code, weight_files
+from interp.checkpoints.identity import file_sha256
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps", "balanced")
+
+
+_CONVERTED = "safetensors-v1"
+
+
+_OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice", "ForMaskedLM")
+"""Ends of the names of models with a head that writes no text."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An open model.
+
+    Attributes:
+        model: in evaluation mode, without gradients; a `PeftModel` where an adapter was named.
+        tokenizer: fast, with offsets.
+        name: short, for tables and titles.
+        identity: what exactly was opened: kind, source, revision, hashes, base, sizes, dtype, device.
+        adapter: where the model holds several adapters (`open_adapters`), the name by which PEFT switches this one on.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    identity: dict[str, Any]
+    adapter: str | None = None
+
+    @property
+    def position_limit(self) -> int | None:
+        """Longest text that the model's positions allow, in tokens; None where the config names no limit."""
+        text = self.model.config.get_text_config(decoder=True)
+        limit = getattr(text, "max_position_embeddings", None)
+        return int(limit) if limit else None
+
+
+# --- loading --------------------------------------------------------------------------------------------------------
+
+
+def load_model(found: FoundFiles, place: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any, list[str]]:
+    from transformers import AutoModelForCausalLM
+
+    folder = converted_folder(found.weights[0]) if found.kind in ("embedded", "gguf") else found.folder
+    _check_safetensors(folder, found.source)
+    config = load_config(folder, found.source, trust_remote_code)
+    wanted = torch.float32 if dtype == "auto" and (place == "cpu" or found.kind in ("embedded", "gguf")) else dtype
+    wanted = getattr(torch, wanted) if isinstance(wanted, str) and wanted != "auto" else wanted
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=wanted,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are counted below, and refused
+            device_map="balanced" if place == "balanced" else None,
+        )
+    except Exception as error:
+        raise CheckpointError(f"{found.source}: the weights cannot be loaded ({first_line(error)})") from error
+    model, info = loaded
+    absent = sorted(info["missing_keys"])
+    absent += [f"{name} ({list(stored)} instead of {list(needed)})" for name, stored, needed in sorted(info["mismatched_keys"])]
+    if absent:
+        raise CheckpointError(
+            f"{found.source}: {len(absent)} weights of {type(model).__name__} are missing or of another shape, the first is {absent[0]}"
+        )
+    tokenizer = load_tokenizer(folder, found.source, trust_remote_code)
+    if place != "balanced":
+        model.to(place)
+    return model.eval().requires_grad_(False), tokenizer, sorted(info["unexpected_keys"])
+
+
+def load_config(folder: Path, source: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise CheckpointError(
+            f"{source}: its config.json cannot be read ({first_line(error)})" + own_code(folder / "config.json", trust_remote_code)
+        ) from error
+    _check_causal(config, source)
+    return config
+
+
+def load_tokenizer(folder: Path, source: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise CheckpointError(
+            f"{source}: it has no tokenizer that can be read ({first_line(error)})"
+            + own_code(folder / "tokenizer_config.json", trust_remote_code)
+        ) from error
+
+
+def _check_causal(config: Any, source: str) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    kind = config.model_type
+    remote = bool(getattr(config, "auto_map", None))
+    if getattr(config, "is_encoder_decoder", False):
+        raise CheckpointError(f"{source}: {kind} is an encoder-decoder; a causal (decoder-only) language model is needed")
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        raise CheckpointError(f"{source}: {kind} is encoder-only; a causal (decoder-only) language model is needed")
+    heads = [name for name in getattr(config, "architectures", None) or () if name.endswith(_OTHER_HEADS)]
+    if heads:
+        raise CheckpointError(f"{source}: {heads[0]} predicts no next token; a causal language model is needed")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not remote:
+        raise CheckpointError(f"{source}: {kind} is no causal language model of transformers")
+
+
+def _check_safetensors(folder: Path, source: str) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    for path in weight_files(folder, source):
+        try:
+            with safe_open(path, "pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: damaged or truncated weights ({first_line(error)}); fetch the file again") from error
+
+
+def converted_folder(gguf: Path) -> Path:
+    """A GGUF file as a safetensors folder: converted once, kept under the hub's assets cache by the file's hash.
+
+    Two processes may convert at once: each writes a folder of its own, and the first to be done renames its into place.
+    """
+    from huggingface_hub import cached_assets_path
+
+    digest = file_sha256(gguf)
+    try:
+        cache = Path(cached_assets_path(library_name="primed-heads", namespace="gguf", subfolder=_CONVERTED))
+        target = cache / digest
+        if target.is_dir():
+            return target
+        with tempfile.TemporaryDirectory(dir=cache, prefix="converting-") as temporary:
+            _convert(gguf, Path(temporary) / digest)
+            try:
+                (Path(temporary) / digest).rename(target)
+            except OSError:
+                if not target.is_dir():  # not because another process was first
+                    raise
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a file lies in the cache's place
+        raise CheckpointError(
+            f"{gguf}: the converted weights cannot be kept ({error}); HF_ASSETS_CACHE names the folder, which needs room for them"
+        ) from error
+    return target
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+    except Exception as error:  # the readers raise KeyError, ValueError, IndexError and others on files they do not know
+        raise CheckpointError(f"{gguf}: transformers cannot read this GGUF file ({first_line(error)})") from error
+    output, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if output is not embedding and torch.equal(output, embedding):  # stored twice
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+    model.is_quantized = False  # it was, in the file
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def choose_device(device: str) -> str:
+    """The device that a name means on this machine, "auto" the best that there is.
+
+    Raises:
+        CheckpointError: an unknown name, or a device that this machine does not have.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps", "balanced") or (kind != "cuda" and device != kind):
+        raise CheckpointError(f"device {device!r}; allowed: {', '.join(DEVICES)}")
+    if kind in ("cuda", "balanced") and not torch.cuda.is_available():
+        raise CheckpointError(f"device {device!r} was asked for, but this machine has no CUDA device; --device auto takes what is there")
+    if kind == "cuda" and ":" in device:
+        number = device.split(":", 1)[1]
+        if not number.isdigit() or int(number) >= torch.cuda.device_count():
+            raise CheckpointError(f"device {device!r} was asked for; this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise CheckpointError("device 'mps' was asked for, but this machine has none; --device auto takes what is there")
+    return device
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Loading without transformers' own bars and notes: what matters becomes an error or a line of `run.json`."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

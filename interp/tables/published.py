@@ -1,0 +1,20 @@
+"""TODO_DOC interp/tables/published.py."""
+
+from __future__ import annotations
+
+from interp.tables.schema import MeasureInfo
+
+SPARSITY_THRESHOLD = 0.1
+
+
+CURVES: dict[str, MeasureInfo] = {
+    info.name: info
+    for info in (
+        MeasureInfo("entropy", "Attention entropy", "nats", 0, None, "mean over queries of - sum_j p_ij ln p_ij, rows renormalised"),
+        MeasureInfo("self_focus", "Self-attention focus", "probability", 0, 1, "mean over queries of p_ii, rows renormalised"),
+        MeasureInfo("sparsity", "Share of all entries above 0.1", "share", 0, 0.1, "#{(i, j): p_ij > 0.1} / T^2, rows renormalised"),
+        MeasureInfo(
+            "layer_cosine", "Cosine to the layer before", "1", 0, 1, "cosine of a head's flattened map with that of the layer before"
+        ),
+    )
+}

@@ -1,0 +1,135 @@
+"""Several adapters of one base in one command: how often weights are loaded and texts read; and the numbers are those of each alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from analyses.shifts.__main__ import main
+
+Heads = Callable[..., Any]
+Make = Callable[..., Path]
+BATCHES = ("--batch-tokens", "160")
+N_BATCHES = 3
+"""Of the seven short problems: some of several texts, and all of different shapes."""
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch, adapters: list[Path]) -> tuple[list[str], Counter[tuple[int, ...]]]:
+    """Folders whose weights were loaded, and how often the decoder read a batch of each shape while recording; the adapters are there."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaModel
+
+    import analyses.heads.run
+
+    loads, forwards = [], Counter()
+    load, forward, record_batch, recording = (
+        AutoModelForCausalLM.from_pretrained,
+        LlamaModel.forward,
+        analyses.heads.batches.record_batch,
+        [],
+    )
+
+    def loaded(folder: Any, **settings: Any) -> Any:
+        loads.append(Path(folder).name)
+        return load(folder, **settings)
+
+    def recorded(*arguments: Any) -> Any:
+        recording.append(True)  # an adapter is tried out on a few tokens when it is opened: that is no text
+        try:
+            return record_batch(*arguments)
+        finally:
+            recording.clear()
+
+    def went(self: Any, *arguments: Any, **inputs: Any) -> Any:
+        if recording:
+            forwards[tuple(inputs["input_ids"].shape)] += 1
+        return forward(self, *arguments, **inputs)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", loaded)
+    monkeypatch.setattr(LlamaModel, "forward", went)
+    monkeypatch.setattr(analyses.heads.batches, "record_batch", recorded)
+    return loads, forwards
+
+
+@pytest.fixture
+def adapters(tmp_path: Path, checkpoint: Path, save_adapter: Make) -> list[Path]:
+    return [save_adapter(tmp_path / "adapters" / f"scale-{scale}", checkpoint, scale=scale) for scale in (0.5, 0.3, 0.1)]
+
+
+@pytest.mark.parametrize(("n_adapters", "with_base"), [(3, None), (2, "first"), (1, "last")])
+def test_adapters_of_one_base_take_one_load_and_a_forward_each(
+    n_adapters: int,
+    with_base: str | None,
+    heads: Heads,
+    counted: Any,
+    adapters: list[Path],
+    checkpoint: Path,
+    problems: Path,
+    tmp_path: Path,
+) -> None:
+    adapters = adapters[:n_adapters]
+    models = [*([checkpoint] if with_base == "first" else []), *adapters, *([checkpoint] if with_base == "last" else [])]
+    loads, forwards = counted
+    options = ["--problems", str(problems), "--device", "cpu", "--maps", "no", "--no-figures", "--out", str(tmp_path / "out")]
+    assert main([*map(str, models), *BATCHES, *options]) == 0
+    assert loads == [checkpoint.name]
+    assert len(forwards) == N_BATCHES
+    assert set(forwards.values()) == {len(models)}
+
+    together = {}
+    for model in models:
+        alone, shared = tmp_path / "alone" / model.name, tmp_path / "out" / "heads" / model.name
+        assert heads("--model", model, "--out", alone, *BATCHES).code == 0
+        for name in ("examples", "heads", "inputs"):
+            pd.testing.assert_frame_equal(
+                pd.read_parquet(shared / f"{name}.parquet"), pd.read_parquet(alone / f"{name}.parquet"), rtol=0, atol=0
+            )
+        together[model] = pd.read_parquet(shared / "examples.parquet")["value"]
+    assert len({tuple(values) for values in together.values()}) == len(models)  # each adapter moved something
+    assert len(loads) == 1 + len(models)  # a run of its own each loads anew: the count sees loads
+    assert set(forwards.values()) == {2 * len(models)}
+
+
+def test_the_base_of_adapters_is_told_by_its_weights(adapters: list[Path], checkpoint: Path, save_checkpoint: Make, tmp_path: Path) -> None:
+    from analyses.models.named import all_named
+    from analyses.models.opening import Opening, OpenModels
+    from interp.checkpoints.opening import open_checkpoint
+
+    other = save_checkpoint(tmp_path / "other", seed=1)
+    models = all_named([str(path) for path in (checkpoint, *adapters, other)])
+    base, first, *_, another = models
+    opened = OpenModels(models, Opening("cpu", "auto", False))
+    assert opened.open(another).model is not opened.open(base).model
+    ids = torch.arange(40)[None]
+
+    def logits(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return model(input_ids=ids).logits
+
+    alone = {model.name: open_checkpoint(str(model.source), device="cpu") for model in (base, first, another)}
+    for model in (first, base, another, first, base):  # in any order, and again
+        found = opened.open(model)
+        assert torch.equal(logits(found.model), logits(alone[model.name].model))
+        assert found.identity == alone[model.name].identity
+        assert found.name == model.name
+        assert not any(p.requires_grad for p in found.model.parameters())
+    assert opened.open(base).model is opened.open(first).model
+
+
+@pytest.mark.parametrize("written", ["{", "[]", "{}", None])
+def test_a_damaged_adapter_is_said_so(
+    written: str | None, adapters: list[Path], checkpoint: Path, problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside its base, where the name of the base is read first."""
+    file = adapters[0] / "adapter_config.json"
+    file.write_text(written if written is not None else file.read_text("utf-8")[:40], "utf-8")
+    options = ["--problems", str(problems), "--device", "cpu", "--maps", "no", "--no-figures", "--out", str(tmp_path / "out")]
+    assert main([str(checkpoint), str(adapters[0]), *options]) == 2
+    assert "Traceback" not in capsys.readouterr().err

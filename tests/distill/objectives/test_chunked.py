@@ -1,0 +1,794 @@
+"""The distillation loss against dense float64 torch, against TRL, against numbers worked by hand, and against the laws that it obeys."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from beartype import beartype
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import TypeCheckError, jaxtyped
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import distill.objectives.chunked
+from distill.objectives.checks import LossError
+from distill.objectives.chunked import LossSums, distillation_loss
+from distill.objectives.divergences import LOSSES, forward_kl, jsd, reverse_kl
+from distill.records.signals import Dense, Hidden, Signal, TopK, missing_mass
+from interp.checkpoints.unembedding import Head
+
+TOKENS, VOCABULARY, WIDTH, TEACHER_WIDTH = 7, 19, 5, 6
+TEMPERATURES = (1.0, 2.5, 5.94)
+HEADS = {
+    "plain": {},
+    "bias": {"bias": True},
+    "scaled": {"scale": 0.25},
+    "capped": {"softcap": 2.0},
+    "all": {"bias": True, "scale": 1.7, "softcap": 3.0},
+}
+
+loss_with_shapes: Callable[..., LossSums] = jaxtyped(typechecker=beartype)(distillation_loss)
+"""The same, with the shapes of its signature executed."""
+
+
+@dataclass
+class Case:
+    """A batch, and the student's whole logits in a graph of plain torch."""
+
+    hidden: Tensor
+    head: Head
+    targets: Tensor
+    teacher_logits: Tensor
+    teacher_states: Tensor
+    teacher_head: Head
+    weights: Tensor
+
+    def signal(self, name: str) -> Signal:
+        log_p = self.teacher_logits.log_softmax(-1)
+        if name == "hidden":
+            return Hidden(self.teacher_states, self.teacher_head)
+        if name == "dense":
+            return Dense(log_p)
+        return top(log_p, {"top4": 4, "all": log_p.shape[1]}[name])
+
+    def leaves(self) -> list[Tensor]:
+        return [leaf for leaf in (self.hidden, self.head.weight, self.head.bias) if leaf is not None]
+
+
+def top(log_p: Tensor, k: int) -> TopK:
+    """In a shuffled order: nothing may hang on it."""
+    best = log_p.topk(k, -1)
+    order = torch.argsort(torch.rand(best.indices.shape, generator=torch.Generator().manual_seed(5)), -1)
+    return TopK(best.indices.gather(1, order), best.values.gather(1, order))
+
+
+def make(
+    head: str = "plain", dtype: torch.dtype = torch.float64, seed: int = 0, tokens: int = TOKENS, vocabulary: int = VOCABULARY
+) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    def make_head(width: int) -> Head:
+        options = dict[str, Any](HEADS[head])
+        bias = normal(vocabulary).requires_grad_() if options.pop("bias", False) else None
+        return Head(normal(vocabulary, width).requires_grad_(), bias, **options)
+
+    teacher_head, states = make_head(TEACHER_WIDTH), normal(tokens, TEACHER_WIDTH)
+    return Case(
+        hidden=normal(tokens, WIDTH).requires_grad_(),
+        head=make_head(WIDTH),
+        targets=torch.randint(vocabulary, (tokens,), generator=generator),
+        teacher_logits=plain_logits(states, teacher_head).detach(),
+        teacher_states=states,
+        teacher_head=teacher_head,
+        weights=torch.rand(tokens, generator=generator, dtype=torch.float64).to(dtype) + 0.5,
+    )
+
+
+# --- the reference: whole logits, probabilities written out, gradients by autograd ------------------------------------
+
+
+def plain_logits(hidden: Tensor, head: Head) -> Tensor:
+    logits = hidden @ head.weight.T
+    if head.bias is not None:
+        logits = logits + head.bias
+    logits = logits * head.scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+
+def plain_kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p * (p / q).log()).sum(-1)
+
+
+def plain_divergence(name: str, p: Tensor, q: Tensor, beta: float) -> Tensor:
+    if name == "forward_kl":
+        return plain_kl(p, q)
+    if name == "reverse_kl":
+        return plain_kl(q, p)
+    m = beta * p + (1 - beta) * q
+    return beta * plain_kl(p, m) + (1 - beta) * plain_kl(q, m)
+
+
+def plain_distributions(case: Case, signal: str, temperature: float, vocabulary: int | None = None) -> tuple[Tensor, Tensor]:
+    student, teacher = plain_logits(case.hidden, case.head)[:, :vocabulary], case.teacher_logits[:, :vocabulary]
+    if signal != "top4":
+        return (teacher / temperature).softmax(-1), (student / temperature).softmax(-1)
+    ids = case.teacher_logits.topk(4, -1).indices
+    if temperature != 1:
+        return (teacher.gather(1, ids) / temperature).softmax(-1), (student.gather(1, ids) / temperature).softmax(-1)
+    p, q = teacher.softmax(-1).gather(1, ids), student.softmax(-1).gather(1, ids)
+    return torch.cat([p, 1 - p.sum(-1, keepdim=True)], -1), torch.cat([q, 1 - q.sum(-1, keepdim=True)], -1)
+
+
+def plain_parts(case: Case, signal: str, name: str, alpha: float, temperature: float, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    log_q = plain_logits(case.hidden, case.head).log_softmax(-1)
+    cross_entropy = (case.weights * -log_q[torch.arange(len(log_q)), case.targets]).sum()
+    p, q = plain_distributions(case, signal, temperature)
+    divergence = (case.weights * plain_divergence(name, p, q, beta)).sum()
+    return alpha * cross_entropy + (1 - alpha) * temperature**2 * divergence, cross_entropy, divergence
+
+
+def gradients(total: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    return list(torch.autograd.grad(total, leaves, retain_graph=True))
+
+
+def our_sums(case: Case, signal: str | None, **options: Any) -> LossSums:
+    options = {"weights": case.weights, "topk_at_temperature": "truncate", "chunk_tokens": 3} | options
+    teacher = None if signal is None else case.signal(signal)
+    return loss_with_shapes(case.hidden, case.head, case.targets, teacher, **options)
+
+
+def assert_same(ours: list[Tensor], theirs: list[Tensor], rtol: float = 1e-9, atol: float = 1e-11) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
+
+
+# --- values and gradients ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("signal", ["hidden", "dense", "top4", "all"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_value_and_gradients_are_those_of_whole_logits_in_float64(name: str, signal: str, temperature: float) -> None:
+    case = make("bias")
+    for alpha in (0.0, 0.3, 1.0):
+        options = {"alpha": alpha, "temperature": temperature, "beta": 0.2}
+        ours = our_sums(case, signal, divergence=name, **options)
+        theirs = plain_parts(case, signal, name, **options)
+        assert_same([ours.total, ours.cross_entropy, ours.divergence], list(theirs))
+        assert_same(gradients(ours.total, case.leaves()), gradients(theirs[0], case.leaves()))
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("signal", ["hidden", "top4"])
+def test_scale_bias_and_cap_of_a_head_take_part_in_value_and_gradient(head: str, signal: str) -> None:
+    case = make(head)
+    options = {"alpha": 0.4, "temperature": 1.0 if signal == "top4" else 2.5, "beta": 0.5}
+    ours, theirs = our_sums(case, signal, divergence="reverse_kl", **options), plain_parts(case, signal, "reverse_kl", **options)
+    assert_same([ours.total], [theirs[0]])
+    assert_same(gradients(ours.total, case.leaves()), gradients(theirs[0], case.leaves()))
+    logits = jaxtyped(typechecker=beartype)(Head.logits)(case.head, case.hidden)
+    assert_same([logits], [plain_logits(case.hidden, case.head)])
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd"])
+def test_gradcheck_at_a_temperature(name: str) -> None:
+    case = make("all", tokens=3, vocabulary=6)
+
+    def total(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        head = replace(case.head, weight=weight, bias=bias)
+        return distillation_loss(
+            hidden, head, case.targets, case.signal("hidden"), divergence=name, alpha=0.3, temperature=2.5, beta=0.7, chunk_tokens=2
+        ).total
+
+    assert torch.autograd.gradcheck(total, case.leaves(), fast_mode=False)
+
+
+def test_a_case_worked_by_hand() -> None:
+    """Two tokens of the vocabulary, teacher (3/4, 1/4), student (1/2, 1/2), target 0; at T = 2 the teacher is as sqrt(3) to 1."""
+    head = Head(torch.eye(2, dtype=torch.float64))
+    hidden = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    teacher, target = Dense(torch.tensor([[0.75, 0.25]], dtype=torch.float64).log()), torch.tensor([0])
+
+    def sums(**options: Any) -> LossSums:
+        return distillation_loss(hidden, head, target, teacher, alpha=0.0, **options)
+
+    # 3/4 ln(3/2) + 1/4 ln(1/2) and 1/2 ln(2/3) + 1/2 ln 2: the directions differ.
+    assert sums(divergence="forward_kl").divergence.item() == pytest.approx(0.130812, abs=1e-6)
+    assert sums(divergence="reverse_kl").divergence.item() == pytest.approx(0.143841, abs=1e-6)
+    # The middle is (5/8, 3/8): (3/4 ln(6/5) + 1/4 ln(2/3) + 1/2 ln(4/5) + 1/2 ln(4/3)) / 2.
+    assert sums(divergence="jsd").divergence.item() == pytest.approx(0.033823, abs=1e-6)
+    (gradient,) = gradients(sums(divergence="forward_kl").total, [hidden])
+    assert gradient[0].tolist() == pytest.approx([-0.25, 0.25])  # q - p
+    # Reverse: q_j (ln(q_j / p_j) - KL) = 1/2 (ln(2/3) - ln(4/3) / 2) = -ln(3) / 4.
+    (gradient,) = gradients(sums(divergence="reverse_kl").total, [hidden])
+    assert gradient[0].tolist() == pytest.approx([-math.log(3) / 4, math.log(3) / 4])
+    # p_2 = sqrt(3) / (1 + sqrt(3)) = 0.633975. Total: 4 KL; gradient: 4 (q - p_2) / 2, four times what it is without T^2.
+    at_two = sums(divergence="forward_kl", temperature=2.0)
+    p = math.sqrt(3) / (1 + math.sqrt(3))
+    kl = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+    assert at_two.total.item() == pytest.approx(4 * kl)
+    assert at_two.divergence.item() == pytest.approx(kl)
+    (gradient,) = gradients(at_two.total, [hidden])
+    assert gradient[0].tolist() == pytest.approx([2 * (0.5 - p), 2 * (p - 0.5)])
+    assert at_two.cross_entropy.item() == pytest.approx(math.log(2))
+    assert sums().total.requires_grad
+    assert not sums().cross_entropy.requires_grad
+    assert not sums().divergence.requires_grad
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("signal", ["hidden", "dense", "top4", "all"])
+def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(name: str, signal: str) -> None:
+    case = make("all")
+    case.hidden, case.head = case.teacher_states.requires_grad_(), case.teacher_head
+    for temperature in TEMPERATURES:
+        sums = our_sums(case, signal, divergence=name, alpha=0.0, temperature=temperature, beta=0.3)
+        assert abs(sums.total.item()) < 1e-12
+        for gradient in gradients(sums.total, case.leaves()):
+            assert gradient.abs().max() < 1e-12
+
+
+def test_without_a_teacher_it_is_cross_entropy() -> None:
+    case = make("bias")
+    sums = our_sums(case, None, alpha=1.0, temperature=3.0)
+    expected = (
+        torch.nn.functional.cross_entropy(plain_logits(case.hidden, case.head), case.targets, reduction="none") * case.weights
+    ).sum()
+    assert_same([sums.total, sums.cross_entropy], [expected, expected.detach()])
+    assert sums.divergence.item() == 0
+    assert_same(gradients(sums.total, case.leaves()), gradients(expected, case.leaves()))
+
+
+# --- against TRL ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "beta"), [("forward_kl", 0.0), ("reverse_kl", 1.0), ("jsd", 0.0), ("jsd", 0.3), ("jsd", 0.5), ("jsd", 1.0)]
+)
+def test_divergences_are_those_of_trl(name: str, beta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL 1.16: `GKDTrainer.generalized_jsd_loss`, without T^2."""
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    gkd = pytest.importorskip("trl.experimental.gkd", reason="needs trl")
+    case = make()
+    for temperature in TEMPERATURES:
+        student = plain_logits(case.hidden, case.head)
+        theirs = gkd.GKDTrainer.generalized_jsd_loss(student, case.teacher_logits, beta=beta, temperature=temperature, reduction="sum")
+        ours = our_sums(case, "hidden", divergence=name, beta=beta, alpha=0.0, temperature=temperature, weights=None)
+        assert_same([ours.divergence], [theirs.detach()])
+        their_gradients = [temperature**2 * g for g in gradients(theirs, case.leaves())]
+        assert_same(gradients(ours.total, case.leaves()), their_gradients)
+
+
+@pytest.mark.parametrize(("name", "beta"), [("forward_kl", 0.0), ("reverse_kl", 1.0), ("jsd", 0.3)])
+def test_chunks_give_what_trls_chunks_give(name: str, beta: float) -> None:
+    """TRL 1.16: `ChunkedDivergenceFunction`, which has the scale and the cap of heads, in float32."""
+    peer = pytest.importorskip("trl.kernels.chunked_divergence", reason="needs trl")
+    case = make("all", torch.float32)
+    per_token, _ = peer.ChunkedDivergenceFunction.apply(
+        *(case.hidden, case.head.weight, case.head.bias),
+        *(case.teacher_states, case.teacher_head.weight, case.teacher_head.bias, beta, 2.5),
+        *(case.head.scale, case.head.softcap, case.teacher_head.scale, case.teacher_head.softcap),
+    )
+    theirs = (per_token * case.weights).sum()
+    ours = our_sums(case, "hidden", divergence=name, beta=beta, alpha=0.0, temperature=2.5)
+    assert_same([ours.divergence], [theirs.detach()], 1e-5, 1e-5)
+    assert_same(gradients(ours.total, case.leaves()), [6.25 * g for g in gradients(theirs, case.leaves())], 1e-4, 1e-5)
+
+
+# --- laws -------------------------------------------------------------------------------------------------------------
+
+
+def log_probabilities(size: int, spread: float = 8.0) -> st.SearchStrategy[Tensor]:
+    """One distribution over `size` tokens, [1, size]."""
+    numbers = st.lists(st.floats(-spread, spread), min_size=size, max_size=size)
+    return numbers.map(lambda logits: torch.tensor([logits], dtype=torch.float64).log_softmax(-1))
+
+
+@settings(deadline=None)
+@given(log_probabilities(9), log_probabilities(9), st.sampled_from(sorted(LOSSES)), st.floats(0.05, 0.95))
+def test_bucket_divergence_grows_with_k_from_above_0_to_the_whole(log_p: Tensor, log_q: Tensor, name: str, beta: float) -> None:
+    head, targets = Head(torch.eye(9, dtype=torch.float64)), torch.tensor([0])
+
+    def divergence(teacher: Signal) -> float:
+        return distillation_loss(log_q, head, targets, teacher, divergence=name, alpha=0.0, beta=beta).divergence.item()
+
+    whole = LOSSES[name](log_p, log_q, beta).item()
+    # 1 - sum(p) has lost digits where it is small, here down to 1e-8.
+    by_k = [divergence(top(log_p, k)) for k in range(1, 10)]
+    assert by_k[0] >= -1e-12
+    assert all(b >= a - 1e-7 for a, b in itertools.pairwise(by_k))
+    assert by_k[-1] == pytest.approx(whole, rel=1e-9, abs=1e-12)
+    assert divergence(Dense(log_p)) == pytest.approx(whole, rel=1e-9, abs=1e-12)
+
+
+@given(log_probabilities(6), log_probabilities(6), st.floats(0.001, 0.999))
+def test_laws_of_the_divergences(log_p: Tensor, log_q: Tensor, beta: float) -> None:
+    assert jsd(log_p, log_q, 0.5).item() == pytest.approx(jsd(log_q, log_p, 0.5).item(), rel=1e-9, abs=1e-12)
+    assert jsd(log_p, log_q, beta).item() == pytest.approx(jsd(log_q, log_p, 1 - beta).item(), rel=1e-6, abs=1e-12)
+    assert forward_kl(log_p, log_q).item() == pytest.approx(reverse_kl(log_q, log_p).item(), rel=1e-9, abs=1e-12)
+    assert forward_kl(log_p, log_q).item() >= -1e-12
+    entropy = -beta * math.log(beta) - (1 - beta) * math.log1p(-beta)
+    assert -1e-12 <= jsd(log_p, log_q, beta).item() <= entropy + 1e-12
+
+
+def test_jsd_ends_are_the_two_directions() -> None:
+    log_p, log_q = (torch.randn(2, 4, 9, dtype=torch.float64)).log_softmax(-1)
+    assert_same([jsd(log_p, log_q, 0.0), jsd(log_p, log_q, 1.0)], [forward_kl(log_p, log_q), reverse_kl(log_p, log_q)])
+    assert_same(
+        [jsd(log_p, log_q, 1e-7) / 1e-7, jsd(log_p, log_q, 1 - 1e-7) / 1e-7], [forward_kl(log_p, log_q), reverse_kl(log_p, log_q)], 1e-4
+    )
+
+
+def test_k_plus_1_outcomes_are_not_the_k_alone() -> None:
+    """Teacher (1/2, 1/4, 1/4), student (1/4, 1/2, 1/4), k = 1: 1/2 ln 2 + 1/2 ln(2/3); without the bucket it would be 1/2 ln 2."""
+    head, hidden = Head(torch.eye(3)), torch.tensor([[0.25, 0.5, 0.25]]).log()
+    teacher = TopK(torch.tensor([[0]]), torch.tensor([[0.5]]).log())
+    sums = distillation_loss(hidden, head, torch.tensor([0]), teacher)
+    assert sums.divergence.item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_teacher_that_leaves_nothing_over_gives_finite_numbers(name: str) -> None:
+    """Rounding may put the sum of the k at 1 or above it."""
+    hidden = torch.tensor([[40.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 9.0]], requires_grad=True)
+    ids = torch.tensor([[0, 1], [3, 0]], dtype=torch.int32)
+    log_probs = torch.tensor([[0.0, -30.0], [1e-6, -20.0]])
+    sums = distillation_loss(hidden, Head(torch.eye(4)), torch.tensor([0, 3]), TopK(ids, log_probs), divergence=name, alpha=0.0)
+    assert math.isfinite(sums.total.item())
+    assert gradients(sums.total, [hidden])[0].isfinite().all()
+    assert abs(sums.divergence.item()) < 0.01
+
+
+@pytest.mark.parametrize("k", [4, 18])
+def test_student_mass_outside_the_k_is_summed_not_subtracted(k: int) -> None:
+    """The student's left-over mass is far below float32's epsilon, where 1 - sum(q) would be 0."""
+    logits = torch.full((1, 19), -30.0)
+    logits[0, :k] = 10.0
+    log_p = torch.zeros(1, 19).log_softmax(-1)
+    teacher = TopK(torch.arange(k)[None], log_p[:, :k])
+    sums = distillation_loss(logits, Head(torch.eye(19)), torch.tensor([0]), teacher, alpha=0.0)
+    rest, q_rest = (19 - k) / 19, math.log((19 - k) / k) - 40
+    expected = (1 - rest) * math.log((1 - rest) * k / k) + rest * (math.log(rest) - q_rest)
+    assert sums.divergence.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("signal", ["hidden", "dense", "top4", None])
+def test_chunks_order_and_splitting_change_nothing(signal: str | None) -> None:
+    def run(case: Case, **options: Any) -> list[Tensor]:
+        sums = our_sums(case, signal, alpha=0.3 if signal else 1.0, **options)
+        return [sums.total.detach(), sums.cross_entropy, sums.divergence, *gradients(sums.total, case.leaves())]
+
+    for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
+        case = make("bias", dtype, tokens=11)
+        whole = run(case, chunk_tokens=None)
+        for step in (1, 4, 11, 50):
+            assert_same(run(case, chunk_tokens=step), whole, tolerance, tolerance)
+        for rows in (1, 3):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(distill.objectives.chunked, "CPU_BLOCK_BYTES", rows * VOCABULARY * dtype.itemsize)
+                assert_same(run(case, chunk_tokens=4), whole, tolerance, tolerance)
+        order = torch.randperm(11, generator=torch.Generator().manual_seed(1))
+        parts = [run(select(case, index)) for index in (order[:4], order[4:5], order[5:])]
+        summed = [torch.stack(column).sum(0) for column in zip(*(part[:3] + part[4:] for part in parts), strict=True)]
+        assert_same(summed, whole[:3] + whole[4:], tolerance, tolerance)
+        assert_same([torch.cat([part[3] for part in parts])], [whole[3][order]], tolerance, tolerance)
+
+
+def select(case: Case, index: Tensor) -> Case:
+    return replace(
+        case,
+        hidden=case.hidden.detach()[index].requires_grad_(),
+        targets=case.targets[index],
+        teacher_logits=case.teacher_logits[index],
+        teacher_states=case.teacher_states[index],
+        weights=case.weights[index],
+    )
+
+
+@pytest.mark.parametrize("signal", ["hidden", "dense", "top4", None])
+def test_weight_0_leaves_a_token_out_whatever_it_holds(signal: str | None) -> None:
+    case, alpha = make("bias"), 0.5 if signal else 1.0
+    kept = torch.tensor([0, 2, 3, 6])
+    without = our_sums(select(case, kept), signal, alpha=alpha)
+    hidden = case.hidden.detach().clone()
+    hidden[[1, 4, 5]] = math.nan
+    case.hidden = hidden.requires_grad_()
+    case.weights = torch.zeros(TOKENS, dtype=torch.float64).index_put((kept,), case.weights[kept])
+    sums = our_sums(case, signal, alpha=alpha)
+    assert_same([sums.total, sums.cross_entropy, sums.divergence], [without.total, without.cross_entropy, without.divergence])
+    (gradient,) = gradients(sums.total, [case.hidden])
+    assert (gradient[[1, 4, 5]] == 0).all()
+    assert (gradient[kept] != 0).any(-1).all()
+
+
+@pytest.mark.parametrize("signal", ["hidden", "dense", "top4", None])
+def test_a_batch_without_tokens_adds_nothing(signal: str | None) -> None:
+    case = select(make("bias"), torch.tensor([], dtype=torch.long))
+    sums = our_sums(case, signal, alpha=0.5 if signal else 1.0)
+    assert sums.total.item() == sums.cross_entropy.item() == sums.divergence.item() == 0
+    gradient, weight_gradient, _ = gradients(sums.total, case.leaves())
+    assert gradient.shape == (0, WIDTH)
+    assert (weight_gradient == 0).all()
+
+
+def test_vocabulary_restricts_the_divergence_and_not_the_cross_entropy() -> None:
+    case, shared = make("bias"), 16
+    padded = replace(
+        case.teacher_head,
+        weight=torch.cat([case.teacher_head.weight[:shared], torch.randn(9, TEACHER_WIDTH, dtype=torch.float64)]),
+        bias=torch.cat([case.teacher_head.bias[:shared], torch.randn(9, dtype=torch.float64)]),  # pyright: ignore[reportOptionalSubscript]
+    )
+    wide = plain_logits(case.teacher_states, padded).detach()
+    inside = wide[:, :shared].log_softmax(-1)
+    signals: dict[str, Signal] = {
+        "hidden": Hidden(case.teacher_states, padded),
+        "dense": Dense(wide.log_softmax(-1)),
+        "all": top(inside, shared),
+    }
+    case.targets[0] = 18
+    for name in LOSSES:
+        p, q = plain_distributions(case, "dense", 2.5, shared)
+        divergence = (case.weights * plain_divergence(name, p, q, 0.5)).sum()
+        cross_entropy = plain_parts(case, "dense", name, 0.3, 2.5, 0.5)[1]
+        expected = 0.3 * cross_entropy + 0.7 * 6.25 * divergence
+        for signal in signals.values():
+            sums = loss_with_shapes(
+                *(case.hidden, case.head, case.targets, signal),
+                **{"divergence": name, "alpha": 0.3, "temperature": 2.5, "weights": case.weights, "vocabulary": shared, "chunk_tokens": 2},
+            )
+            assert_same([sums.total, sums.cross_entropy, sums.divergence], [expected, cross_entropy, divergence])
+            assert_same(gradients(sums.total, case.leaves()), gradients(expected, case.leaves()))
+
+
+def test_a_top_k_bucket_within_a_shared_vocabulary_takes_the_shared_rest_alone() -> None:
+    case, shared = make(), 16
+    p = case.teacher_logits[:, :shared].softmax(-1)
+    ids = p.topk(4, -1).indices
+    q = plain_logits(case.hidden, case.head)[:, :shared].softmax(-1).gather(1, ids)
+    p = p.gather(1, ids)
+    p, q = (torch.cat([x, 1 - x.sum(-1, keepdim=True)], -1) for x in (p, q))
+    expected = plain_kl(p, q).sum()
+    sums = distillation_loss(case.hidden, case.head, case.targets, TopK(ids, p[:, :4].log()), alpha=0.0, vocabulary=shared)
+    assert_same([sums.total], [expected])
+    assert_same(gradients(sums.total, case.leaves()), gradients(expected, case.leaves()))
+
+
+# --- what lies outside a top k at a temperature -----------------------------------------------------------------------
+
+
+@given(log_probabilities(12, 5.0), st.integers(1, 12), st.floats(0.2, 8.0))
+def test_missing_mass_lies_between_its_bounds(log_p: Tensor, k: int, temperature: float) -> None:
+    kept = log_p.topk(k, -1)
+    tempered = (log_p / temperature).softmax(-1)
+    missing = 1 - tempered.gather(1, kept.indices).sum().item()
+    lower, upper = (bound.item() for bound in jaxtyped(typechecker=beartype)(missing_mass)(kept.values, 12, temperature))
+    assert lower - 1e-9 <= missing <= upper + 1e-9
+    assert 0 <= lower <= upper <= 1
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_bounds_of_the_missing_mass_are_reached(temperature: float) -> None:
+    """Six tokens, two stored (0.4, 0.2), 0.4 left over: evenly it is four times 0.1, unevenly 0.2, 0.2, 0, 0."""
+    power = 1 / temperature
+
+    def missing(rest: list[float]) -> float:
+        outside = sum(x**power for x in rest)
+        return outside / (outside + 0.4**power + 0.2**power)
+
+    lower, upper = missing_mass(torch.tensor([[0.2, 0.4]], dtype=torch.float64).log(), 6, temperature)
+    assert [lower.item(), upper.item()] == pytest.approx(sorted([missing([0.1] * 4), missing([0.2, 0.2])]), rel=1e-6)
+    # Four tokens, 0.3 stored: evenly three times 0.7 / 3, unevenly 0.3, 0.3 and the remainder 0.1.
+    lower, upper = missing_mass(torch.tensor([[0.3]], dtype=torch.float64).log(), 4, temperature)
+    uneven = 0.3**power + 0.3**power + 0.1**power
+    even = 3 * (0.7 / 3) ** power
+    expected = sorted(x / (x + 0.3**power) for x in (uneven, even))
+    assert [lower.item(), upper.item()] == pytest.approx(expected, rel=1e-6)
+
+
+def test_missing_mass_at_temperature_1_is_what_is_left_over() -> None:
+    log_p = torch.randn(4, 30, dtype=torch.float64).log_softmax(-1).topk(5, -1).values
+    lower, upper = missing_mass(log_p, 30, 1.0)
+    assert_same([lower, upper], [1 - log_p.exp().sum(-1)] * 2)
+    # Not the largest after all: of three tokens 0.3 is stored, so that at most 0.3 and 0.3 are counted as left over.
+    lower, upper = missing_mass(torch.tensor([[0.3]], dtype=torch.float64).log(), 3, 2.0)
+    assert [lower.item(), upper.item()] == pytest.approx([2 / 3, 2 / 3])
+    lower, upper = missing_mass(torch.tensor([[0.0, -9999.0]]), 30, 2.0)
+    assert 0 <= lower.item() <= upper.item() < 1e-6
+
+
+def test_a_top_k_at_a_temperature_is_refused_with_the_missing_mass_unless_it_is_whole() -> None:
+    case = make()
+    lower, upper = (bound.mean().item() for bound in missing_mass(case.signal("top4").log_probs, VOCABULARY, 5.94))  # pyright: ignore
+    with pytest.raises(LossError, match=re.escape(f"top 4 of 19 tokens cannot give temperature 5.94: there, {lower:.1%} to {upper:.1%}")):
+        our_sums(case, "top4", temperature=5.94, topk_at_temperature="refuse")
+    assert 0.1 < lower < upper
+    whole = our_sums(case, "all", temperature=5.94, topk_at_temperature="refuse")
+    assert_same([whole.divergence], [our_sums(case, "dense", temperature=5.94).divergence])
+
+
+# --- dtypes, memory, gradients not asked for --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signal", ["hidden", "dense", "top4"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_states_are_near_float32(name: str, signal: str) -> None:
+    exact = make("bias", torch.float32, tokens=32)
+    for dtype, tolerance in ((torch.bfloat16, 0.03), (torch.float16, 0.004)):
+        head = Head(exact.head.weight.detach().to(dtype).requires_grad_(), exact.head.bias.detach().to(dtype).requires_grad_())  # pyright: ignore
+        low = replace(exact, hidden=exact.hidden.detach().to(dtype).requires_grad_(), head=head)
+        ours, expected = (our_sums(case, signal, divergence=name, alpha=0.4) for case in (low, exact))
+        assert ours.total.dtype == torch.float32
+        assert ours.total.item() == pytest.approx(expected.total.item(), rel=tolerance)
+        for one, other in zip(gradients(ours.total, low.leaves()), gradients(expected.total, exact.leaves()), strict=True):
+            assert one.dtype == dtype
+            assert ((one.float() - other).norm() / other.norm()).item() < tolerance
+
+
+def test_under_autocast_products_run_in_its_dtype_and_sums_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, seen = make("bias", torch.float32), list[torch.dtype]()
+    block = distill.objectives.chunked._block
+
+    def watch(logits: Tensor, head: Head, *rest: Any) -> Any:
+        seen.extend([logits.dtype, head.weight.dtype])
+        return block(logits, head, *rest)
+
+    monkeypatch.setattr(distill.objectives.chunked, "_block", watch)
+    low = replace(case, hidden=case.hidden.bfloat16(), head=Head(case.head.weight.bfloat16(), case.head.bias.bfloat16()))  # pyright: ignore
+    expected = our_sums(low, "dense")
+    with torch.autocast("cpu", torch.bfloat16):
+        sums = our_sums(case, "dense")
+    assert set(seen) == {torch.float32, torch.bfloat16}
+    assert_same([sums.total, sums.divergence], [expected.total, expected.divergence], 0, 0)
+    grads = gradients(sums.total, case.leaves())
+    assert {g.dtype for g in grads} == {torch.float32}
+    assert_same(grads, gradients(expected.total, case.leaves()), 0.01, 0.01)
+    # Already bfloat16 states with a float32 head: what a model under autocast hands over.
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = our_sums(replace(case, hidden=low.hidden), "dense")
+    assert_same([mixed.total], [expected.total], 0, 0)
+
+
+def test_the_teacher_speaks_in_its_own_dtype_under_autocast() -> None:
+    case = make("plain", torch.float32)
+    student = replace(case, hidden=case.hidden.detach() * 0)  # logits 0: only the teacher makes a difference
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = our_sums(student, "hidden")
+    assert_same([inside.divergence], [our_sums(student, "hidden").divergence], 1e-6, 0)
+
+
+@pytest.mark.parametrize("signal", ["hidden", "dense", "top4"])
+def test_nothing_of_tokens_times_vocabulary_is_kept_for_backward(signal: str) -> None:
+    case = make("all", tokens=40, vocabulary=50)
+    kept = list[Tensor]()
+    for leaf in (case.head.weight, case.head.bias):
+        assert leaf is not None
+        leaf.requires_grad_(False)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        total = our_sums(case, signal, chunk_tokens=8).total
+    assert total.grad_fn is not None
+    assert max(x.numel() for x in kept) == 40 * WIDTH
+    (gradient,) = gradients(total, [case.hidden])
+    assert gradient.shape == case.hidden.shape
+
+
+def test_a_frozen_head_gets_no_gradient_and_no_memory_for_one() -> None:
+    case = make("bias")
+    (whole, *_) = gradients(our_sums(case, "hidden").total, case.leaves())
+    case.head = replace(case.head, weight=case.head.weight.detach(), bias=case.head.bias.detach())  # pyright: ignore[reportOptionalMemberAccess]
+    total = our_sums(case, "hidden", weights=case.weights).total
+    assert [None if g is None else g.shape for g in total.grad_fn.saved_tensors] == [case.hidden.shape, None, None]  # pyright: ignore
+    total.backward()
+    assert case.head.weight.grad is None
+    assert_same([case.hidden.grad], [whole])  # pyright: ignore[reportArgumentType]
+
+
+def test_only_the_head_may_be_trained() -> None:
+    case = make("bias")
+    _, *expected = gradients(our_sums(case, "hidden").total, case.leaves())
+    case.hidden = case.hidden.detach()
+    assert_same(gradients(our_sums(case, "hidden").total, case.leaves()[1:]), expected)
+
+
+@pytest.mark.parametrize("without", ["no_grad", "inference_mode", "frozen"])
+def test_evaluation_does_no_gradient_work(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make("bias")
+    expected = our_sums(case, "hidden")
+    wanted = list[bool]()
+    block = distill.objectives.chunked._block
+
+    def watch(*arguments: Any) -> Any:
+        wanted.append(arguments[-1])
+        return block(*arguments)
+
+    monkeypatch.setattr(distill.objectives.chunked, "_block", watch)
+    if without == "frozen":
+        for leaf in case.leaves():
+            leaf.requires_grad_(False)
+        sums = our_sums(case, "hidden")
+    else:
+        with torch.no_grad() if without == "no_grad" else torch.inference_mode():
+            sums = our_sums(case, "hidden")
+    assert wanted
+    assert not any(wanted)
+    assert not sums.total.requires_grad
+    assert_same([sums.total], [expected.total.detach()])
+
+
+def test_no_gradient_reaches_the_teacher() -> None:
+    case = make("bias")
+    case.teacher_states.requires_grad_()
+    our_sums(case, "hidden").total.backward()
+    assert case.teacher_states.grad is None
+    assert case.teacher_head.weight.grad is None
+    log_probs = case.teacher_logits.requires_grad_().log_softmax(-1)
+    distillation_loss(case.hidden, case.head, case.targets, Dense(log_probs)).total.backward()
+    assert case.teacher_logits.grad is None
+
+
+def test_backward_scales_with_what_comes_from_above_and_may_run_twice() -> None:
+    case = make("bias")
+    total = our_sums(case, "hidden").total
+    once = torch.autograd.grad(total, case.leaves(), retain_graph=True)
+    thrice = torch.autograd.grad(3 * total, case.leaves(), retain_graph=True)
+    assert_same(list(thrice), [3 * g for g in once])
+    assert_same(list(torch.autograd.grad(total, case.leaves())), list(once))
+
+
+def test_it_stands_on_a_checkpointed_body() -> None:
+    case = make("bias")
+    body = torch.nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
+
+    def run(checkpointed: bool) -> list[Tensor]:
+        states = checkpoint(body, case.hidden, use_reentrant=False) if checkpointed else body(case.hidden)
+        return gradients(distillation_loss(states, case.head, case.targets, case.signal("hidden")).total, [body.weight, case.hidden])
+
+    def inside() -> list[Tensor]:
+        def loss(hidden: Tensor) -> Tensor:
+            return distillation_loss(body(hidden), case.head, case.targets, case.signal("hidden")).total
+
+        return gradients(checkpoint(loss, case.hidden, use_reentrant=False), [body.weight, case.hidden])  # pyright: ignore
+
+    assert_same(run(True), run(False))
+    assert_same(inside(), run(False))
+
+
+def test_default_chunks_hold_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, sizes = make(tokens=10), list[int]()
+    block = distill.objectives.chunked._block
+
+    def watch(logits: Tensor, *rest: Any) -> Any:
+        sizes.append(logits.nbytes)
+        return block(logits, *rest)
+
+    monkeypatch.setattr(distill.objectives.chunked, "_block", watch)
+    monkeypatch.setattr(distill.objectives.chunked, "CHUNK_BYTES", 4 * VOCABULARY * 8)
+    our_sums(case, "hidden", chunk_tokens=None)
+    assert sizes == [4 * VOCABULARY * 8] * 2 + [2 * VOCABULARY * 8]
+    monkeypatch.setattr(distill.objectives.chunked, "CHUNK_BYTES", 1)
+    sizes.clear()
+    our_sums(case, "hidden", chunk_tokens=None)
+    assert len(sizes) == 10
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"divergence": "kl"}, "unknown divergence 'kl'; known: forward_kl, reverse_kl, jsd"),
+        ({"alpha": 1.01}, "alpha is 1.01"),
+        ({"alpha": math.nan}, "alpha is nan"),
+        ({"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
+        ({"temperature": math.inf}, "temperature is inf"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"beta": -0.1}, "beta is -0.1"),
+        ({"topk_at_temperature": "warn"}, "topk_at_temperature is 'warn'; allowed: refuse, truncate"),
+        ({"chunk_tokens": 0}, "chunk_tokens is 0"),
+        ({"vocabulary": 0}, "vocabulary is 0; it must be from 1 to 19"),
+        ({"vocabulary": 20}, "vocabulary is 20; it must be from 1 to 19"),
+        ({"weights": torch.ones(6)}, "weights: shape [6]; needed: [7]"),
+        ({"weights": torch.tensor([1.0, -1, 1, 1, 1, 1, 1])}, "weights: token 1 is negative"),
+        ({"weights": torch.tensor([1.0, 1, 1, 1, 1, 1, math.nan])}, "weights: token 6 is negative or not finite"),
+        ({"teacher": None}, "alpha is 0.5, but there is no teacher"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
+    case = make()
+    arguments: dict[str, Any] = {"teacher": case.signal("hidden")} | options
+    with pytest.raises(LossError, match=re.escape(message)):
+        distillation_loss(case.hidden, case.head, case.targets, **arguments)
+
+
+def bad_inputs() -> dict[str, tuple[Callable[[Case], Any], str]]:
+    """Changes of the arguments hidden, head, targets, teacher, and what the message says."""
+
+    def put(tensor: Tensor, value: float, *place: int) -> Tensor:
+        changed = tensor.detach().clone()
+        changed[place] = value
+        return changed
+
+    def with_topk(change: Callable[[TopK], TopK]) -> Callable[[Case], dict[str, Any]]:
+        def build(case: Case) -> dict[str, Any]:
+            signal = case.signal("top4")
+            assert isinstance(signal, TopK)
+            return {"teacher": change(signal)}
+
+        return build
+
+    return {
+        "targets too short": (lambda c: {"targets": c.targets[:3]}, "targets: shape [3]; needed: [7]"),
+        "hidden too narrow": (lambda c: {"hidden": c.hidden[:, :4]}, "hidden: shape [7, 4]; needed: [7, 5]"),
+        "hidden with a batch axis": (lambda c: {"hidden": c.hidden[None]}, "hidden: shape [1, 7, 5]"),
+        "bias of another size": (lambda c: {"head": replace(c.head, bias=torch.zeros(3))}, "the head's bias: shape [3]; needed: [19]"),
+        "another dtype": (lambda c: {"hidden": c.hidden.float()}, "hidden states are torch.float32, the head's weight torch.float64"),
+        "a target too high": (
+            lambda c: {"targets": put(c.targets, 19, 2)},
+            "targets: token 2 is outside the student's vocabulary, 0 to 18",
+        ),
+        "the target -100": (lambda c: {"targets": put(c.targets, -100, 5)}, "targets: token 5 is outside"),
+        "NaN in hidden": (lambda c: {"hidden": put(c.hidden, math.nan, 3, 1)}, "hidden: token 3 is not finite"),
+        "NaN in states": (
+            lambda c: {"teacher": Hidden(put(c.teacher_states, math.nan, 4, 0), c.teacher_head)},
+            "the teacher's states: token 4 is not finite",
+        ),
+        "states too narrow": (lambda c: {"teacher": Hidden(c.teacher_states[:, :2], c.teacher_head)}, "the teacher's states: shape [7, 2]"),
+        "fewer states": (lambda c: {"teacher": Hidden(c.teacher_states[1:], c.teacher_head)}, "the teacher's states: shape [6, 6]"),
+        "a smaller teacher": (
+            lambda c: {"teacher": Dense(c.teacher_logits[:, :18].log_softmax(-1))},
+            "the student has 19 tokens, the teacher 18, and vocabulary is None",
+        ),
+        "logits as log-probabilities": (lambda c: {"teacher": Dense(c.teacher_logits + 5)}, "token 0 sums to a mass above 1"),
+        "infinite log-probabilities": (
+            lambda c: {"teacher": Dense(put(c.teacher_logits.log_softmax(-1), -math.inf, 1, 1))},
+            "the teacher's log-probabilities: token 1 is not finite",
+        ),
+        "fewer ids": (with_topk(lambda t: TopK(t.ids[1:], t.log_probs)), "the teacher's ids: shape [6, 4]; needed: [7, 4]"),
+        "ids without k": (with_topk(lambda t: TopK(t.ids[:, :0], t.log_probs[:, :0])), "the teacher's ids have shape [7, 0]"),
+        "fewer log-probabilities": (with_topk(lambda t: TopK(t.ids, t.log_probs[:, :3])), "log-probabilities: shape [7, 3]"),
+        "an id too high": (with_topk(lambda t: TopK(put(t.ids, 19, 6, 0), t.log_probs)), "the teacher's ids: token 6 is outside"),
+        "an id below 0": (with_topk(lambda t: TopK(put(t.ids, -1, 2, 0), t.log_probs)), "the teacher's ids: token 2 is outside"),
+        "an id twice": (with_topk(lambda t: TopK(put(t.ids, int(t.ids[2, 1]), 2, 3), t.log_probs)), "token 2 repeats an id"),
+        "NaN in a top k": (with_topk(lambda t: TopK(t.ids, put(t.log_probs, math.nan, 0, 0))), "token 0 is not finite"),
+    }
+
+
+@pytest.mark.parametrize("name", bad_inputs())
+def test_bad_input_is_named_with_its_place(name: str) -> None:
+    change, message = bad_inputs()[name]
+    case = make()
+    arguments = {"hidden": case.hidden, "head": case.head, "targets": case.targets, "teacher": case.signal("hidden")} | change(case)
+    with pytest.raises(LossError, match=re.escape(message)):
+        distillation_loss(**arguments)
+
+
+def test_a_bad_token_is_counted_before_tokens_are_left_out() -> None:
+    case = make()
+    hidden = case.hidden.detach().clone()
+    hidden[5] = math.inf
+    with pytest.raises(LossError, match=r"hidden: token 5 is not finite; .* \(1 of 4 tokens\)"):
+        distillation_loss(hidden, case.head, case.targets, None, alpha=1.0, weights=torch.tensor([0.0, 0, 1, 1, 0, 1, 1]))
+
+
+def test_other_padding_without_a_shared_vocabulary_is_refused_and_says_what_to_set() -> None:
+    case = make()
+    wide = replace(case.teacher_head, weight=torch.randn(25, TEACHER_WIDTH, dtype=torch.float64))
+    with pytest.raises(LossError, match=r"the student has 19 tokens, the teacher 25, and vocabulary is None.* set vocabulary"):
+        distillation_loss(case.hidden, case.head, case.targets, Hidden(case.teacher_states, wide))
+
+
+def test_shapes_of_the_signature_are_executed() -> None:
+    case = make()
+    with pytest.raises(TypeCheckError, match="targets"):
+        loss_with_shapes(case.hidden, case.head, case.targets.double(), None, alpha=1.0)

@@ -1,0 +1,85 @@
+"""figures.run.draw: a folder drawn whole, twice the same, or a clear error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from figures.run.catalog import FIGURES
+from figures.run.draw import draw_run
+from interp.tables.results import RunFolderError
+from interp.tables.schema import TableError
+
+
+def _edit_run(folder: Path, **changes: object) -> None:
+    path = folder / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+def test_every_file_is_written_and_returned(run_folder):
+    written = draw_run(run_folder)
+    run = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
+    names = [*FIGURES, *(f"head_map_{measure['name']}" for measure in run["measures"])]
+    expected = [run_folder / "figures" / f"{name}.{ending}" for name in names for ending in ("png", "pdf")]
+    assert written == [*expected, run_folder / "report.html"]
+    assert all(path.stat().st_size > 0 for path in written)
+    html = written[-1].read_text(encoding="utf-8")
+    assert html.count("<img") == len(names)
+    assert len(html) < 6_000_000
+
+
+def test_drawn_twice_the_bytes_are_the_same(few_measures, tmp_path):
+    first = draw_run(few_measures, tmp_path / "first")
+    second = draw_run(few_measures, tmp_path / "second")
+    assert [path.relative_to(tmp_path / "first") for path in first] == [path.relative_to(tmp_path / "second") for path in second]
+    assert all(one.read_bytes() == two.read_bytes() for one, two in zip(first, second, strict=True))
+    assert not (few_measures / "figures").exists()
+
+
+def test_another_region(few_measures):
+    assert "Queries: question" in draw_run(few_measures, region="question")[-1].read_text(encoding="utf-8")
+
+
+def test_errors_name_what_is_wrong(run_folder, tmp_path):
+    with pytest.raises(RunFolderError, match="no such folder"):
+        draw_run(tmp_path / "absent")
+    with pytest.raises(RunFolderError, match="unknown region 'answer'; known: question, response, all"):
+        draw_run(run_folder, region="answer")
+    _edit_run(run_folder, model={"kind": "hub"})
+    with pytest.raises(RunFolderError, match="model needs a name"):
+        draw_run(run_folder)
+    (run_folder / "run.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(RunFolderError, match="missing command, model"):
+        draw_run(run_folder)
+    (run_folder / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(RunFolderError, match="not readable as JSON"):
+        draw_run(run_folder)
+    (run_folder / "run.json").unlink()
+    with pytest.raises(RunFolderError, match=r"no run\.json"):
+        draw_run(run_folder)
+
+
+def test_a_torn_table_is_an_error_and_nothing_is_written(run_folder):
+    path = run_folder / "heads.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(TableError, match=r"heads\.parquet"):
+        draw_run(run_folder)
+    assert not (run_folder / "figures").exists()
+    assert not (run_folder / "report.html").exists()
+
+
+def test_measures_that_run_json_does_not_describe(run_folder):
+    _edit_run(run_folder, measures=[])
+    with pytest.raises(TableError, match="does not describe"):
+        draw_run(run_folder)
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "a b", ""])
+def test_a_measures_name_cannot_lead_out_of_the_folder(run_folder, name):
+    run = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
+    run["measures"][0]["name"] = name
+    _edit_run(run_folder, measures=run["measures"])
+    with pytest.raises(RunFolderError, match="letters, digits and underscores"):
+        draw_run(run_folder)

@@ -1,0 +1,228 @@
+"""Which way records a layer: the rule, and that every way gives the same tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tests.interp.test_recorder import FLASH, LENGTHS, QUESTIONS, assert_same, recorded, toy_tokenizer
+
+from interp.attention.seam import RecordingError, attention_layers
+from interp.measures.catalog import MEASURES
+from interp.measures.measure import Measure
+from interp.recording import backends as ways
+from interp.recording.backends import choose_way
+from interp.recording.recorder import record
+from interp.tokens import Tokens, annotate
+
+Make = Callable[..., Any]
+
+
+BLOCKS = {
+    "an example, a key head, 16 rows": (1, 1, 16),
+    "groups of two examples": (2, 2, 32),
+    "the whole batch": (99, 99, 16),
+}
+
+
+def assert_tables_agree(found: pd.DataFrame, expected: pd.DataFrame, near: pd.DataFrame | None = None) -> None:
+    """Within 1e-6, relative above 1; numeric_z, a small difference divided by a smaller spread, within 2e-5.
+
+    Args:
+        found: `heads` table of one way.
+        expected: of another.
+        near: layer and head of maps in which some probability lies so near to the threshold that one key may count or not.
+    """
+    keys = ["layer", "head", "measure", "region"]
+    joined = found.merge(expected, on=keys, suffixes=("", "_expected"), validate="one_to_one")
+    assert len(joined) == len(found) == len(expected)
+    assert joined["n_queries"].equals(joined["n_queries_expected"])
+    assert joined["n_examples"].equals(joined["n_examples_expected"])
+    if near is not None:
+        counts = joined["measure"].str.startswith("sparsity")
+        joined = joined[~(counts & joined.merge(near, how="left", on=["layer", "head"], indicator=True)["_merge"].eq("both"))]
+    assert (joined["value"].isna() == joined["value_expected"].isna()).all()
+    error = (joined["value"] - joined["value_expected"]).abs() / joined["value_expected"].abs().clip(lower=1)
+    limit = np.where(joined["measure"] == "numeric_z", 2e-5, 1e-6)
+    assert not (error > limit).any(), joined.assign(error=error).sort_values("error", ascending=False).head(10).to_string()
+
+
+def near_the_threshold(model: Any, tokens: Tokens) -> pd.DataFrame:
+    """Heads with a probability within 1e-6 of 0.1, from whole maps."""
+    heads = [(layer, head) for layer in attention_layers(model.config) for head in range(model.config.num_attention_heads)]
+    maps = recorded(model, tokens, ["entropy_nats"], maps=heads).maps
+    found = [place for place, of in maps.items() if bool(((of - 0.1).abs() < 1e-6).any())]
+    return pd.DataFrame(found, columns=["layer", "head"], dtype=np.int64)
+
+
+def test_ways_agree_and_are_chosen_by_rule(tiny_model: Make, tiny_tokens: Make) -> None:
+    model, tokens = tiny_model("llama"), tiny_tokens(LENGTHS)
+    assert recorded(model, tokens).way == "blocked"
+    assert_same(recorded(model, tokens, FLASH, way="flash").examples(), recorded(model, tokens, FLASH, way="blocked").examples(), 5e-6)
+    linear, every = [MEASURES[name] for name in FLASH], list(MEASURES.values())
+    assert choose_way(model, linear, device="cuda") == "flash"
+    assert choose_way(model, linear, maps=True, device="cuda") == "blocked"
+    assert choose_way(model, every, device="cuda") == "blocked"
+    assert choose_way(model, linear) == "blocked"
+    assert choose_way(tiny_model("gemma2"), linear, device="cuda") == "blocked"  # its scores are capped
+
+
+def test_the_kernel_is_a_way_by_name(tiny_model: Make, tiny_tokens: Make) -> None:
+    """In Triton's interpreter here (tests/conftest.py); on a GPU the same kernel is compiled."""
+    pytest.importorskip("triton")
+    model, tokens = tiny_model("llama"), tiny_tokens((30, 17), "left")
+    found = recorded(model, tokens, way="triton")
+    assert found.way == "triton"
+    assert found.ways == {0: "triton", 1: "triton"}
+    with pytest.raises(RecordingError, match="triton way cannot be taken: maps"):
+        record(model, tokens, way="triton", maps=[(0, 0)])
+
+
+def test_the_flash_way_refuses_capped_scores(tiny_model: Make, tiny_tokens: Make) -> None:
+    with pytest.raises(RecordingError, match="flash way cannot be taken: the model caps its scores"):
+        recorded(tiny_model("gemma2"), tiny_tokens((20,)), FLASH, way="flash")
+
+
+# --- every way gives the same tables, and takes what it can express ---------------------------------------------------
+
+
+@pytest.mark.parametrize(("family", "padding_side"), [("llama", "right"), ("mistral", "left"), ("gemma2", "right"), ("gpt_oss", "left")])
+def test_tables_are_the_same_whatever_way_and_blocks(
+    family: str, padding_side: str, tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts of several lengths, windows (mistral, gemma2, gpt_oss), soft caps (gemma2) and sinks (gpt_oss), in float32."""
+    model, tokens = tiny_model(family), tiny_tokens(LENGTHS, padding_side)
+    blocked = recorded(model, tokens, way="blocked")
+    expected, near = blocked.table(), near_the_threshold(model, tokens)
+    assert len(near) <= 1
+    assert set(blocked.ways.values()) == {"blocked"}
+    for sizes in BLOCKS.values():
+        with monkeypatch.context() as patch:
+            patch.setattr("interp.attention.blocked.MAX_PADDING", 1.0)
+            patch.setattr(
+                "interp.attention.blocked._block_sizes",
+                lambda device, batch, kv_heads, groups, keys, sizes=sizes: (min(batch, sizes[0]), min(kv_heads, sizes[1]), sizes[2]),
+            )
+            assert_tables_agree(recorded(model, tokens, way="blocked").table(), expected, near)
+    if family == "gemma2":
+        with pytest.raises(RecordingError, match="flash way cannot be taken: the model caps its scores"):
+            record(model, tokens, FLASH, way="flash")
+    else:
+        flash = recorded(model, tokens, FLASH, way="flash")
+        assert set(flash.ways.values()) == {"flash"}
+        assert_tables_agree(flash.table(), expected[expected["measure"].isin(FLASH)])
+    pytest.importorskip("triton")
+    triton = recorded(model, tokens, way="triton")
+    assert set(triton.ways.values()) == {"triton"}
+    assert_tables_agree(triton.table(), expected, near)
+
+
+def test_layers_whose_mask_is_too_large_for_flash_are_blocked(tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One text: the layer with a window would need a mask of all its queries and keys, the other needs none."""
+    model, tokens = tiny_model("gpt_oss"), tiny_tokens((61,))
+    expected = recorded(model, tokens, FLASH, way="blocked").table()
+    monkeypatch.setattr("interp.attention.flash.MAX_MASK_ELEMENTS", 61 * 61 - 1)
+    found = recorded(model, tokens, FLASH, way="flash")
+    assert found.way == "flash"
+    assert found.ways == {0: "blocked", 1: "flash"}
+    assert_tables_agree(found.table(), expected)
+    padded = tiny_tokens((40, 23), "left")  # a causal layer needs a mask too
+    expected = recorded(model, padded, FLASH, way="blocked").table()
+    monkeypatch.setattr("interp.attention.flash.MAX_MASK_ELEMENTS", 2 * 40 * 40 - 1)
+    found = recorded(model, padded, FLASH, way="flash")
+    assert found.ways == {0: "blocked", 1: "blocked"}
+    assert_tables_agree(found.table(), expected)
+    monkeypatch.setattr("interp.attention.flash.MAX_MASK_ELEMENTS", 2 * 40 * 40)
+    assert recorded(model, padded, FLASH, way="flash").ways == {0: "flash", 1: "flash"}
+
+
+@pytest.mark.parametrize(("peak", "taken"), [(2.0, "flash"), (4.0, "blocked")])
+def test_layers_with_large_scores_are_blocked(peak: float, taken: str, tiny_model: Make, tiny_tokens: Make) -> None:
+    """One layer: a second one would carry on what the first one's output differs by, and such peaks magnify it."""
+    model, tokens = tiny_model("llama", peak=peak, num_hidden_layers=1), tiny_tokens(LENGTHS)
+    found = recorded(model, tokens, FLASH, way="flash")
+    assert found.ways == {0: taken}
+    assert_tables_agree(found.table(), recorded(model, tokens, FLASH, way="blocked").table())
+
+
+def test_a_short_text_beside_a_long_one(tiny_model: Make, tiny_tokens: Make) -> None:
+    """What is a difference of numbers as large as the batch is wide would show in the short one."""
+    model, tokens = tiny_model("llama", peak=2.0, max_position_embeddings=2048), tiny_tokens((1500, 9), "left")
+    flash = recorded(model, tokens, FLASH, way="flash")
+    assert flash.ways == {0: "flash", 1: "flash"}
+    assert_same(flash.examples(), recorded(model, tokens, FLASH, way="blocked").examples(), 1e-6)
+    with pytest.raises(RecordingError, match="flash way cannot be taken: mean_distance"):
+        record(model, tokens, ["mean_distance"], way="flash")
+
+
+def test_capped_layers_of_any_model_are_blocked(tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a model's config does not say that its scores are capped, its layers do."""
+    model, tokens = tiny_model("gemma2"), tiny_tokens(LENGTHS)
+    expected = recorded(model, tokens, FLASH, way="blocked").table()
+    monkeypatch.setattr(ways, "_obstacles", lambda *args, **kwargs: [])
+    found = recorded(model, tokens, FLASH, way="flash")
+    assert found.ways == {0: "blocked", 1: "blocked"}
+    assert_tables_agree(found.table(), expected)
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"), [("MAX_DIM", 7), ("MAX_COLUMNS", 3), ("MAX_BATCH_HEADS", 7), ("DTYPES", (torch.float16,))], ids=lambda v: str(v)
+)
+def test_layers_beyond_the_kernels_limits_are_blocked(
+    limit: str, value: Any, tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    model, tokens = tiny_model("llama"), tiny_tokens((30, 17))
+    expected = recorded(model, tokens, way="blocked").table()
+    monkeypatch.setattr(f"interp.attention.triton.{limit}", value)
+    found = recorded(model, tokens, way="triton")
+    assert found.way == "triton"
+    assert found.ways == {0: "blocked", 1: "blocked"}
+    assert_tables_agree(found.table(), expected)
+
+
+def test_thresholds_that_the_kernel_has_no_place_for_are_counted_by_the_blocked_way(tiny_model: Make, tiny_tokens: Make) -> None:
+    pytest.importorskip("triton")
+    model, tokens = tiny_model("mistral"), tiny_tokens((30, 17))
+    info = MEASURES["sparsity_010"].info
+    every = Measure(
+        replace(info, name="keys"), lambda rows: rows.statistics.above[0.0] / rows.statistics.n_allowed[:, None], thresholds=(0.0,)
+    )
+    found = recorded(model, tokens, {"keys": every}, way="triton")
+    assert found.ways == {0: "blocked", 1: "blocked"}
+    values = found.table()["value"].dropna()
+    np.testing.assert_allclose(values, 1)  # every key that may be seen has some probability
+
+
+def test_layers_of_other_masks_are_blocked(tiny_model: Make, tiny_tokens: Make) -> None:
+    """A mask that the user made: the kernel does not know it, a fused call takes it."""
+    model, tokens = tiny_model("llama"), tiny_tokens((40,))
+    at = torch.arange(40)
+    odd = ((at <= at[:, None]) & ((at[:, None] - at) % 3 != 1))[None, None]
+    with torch.no_grad(), record(model, tokens, FLASH, way="blocked") as expected:
+        model(tokens.inputs["input_ids"], attention_mask=odd)
+    for way, taken in (("flash", "flash"), ("triton", "blocked")):
+        if way == "triton":
+            pytest.importorskip("triton")
+        with torch.no_grad(), record(model, tokens, FLASH, way=way) as found:
+            model(tokens.inputs["input_ids"], attention_mask=odd)
+        assert found.ways == {0: taken, 1: taken}
+        assert_tables_agree(found.table(), expected.table())
+    blind = odd & (at[:, None] > 4)[None, None]  # the first queries see nothing
+    with torch.no_grad(), record(model, tokens, FLASH, way="flash") as found:
+        model(tokens.inputs["input_ids"], attention_mask=blind)
+    assert found.ways == {0: "blocked", 1: "blocked"}
+
+
+def test_a_text_that_the_model_writes_begins_the_way_that_was_asked_for(tiny_model: Make) -> None:
+    model = tiny_model("llama")
+    model.generation_config.eos_token_id = None
+    prompt = annotate(toy_tokenizer(), QUESTIONS[:2], chat=False, padding_side="left")
+    with torch.no_grad(), record(model, prompt, FLASH, way="flash") as heads:
+        model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert heads.ways == {0: "flash", 1: "flash"}
