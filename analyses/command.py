@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-OURS = ("interp", "distill", "analyses", "figures", "__main__")
+from interp.tables.errors import draw_again, error_line
 
 
 def say(text: str) -> None:
@@ -44,25 +43,18 @@ def guarded(
     def left(otherwise: str | Callable[[], str]) -> str:
         if _written(out) in (None, before):
             return otherwise if isinstance(otherwise, str) else otherwise()
-        return f"the tables are in {out}" + (f"; python -m figures {shlex.quote(str(out))} draws the rest" if figures else "")
+        return f"the tables are in {out}" + (f"; {draw_again(out)} draws the rest" if figures else "")
 
     try:
         return work()
     except KeyboardInterrupt:
         print(f"\ninterrupted; {left(interrupted)}", file=sys.stderr)
         return 130
-    except (ValueError, RuntimeError, OSError, MemoryError) as error:
-        ours = type(error).__module__.split(".")[0] in OURS
-        memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        if debug or not (ours or memory or isinstance(error, OSError)):
+    except Exception as error:
+        line = error_line(error, out=out, kept=left(kept) if isinstance(error, OSError) else "", smaller=smaller)
+        if debug or line is None:
             raise
-        if memory:
-            first = str(error).splitlines()[0] if str(error) else "no details"
-            print(f"error: out of memory ({first}){smaller and f'; try {smaller}'}", file=sys.stderr)
-        elif isinstance(error, OSError):
-            print(f"error: {error.strerror or error} ({error.filename or f'results go to {out}'}); {left(kept)}", file=sys.stderr)
-        else:
-            print(f"error: {error}", file=sys.stderr)
+        print(line, file=sys.stderr)
         return 2
 
 

@@ -217,7 +217,7 @@ def main() -> int:
         return 2
     import torch
 
-    from interp.checkpoints.found import CheckpointError
+    from interp.tables.errors import CheckpointError
 
     torch.set_num_threads(config.threads)
     if config.child:

@@ -388,11 +388,12 @@ def main() -> int:
     config = tyro.cli(BenchConfig, prog="python -m benchmarks.heads", description=__doc__)
     wrong, problems = mistake(config), []
     if config.problems and not wrong:
-        from distill.problems.sets import ProblemError, load_problems
+        from distill.problems.sets import load_problems
+        from interp.tables.errors import InputError
 
         try:
             problems = load_problems(config.problems, limit=config.limit)
-        except ProblemError as error:
+        except InputError as error:
             wrong = str(error)
     if config.save and not wrong:
         wrong = wrong_save(config.save)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from interp.tables.errors import StudyError, error_line
+
 if TYPE_CHECKING:
     from distill.study.run import StudyRun
 
@@ -118,6 +120,8 @@ class Inspect:
     debug: bool = False
 
 
+KEPT = "what was finished is kept: the same command goes on"
+
 Command = Run | Collect | Train | Evaluate | Search | Inspect
 
 
@@ -127,21 +131,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return inspect(command) if isinstance(command, Inspect) else work(command)
     except KeyboardInterrupt:
-        print("\ninterrupted; what was finished is kept: the same command goes on", file=sys.stderr)
+        print(f"\ninterrupted; {KEPT}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain on leaving
         return 0
-    except (ValueError, RuntimeError, OSError, MemoryError) as error:
-        if command.debug or not _expected(error):
+    except Exception as error:
+        line = error_line(error, kept=KEPT, smaller="a smaller batch_size in [teacher], [train] or [evaluation]")
+        if command.debug or line is None:
             raise
-        print(f"error: {_message(error)}", file=sys.stderr)
+        print(line, file=sys.stderr)
         return 2
 
 
 def work(command: OnStudy) -> int:
     """All commands but `inspect`: they begin with a study."""
-    from distill.settings import StudyError
     from distill.study.config import read_study
 
     study = read_study(command.study, command.set)
@@ -182,8 +186,6 @@ def work(command: OnStudy) -> int:
 
 
 def _conditions(run: StudyRun, wanted: Sequence[str]) -> list[str]:
-    from distill.settings import StudyError
-
     unknown = [name for name in wanted if name not in run.config.conditions]
     if unknown:
         raise StudyError(f"--condition {unknown[0]} is no condition of the study; conditions: {', '.join(run.config.conditions)}")
@@ -191,8 +193,6 @@ def _conditions(run: StudyRun, wanted: Sequence[str]) -> list[str]:
 
 
 def _students(run: StudyRun, conditions: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int | None]]:
-    from distill.settings import StudyError
-
     unknown = [seed for seed in seeds if seed not in run.config.seeds]
     if unknown:
         raise StudyError(f"--seed {unknown[0]} is no seed of the study; seeds: {', '.join(map(str, run.config.seeds))}")
@@ -209,34 +209,13 @@ def inspect(command: Inspect) -> int:
     folder = command.records / "records" if (command.records / "records").is_dir() else command.records
     store = RecordStore(folder)
     if not store.groups():
-        from distill.records.record import RecordError
-
-        raise RecordError(f"{folder} holds no records; name a study's folder, or its records/ after `python -m distill collect`")
+        raise StudyError(f"{folder} holds no records; name a study's folder, or its records/ after `python -m distill collect`")
     table = summary(store, lambda response, reference: grade(response, reference, [command.grader])[0].correct)
     print(table.to_string(index=False))
     for group in store.groups():
         for line in sample_rows(group, command.rows):
             print(line)
     return 0
-
-
-def _expected(error: BaseException) -> bool:
-    """The error speaks of the input or the machine; anything else is a fault of ours and shows its traceback."""
-    import torch
-
-    ours = type(error).__module__.split(".")[0] in ("interp", "distill")
-    return ours or isinstance(error, (OSError, MemoryError, torch.OutOfMemoryError))
-
-
-def _message(error: BaseException) -> str:
-    import torch
-
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        first = str(error).splitlines()[0] if str(error) else "no details"
-        return f"out of memory ({first}); try a smaller batch_size in [teacher], [train] or [evaluation]"
-    if isinstance(error, OSError):
-        return f"{error.strerror or error} ({error.filename or 'no file named'}); what was finished is kept: the same command goes on"
-    return str(error)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-
-class StudyError(ValueError):
-    """A study that cannot be run as it is written; the message says what was seen, what is allowed and what to do."""
+from interp.tables.errors import StudyError
 
 
 def require(condition: bool, message: str) -> None:

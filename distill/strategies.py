@@ -20,16 +20,13 @@ from typing import Any, Literal
 
 import msgspec
 
+from interp.tables.errors import StudyError
 from interp.tokens import render_prompt
 
 PLACES = ("system", "before", "after")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 RESERVED = ("untouched", "finetune")
 """The two control conditions: no training at all, and training on the reference solutions."""
-
-
-class StrategyError(ValueError):
-    """A strategy that is not known, or a file of strategies that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +50,12 @@ class Strategy:
         """Checks the fields.
 
         Raises:
-            StrategyError: a name that cannot be a folder's, or an unknown place.
+            StudyError: a name that cannot be a folder's, or an unknown place.
         """
         if not NAME.fullmatch(self.name):
-            raise StrategyError(f"strategy name {self.name!r}; letters, digits, '_', '-' and '.' are allowed")
+            raise StudyError(f"strategy name {self.name!r}; letters, digits, '_', '-' and '.' are allowed")
         if self.place not in PLACES:
-            raise StrategyError(f"strategy {self.name}: place {self.place!r}; allowed: {', '.join(PLACES)}")
+            raise StudyError(f"strategy {self.name}: place {self.place!r}; allowed: {', '.join(PLACES)}")
 
     @property
     def content(self) -> dict[str, str]:
@@ -74,8 +71,8 @@ class Strategy:
             chat: through the chat template, or plainly as "Question: ... Answer:".
 
         Raises:
-            StrategyError: a chat template that takes no system turn.
-            interp.tokens.TokenError: a chat template that fails otherwise, or changes the question's text.
+            StudyError: a chat template that takes no system turn.
+            InputError: a chat template that fails otherwise, or changes the question's text.
         """
         if not self.text:
             return render_prompt(tokenizer, question, chat)[0]
@@ -84,11 +81,9 @@ class Strategy:
             try:
                 prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             except Exception as error:  # a template is a program of the checkpoint's: it may raise anything
-                raise StrategyError(
-                    f'strategy {self.name}: the chat template takes no system turn ({error}); use place = "before"'
-                ) from error
+                raise StudyError(f'strategy {self.name}: the chat template takes no system turn ({error}); use place = "before"') from error
             if self.text.strip() not in prompt:
-                raise StrategyError(f'strategy {self.name}: the chat template drops the system turn; use place = "before"')
+                raise StudyError(f'strategy {self.name}: the chat template drops the system turn; use place = "before"')
             return prompt
         if chat:
             asked = f"{question}\n\n{self.text}" if self.place == "after" else f"{self.text}\n\n{question}"
@@ -159,13 +154,13 @@ def load_strategies(files: Sequence[str | Path] = ()) -> dict[str, Strategy]:
     """The presets, and the strategies of TOML files with `[[strategy]]` tables (name, text, place, about).
 
     Raises:
-        StrategyError: a file that cannot be read, a wrong key, a name that is taken.
+        StudyError: a file that cannot be read, a wrong key, a name that is taken.
     """
     known = dict(STRATEGIES)
     for file in files:
         for strategy in _read(Path(file)):
             if strategy.name in known or strategy.name in RESERVED:
-                raise StrategyError(f"{file}: the name {strategy.name!r} is taken; choose another")
+                raise StudyError(f"{file}: the name {strategy.name!r} is taken; choose another")
             known[strategy.name] = strategy
     return known
 
@@ -174,7 +169,7 @@ def choose_strategies(names: Iterable[str], known: dict[str, Strategy]) -> dict[
     """The strategies of conditions, in their order; the two controls have none.
 
     Raises:
-        StrategyError: an unknown name; the message lists the known.
+        StudyError: an unknown name; the message lists the known.
     """
     chosen = {}
     for name in names:
@@ -183,7 +178,7 @@ def choose_strategies(names: Iterable[str], known: dict[str, Strategy]) -> dict[
         if name not in known:
             near = get_close_matches(name, [*known, *RESERVED], 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise StrategyError(
+            raise StudyError(
                 f'unknown condition {name!r}{hint}; known: {", ".join([*RESERVED, *known])}; strategies = ["file.toml"] adds your own'
             )
         chosen[name] = known[name]
@@ -194,24 +189,24 @@ def _read(file: Path) -> list[Strategy]:
     try:
         content = tomllib.loads(file.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StrategyError(f"{file}: no valid TOML ({error})") from error
+        raise StudyError(f"{file}: no valid TOML ({error})") from error
     except OSError as error:
-        raise StrategyError(f"{file}: cannot be read ({error.strerror or error})") from error
+        raise StudyError(f"{file}: cannot be read ({error.strerror or error})") from error
     keys = list(asdict(Strategy("none")))
     form = f"a file of strategies holds [[strategy]] tables with the keys {', '.join(keys)}"
     tables = content.get("strategy")
     if not isinstance(tables, list) or not tables or len(content) != 1:
-        raise StrategyError(f"{file}: it holds {', '.join(map(repr, content)) or 'nothing'}; {form}")
+        raise StudyError(f"{file}: it holds {', '.join(map(repr, content)) or 'nothing'}; {form}")
     strategies = []
     for number, table in enumerate(tables, 1):
         unknown = [key for key in table if key not in keys] if isinstance(table, dict) else []
         if unknown:
             near = get_close_matches(unknown[0], keys, 1)
-            raise StrategyError(
+            raise StudyError(
                 f"{file}: strategy {number} has the unknown key {unknown[0]!r}{f' (did you mean {near[0]!r}?)' if near else ''}; {form}"
             )
         try:
             strategies.append(msgspec.convert(table, Strategy))
         except msgspec.ValidationError as error:
-            raise StrategyError(f"{file}: strategy {number}: {error}; {form}") from error
+            raise StudyError(f"{file}: strategy {number}: {error}; {form}") from error
     return strategies

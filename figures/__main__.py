@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from interp.tables.errors import InputError, error_line
+
 
 @dataclass(frozen=True)
 class DrawConfig:
@@ -47,15 +49,14 @@ def main() -> int:
         from figures.example.draw import draw_example, head_of
         from figures.example.read import is_example
         from figures.run.draw import draw_run
-        from interp.tables.results import RunFolderError
 
         with style.use(config.style, config.width):
             if is_example(config.folder):
                 if config.region or config.measures or config.models:
-                    raise RunFolderError(f"--region, --measures and --models are not for one problem, which {config.folder} holds")
+                    raise InputError(f"--region, --measures and --models are not for one problem, which {config.folder} holds")
                 written = draw_example(config.folder, config.out, [head_of(head) for head in config.heads] or None)
             elif config.heads:
-                raise RunFolderError(f"--heads is for a problem of analyses.examples; {config.folder} holds none")
+                raise InputError(f"--heads is for a problem of analyses.examples; {config.folder} holds none")
             elif is_contrast(config.folder):
                 written = draw_contrast(config.folder, config.out, config.region, config.measures, config.models)
                 print(f"{len(written)} figure files in {(config.out or config.folder) / 'figures'}")  # it has no page
@@ -63,11 +64,14 @@ def main() -> int:
             elif is_comparison(config.folder):
                 written = draw_comparison(config.folder, config.out, config.region, config.measures, config.models)
             elif config.measures or config.models:
-                raise RunFolderError(f"--measures and --models are for a comparison or a contrast; {config.folder} is none")
+                raise InputError(f"--measures and --models are for a comparison or a contrast; {config.folder} is none")
             else:
                 written = draw_run(config.folder, config.out, config.region or "response")
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except Exception as error:
+        line = error_line(error)
+        if line is None:
+            raise
+        print(" ".join(line.split()), file=sys.stderr)
         return 2
     print(f"{len(written) - 1} figure files in {written[0].parent}")
     print(f"report: {written[-1]}")

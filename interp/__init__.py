@@ -12,26 +12,25 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from analyses.examples.notebook import show
-    from interp.attention.seam import RecordingError
-    from interp.checkpoints.found import CheckpointError
     from interp.checkpoints.loading import Checkpoint
     from interp.checkpoints.opening import open_checkpoint
     from interp.measures.catalog import MEASURES, load_measures
     from interp.measures.measure import Measure
     from interp.recording.recorder import Recording, record
     from interp.recording.totals import HeadTotals
+    from interp.tables.errors import CheckpointError, RecordingError
     from interp.tables.schema import MeasureInfo
     from interp.tokens import Tokens, annotate
 
 _HOMES = {
     "Checkpoint": "interp.checkpoints.opening",
-    "CheckpointError": "interp.checkpoints.opening",
+    "CheckpointError": "interp.tables.errors",
     "open_checkpoint": "interp.checkpoints.opening",
     "MEASURES": "interp.measures.catalog",
     "Measure": "interp.measures.catalog",
     "load_measures": "interp.measures.catalog",
     "Recording": "interp.recording.recorder",
-    "RecordingError": "interp.attention.seam",
+    "RecordingError": "interp.tables.errors",
     "record": "interp.recording.recorder",
     "MeasureInfo": "interp.tables.schema",
     "Tokens": "interp.tokens",

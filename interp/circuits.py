@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from interp.attention.seam import attention_layers
+from interp.tables.errors import CheckpointError
 
 CIRCUITS = ("qk", "ov")
 
@@ -51,10 +52,6 @@ REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-class LoraGeometryError(ValueError):
-    """A model whose adapter's change in the circuits cannot be told from its weights; the message says what was seen and what can be."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ def lora_geometry(model: nn.Module) -> pd.DataFrame:
           changes.
 
     Raises:
-        LoraGeometryError: no LoRA adapter is active, or several are; it is merged, switched off, a variant such as DoRA, or its
+        CheckpointError: no LoRA adapter is active, or several are; it is merged, switched off, a variant such as DoRA, or its
             initialisation rewrote the base; the attention is of an unknown kind, quantized, or replaced by `modules_to_save`.
     """
     rows = []
@@ -179,7 +176,7 @@ def lora_spectrum(model: nn.Module) -> pd.DataFrame:
         as many rows as its factors have inner columns, which the change's rank cannot exceed: none where neither projection has an adapter.
 
     Raises:
-        LoraGeometryError: as `lora_geometry`.
+        CheckpointError: as `lora_geometry`.
     """
     changes = list(_changes(model))
     counts = [len(c.singular) for c in changes]
@@ -251,36 +248,34 @@ def _base_norms(x: _Rows, y: _Rows) -> np.ndarray:
 def _adapter(model: nn.Module) -> tuple[str, PreTrainedModel]:
     """Name of the one active LoRA adapter, and the model below it."""
     if not isinstance(model, PeftModel):
-        raise LoraGeometryError(f"{type(model).__name__} is not an adapter (a PeftModel); open an adapter's folder, not a full model")
+        raise CheckpointError(f"{type(model).__name__} is not an adapter (a PeftModel); open an adapter's folder, not a full model")
     active = list(model.active_adapters)
     if len(active) != 1:
-        raise LoraGeometryError(f"{len(active)} adapters are active {active}; choose one with set_adapter")
+        raise CheckpointError(f"{len(active)} adapters are active {active}; choose one with set_adapter")
     config: Any = model.peft_config[active[0]]
     if config.peft_type != PeftType.LORA:
         kind = getattr(config.peft_type, "value", config.peft_type)
-        raise LoraGeometryError(f"adapter {active[0]!r} is not a LoRA adapter but {kind}; only LoRA's change is a product of thin factors")
+        raise CheckpointError(f"adapter {active[0]!r} is not a LoRA adapter but {kind}; only LoRA's change is a product of thin factors")
     for name, other in model.peft_config.items():  # an adapter that is loaded but not active rewrote them as well
         start = str(getattr(other, "init_lora_weights", "")).lower()
         if start.startswith(REWRITING):
-            raise LoraGeometryError(
+            raise CheckpointError(
                 f"adapter {name!r} was initialised by {start}, which rewrites the base's weights, so that the base is not at hand; save it "
                 "as plain LoRA first (PEFT's path_initial_model_for_weight_conversion)"
             )
     root = model.get_base_model()
     if not isinstance(root, PreTrainedModel):
-        raise LoraGeometryError(f"the adapter lies on {type(root).__name__}; a causal language model of transformers is needed")
+        raise CheckpointError(f"the adapter lies on {type(root).__name__}; a causal language model of transformers is needed")
     layers = {name: module for name, module in root.named_modules() if isinstance(module, LoraLayer)}
     if not any(active[0] in module.lora_A for module in layers.values()):
-        raise LoraGeometryError(f"adapter {active[0]!r} is not an adapter of any linear layer: the model has no lora_A of that name")
+        raise CheckpointError(f"adapter {active[0]!r} is not an adapter of any linear layer: the model has no lora_A of that name")
     for name, module in layers.items():
         if module.merged:
-            raise LoraGeometryError(f"{name}: {module.merged_adapters} merged into the base's weights; call unmerge_adapter first")
+            raise CheckpointError(f"{name}: {module.merged_adapters} merged into the base's weights; call unmerge_adapter first")
         if module.disable_adapters:
-            raise LoraGeometryError(f"{name}: its adapters are switched off (disable_adapter); switch them on first")
+            raise CheckpointError(f"{name}: its adapters are switched off (disable_adapter); switch them on first")
         if list(module.active_adapters) != active:
-            raise LoraGeometryError(
-                f"{name}: active are {list(module.active_adapters)}, but {active} in the model; choose with set_adapter"
-            )
+            raise CheckpointError(f"{name}: active are {list(module.active_adapters)}, but {active} in the model; choose with set_adapter")
     return active[0], root
 
 
@@ -296,7 +291,7 @@ def _attentions(root: PreTrainedModel) -> dict[int, nn.Module]:
             inside = set(module.modules())
             layers = [layer for layer, modules in found.items() if inside.intersection(modules)]
             if layers:
-                raise LoraGeometryError(
+                raise CheckpointError(
                     f"{name}: modules_to_save replaces the attention of layers {layers}, so that the change is not the LoRA's alone; train "
                     "LoRA on the attention without it"
                 )
@@ -305,9 +300,7 @@ def _attentions(root: PreTrainedModel) -> dict[int, nn.Module]:
             seen = [module for module in root.modules() if getattr(module, "layer_idx", None) == layer]
             kinds = "; ".join(f"{type(m).__name__} with {', '.join(n for n, _ in m.named_children())}" for m in modules or seen)
             allowed = " or ".join("/".join(names) for names in LAYOUTS)
-            raise LoraGeometryError(
-                f"layer {layer}: expected one attention module with {allowed}, found {len(modules)} ({kinds or 'none'})"
-            )
+            raise CheckpointError(f"layer {layer}: expected one attention module with {allowed}, found {len(modules)} ({kinds or 'none'})")
     return {layer: modules[0] for layer, modules in found.items()}
 
 
@@ -326,11 +319,11 @@ def _projections(attention: nn.Module, config: Any, adapter: str, where: str) ->
         if name not in names + BESIDE and not isinstance(module, nn.Dropout)
     ]
     if strange:
-        raise LoraGeometryError(f"{where} also has {', '.join(strange)}; the circuits of such an attention are not products of two weights")
+        raise CheckpointError(f"{where} also has {', '.join(strange)}; the circuits of such an attention are not products of two weights")
     n_heads = int(config.num_attention_heads)
     head_dim = getattr(attention, "head_dim", None) or getattr(config, "head_dim", None)
     if not isinstance(head_dim, int):
-        raise LoraGeometryError(f"{where} names no head_dim (found {head_dim!r}), nor does its config")
+        raise CheckpointError(f"{where} names no head_dim (found {head_dim!r}), nor does its config")
     width = n_heads * head_dim
     rows = [_rows(attention.get_submodule(name), adapter, f"{where}.{name}", LAYOUTS[names], name == names[-1]) for name in names]
     inputs, outputs = rows[:-1], rows[-1]
@@ -345,7 +338,7 @@ def _projections(attention: nn.Module, config: Any, adapter: str, where: str) ->
     d_model = queries.weight.shape[-1]
     expected = [(width, d_model), (n_groups * head_dim, d_model), (n_groups * head_dim, d_model), (width, d_model)]
     if rest or n_groups == 0 or n_heads % n_groups or shapes != expected:
-        raise LoraGeometryError(
+        raise CheckpointError(
             f"{where}: rows of queries, keys, values and columns of the output are {shapes}, which are not {n_heads} heads of {head_dim} "
             "with keys and values of the same size that each serve as many heads"
         )
@@ -356,11 +349,11 @@ def _rows(module: nn.Module, adapter: str, where: str, kind: type[nn.Module], tr
     """One projection in float64, a row per output, or per input where `transposed`."""
     base: Any = module.get_base_layer() if isinstance(module, LoraLinear) else module
     if not isinstance(base, kind):
-        raise LoraGeometryError(f"{where} is {type(base).__name__}; {kind.__name__} is needed, with or without a LoRA layer around it")
+        raise CheckpointError(f"{where} is {type(base).__name__}; {kind.__name__} is needed, with or without a LoRA layer around it")
     weight: Any = base.weight
     plain = type(weight) in (nn.Parameter, Tensor) and weight.dtype in FLOATS and weight.ndim == 2 and weight.device.type != "meta"
     if not plain:
-        raise LoraGeometryError(
+        raise CheckpointError(
             f"{where} ({type(base).__name__}) has no plain weights: {type(weight).__name__} of {weight.dtype}, {list(weight.shape)} on "
             f"{weight.device}; quantized or offloaded models have to be opened in float32, bfloat16 or float16"
         )
@@ -371,7 +364,7 @@ def _rows(module: nn.Module, adapter: str, where: str, kind: type[nn.Module], tr
     if isinstance(module, LoraLinear) and adapter in module.lora_A:
         if adapter in module.lora_variant:
             name = type(module.lora_variant[adapter]).__name__
-            raise LoraGeometryError(f"{where}: the adapter is of the variant {name} (such as DoRA); only plain LoRA adds scaling B A")
+            raise CheckpointError(f"{where}: the adapter is of the variant {name} (such as DoRA); only plain LoRA adds scaling B A")
         factors: Any = module.lora_A[adapter], module.lora_B[adapter]
         a = _float64(factors[0].weight, device, where)
         b = _float64(factors[1].weight, device, where) * float(module.scaling[adapter])
@@ -381,5 +374,5 @@ def _rows(module: nn.Module, adapter: str, where: str, kind: type[nn.Module], tr
 def _float64(tensor: Tensor, device: torch.device, where: str) -> Tensor:
     values = tensor.detach().to(device).double()
     if not bool(values.isfinite().all()):
-        raise LoraGeometryError(f"{where}: its weights hold values that are not finite; the checkpoint or adapter is damaged")
+        raise CheckpointError(f"{where}: its weights hold values that are not finite; the checkpoint or adapter is damaged")
     return values

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from interp.tables.errors import InputError
 from interp.tables.schema import ROLES, TOKEN_REGIONS
 
 if TYPE_CHECKING:
@@ -30,10 +31,6 @@ BEFORE_RESULT = " \t$€£-−*({\\"
 _SENTINEL = "<<the question stands here>>"
 PLAIN_PROMPT = ("Question: ", "\nAnswer:")
 """What stands before and after the question where no chat template is used."""
-
-
-class TokenError(ValueError):
-    """A text or tokenizer that cannot be annotated; the message says what was seen and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -169,9 +166,9 @@ class Tokens:
 
     def __post_init__(self) -> None:
         if not self.texts:
-            raise TokenError("no texts: at least one is needed")
+            raise InputError("no texts: at least one is needed")
         if self.padding_side not in ("right", "left"):
-            raise TokenError(f"padding_side is {self.padding_side!r}; allowed: right, left")
+            raise InputError(f"padding_side is {self.padding_side!r}; allowed: right, left")
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -226,11 +223,11 @@ class Tokens:
             stop_ids: ids that end a text; the stop itself is kept.
         """
         if any(text.in_region("response").any() for text in self.texts):
-            raise TokenError("these texts hold a response already: a model writes on from prompts, annotate(tokenizer, question)")
+            raise InputError("these texts hold a response already: a model writes on from prompts, annotate(tokenizer, question)")
         if any(start + len(text) != self.width for start, text in zip(self.starts, self.texts, strict=True)):
-            raise TokenError("prompts of different length must be padded on the left before a model writes on")
+            raise InputError("prompts of different length must be padded on the left before a model writes on")
         if self.tokenizer is None or not self.sources:
-            raise TokenError("these tokens were made without a tokenizer, so what a model writes on cannot be annotated")
+            raise InputError("these tokens were made without a tokenizer, so what a model writes on cannot be annotated")
         special = frozenset(self.tokenizer.all_special_ids)
         texts = []
         for text, source, row in zip(self.texts, self.sources, np.asarray(new_ids), strict=True):
@@ -290,7 +287,7 @@ def render_prompt(tokenizer: Any, question: str, chat: bool) -> tuple[str, tuple
         chat: through the chat template as a user's turn, or plainly as "Question: ... Answer:".
 
     Raises:
-        TokenError: the chat template fails, or changes the question's text.
+        InputError: the chat template fails, or changes the question's text.
     """
     if not chat:
         before, after = PLAIN_PROMPT
@@ -301,12 +298,12 @@ def render_prompt(tokenizer: Any, question: str, chat: bool) -> tuple[str, tuple
             for content in (question, _SENTINEL)
         )
     except Exception as error:  # a template is a program of the checkpoint's: it may raise anything
-        raise TokenError(f"the chat template failed ({error}); --no-chat reads the problems without it") from error
+        raise InputError(f"the chat template failed ({error}); --no-chat reads the problems without it") from error
     before, found, after = frame.rpartition(_SENTINEL)
     inside = prompt[len(before) : len(prompt) - len(after)]
     kept = prompt.startswith(before) and prompt.endswith(after) and inside.strip() == question.strip()
     if not found or not kept:  # many templates trim what they are given; other changes would put the roles in wrong places
-        raise TokenError("the chat template changes the question's text; --no-chat reads the problems without it")
+        raise InputError("the chat template changes the question's text; --no-chat reads the problems without it")
     return prompt, (len(before), len(before) + len(inside))
 
 
@@ -330,25 +327,25 @@ def annotate(
         padding_side: of the batch.
 
     Raises:
-        TokenError: no offsets, offsets that do not fit the tokens, no chat template, an empty question, lengths that differ.
+        InputError: no offsets, offsets that do not fit the tokens, no chat template, an empty question, lengths that differ.
     """
     questions = [question] if isinstance(question, str) else list(question)
     responses = [response] if isinstance(response, str) else ([None] * len(questions) if response is None else [*response])
     if len(questions) != len(responses):
-        raise TokenError(f"{len(questions)} questions but {len(responses)} responses")
+        raise InputError(f"{len(questions)} questions but {len(responses)} responses")
     if examples is not None and len(examples) != len(questions):
-        raise TokenError(f"{len(questions)} questions but {len(examples)} numbers of examples")
+        raise InputError(f"{len(questions)} questions but {len(examples)} numbers of examples")
     if not getattr(tokenizer, "is_fast", False):
-        raise TokenError(f"{type(tokenizer).__name__} gives no offsets; a fast tokenizer (tokenizer.json) is needed")
+        raise InputError(f"{type(tokenizer).__name__} gives no offsets; a fast tokenizer (tokenizer.json) is needed")
     has_template = getattr(tokenizer, "chat_template", None) is not None
     if chat and not has_template:
-        raise TokenError("the tokenizer has no chat template; --no-chat reads the problems without it")
+        raise InputError("the tokenizer has no chat template; --no-chat reads the problems without it")
     chat = has_template if chat is None else chat
     special = frozenset(tokenizer.all_special_ids)
     texts, sources = [], []
     for number, asked, answered in zip(examples or range(len(questions)), questions, responses, strict=True):
         if not asked.strip():
-            raise TokenError(f"example {number}: the question is empty")
+            raise InputError(f"example {number}: the question is empty")
         prompt, span = render_prompt(tokenizer, asked, chat)
         spans, text = {"question": span}, prompt
         if answered is not None:
@@ -371,4 +368,4 @@ def _check_offsets(tokenizer: Any, text: AnnotatedText) -> None:
     for token_id, at in firsts.items():
         shown = tokenizer.decode([token_id])
         if any(c.isnumeric() for c in shown) and not any(c.isnumeric() for c in pieces[at]):
-            raise TokenError(f"the tokenizer's offsets do not fit its tokens: token {at} decodes to {shown!r} but covers {pieces[at]!r}")
+            raise InputError(f"the tokenizer's offsets do not fit its tokens: token {at} decodes to {shown!r} but covers {pieces[at]!r}")

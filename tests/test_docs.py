@@ -180,7 +180,7 @@ def test_a_question_that_occurs_in_the_template_is_found_where_it_was_put() -> N
     import numpy as np
 
     from interp import annotate, open_checkpoint
-    from interp.tokens import TokenError
+    from interp.tables.errors import InputError
 
     tokenizer = open_checkpoint("smollm2", device="cpu").tokenizer
     for question in ("a", "assistant", "user"):
@@ -188,5 +188,5 @@ def test_a_question_that_occurs_in_the_template_is_found_where_it_was_put() -> N
         asked = text.in_region("question")
         assert "".join(piece for piece, inside in zip(text.pieces, asked, strict=True) if inside).strip() == question
         assert text.text[: text.offsets[asked][0, 0]].endswith("<|im_start|>user\n")
-    with pytest.raises(TokenError, match="hold a response already"):
+    with pytest.raises(InputError, match="hold a response already"):
         annotate(tokenizer, "What is 1 + 1?", "2").extend(np.array([[5]]), [])

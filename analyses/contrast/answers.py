@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analyses.contrast.options import ContrastInputError
 from distill.problems.grading import grade
+from interp.tables.errors import InputError
 
 if TYPE_CHECKING:
     from distill.problems.sets import Problem
@@ -53,14 +53,12 @@ def graded(run: Run, about: dict[str, Any], problems: Sequence[Problem], grader:
         grader: one of `distill.problems.grading.GRADERS`.
 
     Raises:
-        ContrastInputError: the run has other examples than there are problems.
-        GradingError: a problem's reference holds no number.
+        InputError: the run has other examples than there are problems.
+        InputError: a problem's reference holds no number.
     """
     written = written_answers(run.inputs, about["generated"]["max_new_tokens"])
     if list(written["example"]) != [p.index for p in problems] or tuple(written["example"]) != run.values.examples:
-        raise ContrastInputError(
-            f"{run.name} has tables of {len(written)} examples, and there are {len(problems)} problems; measure it again"
-        )
+        raise InputError(f"{run.name} has tables of {len(written)} examples, and there are {len(problems)} problems; measure it again")
     verdicts = [
         grade(text, problem.answer, [grader], cut=cut)[0]
         for text, cut, problem in zip(written["text"], written["cut"].tolist(), problems, strict=True)

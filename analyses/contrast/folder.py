@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.contrast.options import ContrastInputError
-from interp.tables.files import write_whole
+from interp.tables.errors import InputError
+from interp.tables.files import write_text
 from interp.tables.schema import write
 
 KIND = "contrast"
@@ -23,21 +23,21 @@ class ContrastFolder:
     def __init__(self, out: Path, *, force: bool) -> None:
         self.out = out
         if out.exists() and not out.is_dir():
-            raise ContrastInputError(f"--out {out} is a file; name a folder")
+            raise InputError(f"--out {out} is a file; name a folder")
         if (out / "run.json").is_file():
             try:
                 kind = json.loads((out / "run.json").read_text(encoding="utf-8")).get("kind")
             except (OSError, ValueError, AttributeError) as error:
-                raise ContrastInputError(f"{out / 'run.json'} is damaged ({error}); name another --out") from error
+                raise InputError(f"{out / 'run.json'} is damaged ({error}); name another --out") from error
             if kind != KIND:
-                raise ContrastInputError(f"--out {out} holds results of another kind ({kind or 'a head run'}); name another folder")
+                raise InputError(f"--out {out} holds results of another kind ({kind or 'a head run'}); name another folder")
             if not force:
-                raise ContrastInputError(f"--out {out} holds a finished contrast; --force replaces it, or name another folder")
+                raise InputError(f"--out {out} holds a finished contrast; --force replaces it, or name another folder")
         elif out.is_dir():
             ours = {"heads", "figures", "contrast.parquet", "answers.parquet"}
             strange = sorted(path.name for path in out.iterdir() if path.name not in ours and ".draft" not in path.name)
             if strange:
-                raise ContrastInputError(f"--out {out} holds {strange[0]!r}, which no contrast wrote; name another folder")
+                raise InputError(f"--out {out} holds {strange[0]!r}, which no contrast wrote; name another folder")
         out.mkdir(parents=True, exist_ok=True)
 
     def begin(self) -> None:
@@ -57,7 +57,7 @@ class ContrastFolder:
         from interp.tables.versions import versions
 
         whole = _plain({**about, "versions": versions()})
-        write_whole(self.out / "run.json", json.dumps(whole, indent=1, ensure_ascii=False, default=str, allow_nan=False) + "\n")
+        write_text(self.out / "run.json", json.dumps(whole, indent=1, ensure_ascii=False, default=str, allow_nan=False) + "\n")
 
 
 def _plain(value: Any) -> Any:

@@ -9,10 +9,6 @@ from typing import Literal
 EMBEDDED = "smollm2"
 
 
-class ContrastInputError(ValueError):
-    """Models, runs or a folder that cannot be contrasted; the message says what was seen and what to do."""
-
-
 @dataclass(frozen=True)
 class ContrastConfig:
     """Which heads differ between right and wrong answers.

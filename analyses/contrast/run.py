@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyses.command import say
-from analyses.contrast.options import ContrastConfig, ContrastInputError
+from analyses.contrast.options import ContrastConfig
+from interp.tables.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,20 +36,21 @@ def contrast(config: ContrastConfig, command: str) -> int:
         0.
 
     Raises:
-        ContrastInputError: models of one name, an unknown grader, head runs of other problems or settings, or a folder of other things.
-        ContrastError: too few right or wrong answers; answers.parquet is there all the same.
+        InputError: models of one name, an unknown grader, head runs of other problems or settings, or a folder of other things.
+        InputError: too few right or wrong answers; answers.parquet is there all the same.
         ValueError: as `analyses.models.named.named`, `analyses.heads.run.run` and `distill.problems.sets.load_problems` raise.
     """
     import numpy as np
 
     from analyses.contrast.answers import graded
     from analyses.contrast.folder import KIND, ContrastFolder
-    from analyses.contrast.statistics import ContrastError, contrast_table, lengths_table, same_heads
+    from analyses.contrast.statistics import contrast_table, lengths_table, same_heads
     from analyses.contrast.text import summarise
     from analyses.models.head_runs import read_head_run
     from analyses.models.named import all_named
     from analyses.models.opening import Opening, OpenModels
     from interp.tables.contrast import ANSWERS, CONTRAST
+    from interp.tables.errors import InputError
 
     models = all_named(config.models, config.base)
     _check(config, models)
@@ -71,11 +73,11 @@ def contrast(config: ContrastConfig, command: str) -> int:
     say("contrasting heads")
     try:
         table = contrast_table(values, right, seed=config.seed)
-    except ContrastError as error:
+    except InputError as error:
         cut = sum(int(each["cut"].sum()) for each in answers)
         hint = f"{cut} of {right.size} answers were cut at {config.max_new_tokens} tokens (--max-new-tokens); " if cut else ""
         weak = "; the embedded model of 135M parameters solves hardly any problem" if _embedded(models) else ""
-        raise ContrastError(
+        raise InputError(
             f"{error}. {hint}take more problems (--limit, --problems) or other models{weak}. "
             f"The verdicts are in {folder.out / 'answers.parquet'}"
         ) from error
@@ -120,13 +122,13 @@ def _check(config: ContrastConfig, models: Sequence[Named]) -> None:
     from interp.tables.contrast import PAIRED
 
     if config.grader not in GRADERS:
-        raise ContrastInputError(f"--grader {config.grader!r} is not known; known: {', '.join(GRADERS)}")
+        raise InputError(f"--grader {config.grader!r} is not known; known: {', '.join(GRADERS)}")
     if not models:
-        raise ContrastInputError("no model to look at; name at least one")
+        raise InputError("no model to look at; name at least one")
     names = [m.name for m in models]
     repeated = next((name for name in names if names.count(name) > 1 or name == PAIRED), None)
     if repeated is not None:
-        raise ContrastInputError(
+        raise InputError(
             f"two models are called {repeated!r}; measure one by python -m analyses.heads --text generated --name OTHER, and name its run"
         )
     for model in models:
@@ -143,7 +145,8 @@ def _about(model: Named) -> dict[str, Any]:
 
 def _settled(config: ContrastConfig, models: Sequence[Named]) -> tuple[ContrastConfig, list[Problem]]:
     """What was not asked for, taken from the first finished run; and the problems."""
-    from distill.problems.sets import ProblemError, load_problems
+    from distill.problems.sets import load_problems
+    from interp.tables.errors import InputError
 
     finished = next((m for m in models if m.folder), None)
     run = _about(finished) if finished else {}
@@ -159,8 +162,8 @@ def _settled(config: ContrastConfig, models: Sequence[Named]) -> tuple[ContrastC
         config = replace(config, problems=known["source"], split=known["split"], limit=config.limit or known["n"])
         try:
             return config, load_problems(known["source"], known["split"], config.limit)
-        except ProblemError as error:
-            raise ContrastInputError(f"{error}. They are those of {finished and finished.folder}: name them with --problems") from error
+        except InputError as error:
+            raise InputError(f"{error}. They are those of {finished and finished.folder}: name them with --problems") from error
     source = config.problems or "shipped"
     return replace(config, problems=source), load_problems(source, config.split, config.limit)
 
@@ -169,7 +172,7 @@ def _check_runs(config: ContrastConfig, models: Sequence[Named], problems: Seque
     """Finished head runs read their own answers to these problems, all under one setting.
 
     Raises:
-        ContrastInputError: one did not; the message says what differs.
+        InputError: one did not; the message says what differs.
     """
     from distill.problems.sets import problems_digest
 
@@ -178,23 +181,23 @@ def _check_runs(config: ContrastConfig, models: Sequence[Named], problems: Seque
     for model, run in finished:
         where = f"{model.name} ({model.folder})"
         if run["text"] != "generated" or not run.get("generated"):
-            raise ContrastInputError(
+            raise InputError(
                 f"{where} was measured with --text {run['text']}: right and wrong need the model's own answers; measure it with "
                 "python -m analyses.heads --text generated, or name the model itself"
             )
         known = run["problems"]
         if known["sha256"] != digest:
-            raise ContrastInputError(
+            raise InputError(
                 f"{where} read {known['n']} problems of {known['source']} ({known['sha256'][:12]}…), and these are {len(problems)} of "
                 f"{config.problems} ({digest[:12]}…): name the run's problems with --problems, --split and --limit, or measure it again"
             )
         if run["generated"]["max_new_tokens"] != config.max_new_tokens:
-            raise ContrastInputError(
+            raise InputError(
                 f"{where} wrote up to {run['generated']['max_new_tokens']} tokens, the others up to {config.max_new_tokens}: measure all "
                 "with one --max-new-tokens"
             )
         if run["chat"] != finished[0][1]["chat"]:
-            raise ContrastInputError(
+            raise InputError(
                 f"{finished[0][0].name} was measured with the chat template {finished[0][1]['chat']}, {where} with {run['chat']}: measure "
                 "one again"
             )
@@ -241,7 +244,7 @@ def _on_common_measures(runs: list[Run]) -> list[Run]:
     common = [m for m in runs[0].values.measures if all(m in run.values.measures for run in runs)]
     if not common:
         names = ", ".join(run.name for run in runs)
-        raise ContrastInputError(f"no measure is common to {names}; measure them again with the same --measures")
+        raise InputError(f"no measure is common to {names}; measure them again with the same --measures")
     restricted = []
     for run in runs:
         columns = [run.values.measures.index(m) for m in common]

@@ -21,6 +21,7 @@ from scipy import stats
 
 from interp.inference import N_RESAMPLES, benjamini_hochberg
 from interp.tables.contrast import PAIRED
+from interp.tables.errors import InputError
 from interp.tables.heads import HeadValues
 from interp.tables.schema import REGIONS
 
@@ -40,10 +41,6 @@ _TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 
 _AT_ONCE = 512
 """Quantities resampled at a time: 8 MB a table of 2,000 resamples."""
-
-
-class ContrastError(ValueError):
-    """Answers that cannot be contrasted; the message says how many there are and what can be done."""
 
 
 @dataclass(frozen=True)
@@ -84,25 +81,23 @@ def contrast_table(runs: Sequence[HeadValues], right: np.ndarray, *, seed: int =
         seed: of the bootstrap.
 
     Raises:
-        ContrastError: other examples or measures, shapes that do not fit, or nothing with `FEWEST` right and wrong answers.
+        InputError: other examples or measures, shapes that do not fit, or nothing with `FEWEST` right and wrong answers.
     """
     right = np.asarray(right, bool)
     first = runs[0]
     for run in runs[1:]:
         for what in ("examples", "measures"):
             if getattr(run, what) != getattr(first, what):
-                raise ContrastError(
-                    f"{run.model} and {first.model} have other {what}: measure both on the same problems, with one --measures"
-                )
+                raise InputError(f"{run.model} and {first.model} have other {what}: measure both on the same problems, with one --measures")
     if right.shape != (len(runs), len(first.examples)):
-        raise ContrastError(f"verdicts of shape {right.shape} for {len(runs)} models on {len(first.examples)} examples")
+        raise InputError(f"verdicts of shape {right.shape} for {len(runs)} models on {len(first.examples)} examples")
     enough = [min(one.sum(), (~one).sum()) >= FEWEST for one in right]
     both = np.asarray(right.any(0) & ~right.all(0))
     several = same_heads(runs) and len(runs) > 1
     if not any(enough) and not (several and _enough(right, both)):
         counts = "; ".join(f"{run.model}: {one.sum()} right, {(~one).sum()} wrong" for run, one in zip(runs, right, strict=True))
         shared = f"; problems that some solve and some do not: {both.sum()}" if several else ""
-        raise ContrastError(f"too few answers of one kind ({counts}{shared}): at least {FEWEST} right and {FEWEST} wrong ones are needed")
+        raise InputError(f"too few answers of one kind ({counts}{shared}): at least {FEWEST} right and {FEWEST} wrong ones are needed")
     frames = [
         _rows(run.model, run, two_groups(run.values.reshape(len(run.examples), -1), one, seed))
         for run, one in zip(runs, right, strict=True)

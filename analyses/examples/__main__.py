@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import tyro
 
 from analyses.command import guarded
-from analyses.examples.options import ExamplesConfig, OptionError
+from analyses.examples.options import ExamplesConfig
 from analyses.examples.run import contrast, look_at
+from interp.tables.errors import OptionError
 
 if TYPE_CHECKING:
     pass

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analyses.examples.request import ExampleError, Wish
+from analyses.examples.request import Wish
 from distill.problems.sets import Problem
+from interp.tables.errors import InputError
 from interp.tables.example import EXAMPLE_TABLES
-from interp.tables.files import write_whole
+from interp.tables.files import write_text
 from interp.tables.schema import write
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ def check_folder(out: Path) -> None:
     """Refuse a place that holds other things, or that cannot be written to; nothing is left there.
 
     Raises:
-        ExampleError: a file, or a folder that no look at a problem has written.
+        InputError: a file, or a folder that no look at a problem has written.
         OSError: the folder cannot be made.
     """
     if out.exists() and not out.is_dir():
-        raise ExampleError(f"--out {out} is a file; name a folder")
+        raise InputError(f"--out {out} is a file; name a folder")
     ours = {*(f"{name}.parquet" for name in EXAMPLE_TABLES), "run.json", "example.html", "figures", "heads", "problems.jsonl"}
     strange = sorted(p.name for p in out.iterdir() if p.name not in ours and ".draft" not in p.name) if out.is_dir() else []
     kind = "example"
@@ -52,9 +53,9 @@ def check_folder(out: Path) -> None:
             with contextlib.suppress(OSError):  # it could not be made, or another command has put something there since
                 folder.rmdir()
     if not writable:
-        raise ExampleError(f"--out {out} cannot be written to; name another folder")
+        raise InputError(f"--out {out} cannot be written to; name another folder")
     if strange or kind != "example":
-        raise ExampleError(
+        raise InputError(
             f"--out {out} holds {strange[0] if strange else f'a {kind}'}, which no look at a problem wrote; name another folder"
         )
 
@@ -123,7 +124,7 @@ def write_example(
         "shared_tokens": shared_tokens(readings),
         "warnings": [warning for reading in readings for warning in _warnings(reading, wish, measures)],
     }
-    write_whole(out / "run.json", json.dumps(run, indent=1, ensure_ascii=False, default=str) + "\n")
+    write_text(out / "run.json", json.dumps(run, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
 def _about(reading: Reading) -> dict[str, Any]:

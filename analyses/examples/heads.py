@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analyses.examples.request import ExampleError, Wish
+from analyses.examples.request import Wish
+from interp.tables.errors import InputError
 
 AUTO = 6
 """Heads that `auto` takes."""
@@ -17,7 +18,7 @@ def parse_heads(typed: Sequence[str], layers: Sequence[int], n_heads: int, optio
     """(layer, head) of "12.3", of every head of "12", in the order typed; "auto" is left out.
 
     Raises:
-        ExampleError: not of that form, or no such head; the message says the model's shape.
+        InputError: not of that form, or no such head; the message says the model's shape.
     """
     found: dict[tuple[int, int], None] = {}
     form = f"the model has layers {layers[0]} to {layers[-1]} with heads 0 to {n_heads - 1}"
@@ -26,11 +27,11 @@ def parse_heads(typed: Sequence[str], layers: Sequence[int], n_heads: int, optio
             continue
         layer, dot, head = name.partition(".")
         if not layer.isdecimal() or not (head.isdecimal() if dot else not head):
-            raise ExampleError(
+            raise InputError(
                 f"{option} {name!r}: a head is written 12.3, a whole layer 12{', or auto' if option.endswith('heads') else ''}; {form}"
             )
         if int(layer) not in layers or (dot and int(head) >= n_heads):
-            raise ExampleError(f"{option}: there is no head {name}; {form}")
+            raise InputError(f"{option}: there is no head {name}; {form}")
         for one in (int(head),) if dot else range(n_heads):
             found[int(layer), one] = None
     return list(found)
@@ -40,13 +41,13 @@ def named_heads(wish: Wish, layers: Sequence[int], n_heads: int) -> tuple[list[t
     """The heads that are named to be shown, and those to be watched.
 
     Raises:
-        ExampleError: one that does not exist, or that is to be shown and not watched.
+        InputError: one that does not exist, or that is to be shown and not watched.
     """
     named = parse_heads(wish.heads, layers, n_heads, wish.spelt("heads"))
     watched = parse_heads(wish.watch, layers, n_heads, wish.spelt("watch"))
     if watched and named and not set(named) <= set(watched):
         missing = "{}.{}".format(*next(head for head in named if head not in watched))
-        raise ExampleError(f"{wish.spelt('heads', missing)} is not among the heads of {wish.spelt('watch')}: name it there too")
+        raise InputError(f"{wish.spelt('heads', missing)} is not among the heads of {wish.spelt('watch')}: name it there too")
     return named, watched
 
 

@@ -10,9 +10,10 @@ from analyses.command import say
 from analyses.examples.folder import write_example
 from analyses.examples.heads import choose_heads, named_heads, standing_out
 from analyses.examples.reading import Opens, Reading, read_problem
-from analyses.examples.request import ExampleError, Wish
+from analyses.examples.request import Wish
 from analyses.models.named import Named
 from distill.problems.sets import Problem
+from interp.tables.errors import InputError
 from interp.tables.example import STRONG
 
 if TYPE_CHECKING:
@@ -40,13 +41,13 @@ def look(
         pool: problems from which those that a model is compared on are taken, where it has no run.
 
     Raises:
-        ExampleError: see its messages; InputError and others as analyses.heads raises them.
+        InputError: see its messages; InputError and others as analyses.heads raises them.
     """
     from interp.measures.catalog import load_measures
 
     measures = load_measures()
     if wish.by not in measures:
-        raise ExampleError(f"{wish.spelt('by', wish.by)} is no measure; known: {', '.join(measures)}")
+        raise InputError(f"{wish.spelt('by', wish.by)} is no measure; known: {', '.join(measures)}")
     layers, n_heads = _form(models, opened)  # from configs, before a model is loaded and answers
     named_heads(wish, layers, n_heads)
     readings = [read_problem(model, opened, problem, wish, measures, out, pool) for model in models]
@@ -70,7 +71,7 @@ def _form(models: Sequence[Named], opened: Opens) -> tuple[tuple[int, ...], int]
         forms.append((attention_layers(config), int(config.get_text_config(decoder=True).num_attention_heads)))
         if forms[-1] != forms[0]:
             (layers, n_heads), (others, n_others) = forms[0], forms[-1]
-            raise ExampleError(
+            raise InputError(
                 f"{models[0].name} has {len(layers)} layers of {n_heads} heads, {model.name} {len(others)} of {n_others}: side by side are "
                 "models of one form; look at them one by one"
             )

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from analyses.examples.look import look
-from analyses.examples.request import ExampleError, Wish
+from analyses.examples.request import Wish
 from analyses.models.named import Named, named
 from distill.problems.sets import Problem, load_problems
 from figures.example.page import example_page
 from figures.example.read import read_example
 from interp.checkpoints.loading import Checkpoint
 from interp.checkpoints.opening import open_checkpoint, open_config
+from interp.tables.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -102,21 +103,21 @@ def show(
         height: of the frame, in pixels.
 
     Raises:
-        ExampleError: an empty question, a head that does not exist, gold text without an answer; other errors as `open_checkpoint`.
+        InputError: an empty question, a head that does not exist, gold text without an answer; other errors as `open_checkpoint`.
     """
     if not isinstance(question, str) or not question.strip():
-        raise ExampleError(f"the question is {question!r}; a text is needed (empty ones cannot be looked at)")
+        raise InputError(f"the question is {question!r}; a text is needed (empty ones cannot be looked at)")
     answer = None if answer is None else str(answer).strip()
     if text == "gold" and not answer:
-        raise ExampleError("text='gold' reads a reference solution: give it as answer")
+        raise InputError("text='gold' reads a reference solution: give it as answer")
     for model in models:
         if not isinstance(model, (Checkpoint, str, Path)):
-            raise ExampleError(
+            raise InputError(
                 f"a model is a {type(model).__name__}; give Checkpoint(model, tokenizer, name, {{}}), or what open_checkpoint takes"
             )
     for given in (question, answer or ""):
         if any("\ud800" <= character <= "\udfff" for character in given):
-            raise ExampleError("question or answer holds half of a surrogate pair; it must be valid Unicode")
+            raise InputError("question or answer holds half of a surrogate pair; it must be valid Unicode")
     if answer and "####" not in answer and text == "generated":
         answer = f"#### {answer}"
     known = [m if isinstance(m, Checkpoint) else named(str(m)) for m in models or ("smollm2",)]
@@ -124,7 +125,7 @@ def show(
     names = [entry.name for entry in entries]
     repeated = next((name for at, name in enumerate(names) if name in names[:at]), None)
     if repeated is not None:
-        raise ExampleError(f"two models are called {repeated!r}; give one another name: dataclasses.replace(checkpoint, name=...)")
+        raise InputError(f"two models are called {repeated!r}; give one another name: dataclasses.replace(checkpoint, name=...)")
     opened = _Open({m.name: m for m in known if isinstance(m, Checkpoint)}, {e.name: str(e.source) for e in entries})
     wish = Wish(
         text=text,

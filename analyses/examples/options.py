@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from interp.tables.errors import OptionError
+
 if TYPE_CHECKING:
     pass
-
-
-class OptionError(Exception):
-    """An option out of range, or two that exclude each other. No ValueError: tyro prints those in a box of many lines."""
 
 
 @dataclass(frozen=True)

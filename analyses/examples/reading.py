@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 
 from analyses.command import say
-from analyses.examples.request import ExampleError, Wish
+from analyses.examples.request import Wish
 from analyses.examples.standing import compared_values, standing_table
 from analyses.models.named import Named
 from distill.problems.arithmetic import Step, steps
 from distill.problems.grading import Grade, grade
 from distill.problems.sets import Problem
+from interp.tables.errors import InputError
 
 if TYPE_CHECKING:
     from interp.checkpoints.loading import Checkpoint
@@ -70,13 +71,13 @@ def read_problem(
     config = HeadsConfig(model=str(model.source), text=wish.text, max_new_tokens=wish.max_new_tokens, chat=wish.chat)
     chat = wish.chat and getattr(checkpoint.tokenizer, "chat_template", None) is not None
     if checkpoint.model.training:
-        raise ExampleError(f"{model.name} is in training mode, so dropout would change its numbers; call model.eval()")
+        raise InputError(f"{model.name} is in training mode, so dropout would change its numbers; call model.eval()")
     prompts, _ = plan(config, checkpoint, [problem], chat)
     others, compared, notes = compared_values(model, checkpoint, prompts, wish, list(measures), out, pool, problem)
     finish = None
     if wish.text == "generated":
         if not checkpoint.model.can_generate():
-            raise ExampleError(f"{model.name} cannot generate; {wish.spelt('text', 'gold')} lets it read the reference solution")
+            raise InputError(f"{model.name} cannot generate; {wish.spelt('text', 'gold')} lets it read the reference solution")
         say(f"{model.name} answers")
         tokens, _ = write_answers(checkpoint, prompts.select([0], "left"), wish.max_new_tokens)
         finish = "stop" if int(tokens.texts[0].ids[-1]) in stop_ids(checkpoint) else "length"

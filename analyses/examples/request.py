@@ -6,14 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distill.problems.grading import GRADERS
+from interp.tables.errors import InputError
 from interp.tables.schema import REGIONS
 
 FEWEST = 3
 """Other problems that a run must have for a comparison with it to say anything."""
-
-
-class ExampleError(ValueError):
-    """A problem, a head or a folder that cannot be looked at; the message says what was seen and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +47,20 @@ class Wish:
         """Check what can be checked without a model.
 
         Raises:
-            ExampleError: a value out of range, or no head named.
+            InputError: a value out of range, or no head named.
         """
         if self.text not in ("generated", "gold"):
-            raise ExampleError(f"text is {self.text!r}; generated and gold are allowed")
+            raise InputError(f"text is {self.text!r}; generated and gold are allowed")
         if self.region not in REGIONS:
-            raise ExampleError(f"region is {self.region!r}; allowed: {', '.join(REGIONS)}")
+            raise InputError(f"region is {self.region!r}; allowed: {', '.join(REGIONS)}")
         if self.grader not in GRADERS:
-            raise ExampleError(f"grader is {self.grader!r}; known: {', '.join(GRADERS)}")
+            raise InputError(f"grader is {self.grader!r}; known: {', '.join(GRADERS)}")
         if self.max_new_tokens < 1 or self.seed < 0:
-            raise ExampleError(f"{self.max_new_tokens} new tokens and seed {self.seed}: at least 1 and 0 are needed")
+            raise InputError(f"{self.max_new_tokens} new tokens and seed {self.seed}: at least 1 and 0 are needed")
         if self.others < 0 or 0 < self.others < FEWEST:
-            raise ExampleError(f"{self.others} other problems to compare with: 0 for none, or at least {FEWEST}")
+            raise InputError(f"{self.others} other problems to compare with: 0 for none, or at least {FEWEST}")
         if not any(part.strip() for given in self.heads for part in given.split(",")):
-            raise ExampleError("no head is named; write 12.3, 12 (a whole layer) or auto")
+            raise InputError("no head is named; write 12.3, 12 (a whole layer) or auto")
 
     def spelt(self, name: str, value: str | int | None = None) -> str:
         """What was asked for, as whoever asked writes it: `--text gold` in a command, `text='gold'` in a call; without a value its name."""

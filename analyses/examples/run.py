@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyses.command import say
 from analyses.examples.options import ExamplesConfig
+from interp.tables.errors import InputError
 
 if TYPE_CHECKING:
     from analyses.examples.request import Wish
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def look_at(config: ExamplesConfig, command: str) -> int:
     """One problem: tables, text, figures, page."""
     from analyses.examples.folder import check_folder
-    from analyses.examples.request import ExampleError, Wish
+    from analyses.examples.request import Wish
     from analyses.models.named import all_named
 
     models = all_named(config.model, config.base)
@@ -27,10 +28,10 @@ def look_at(config: ExamplesConfig, command: str) -> int:
     problem, pool, about = the_problem(config)
     unlike = [m.name for m in models if m.source is None]
     if unlike:
-        raise ExampleError(f"the run of {unlike[0]} does not say where its model is; name the model itself")
+        raise InputError(f"the run of {unlike[0]} does not say where its model is; name the model itself")
     repeated = next((m.name for at, m in enumerate(models) if m.name in [o.name for o in models[:at]]), None)
     if repeated is not None:
-        raise ExampleError(f"two models are called {repeated!r}; measure one by python -m analyses.heads --name OTHER, and name its run")
+        raise InputError(f"two models are called {repeated!r}; measure one by python -m analyses.heads --name OTHER, and name its run")
     out = config.folder()
     check_folder(out)
     wish = Wish(
@@ -97,11 +98,11 @@ def the_problem(config: ExamplesConfig) -> tuple[Problem, list[Problem], dict[st
     """The problem, all of its set (or the shipped ones, for one typed by hand), and where it is from.
 
     Raises:
-        ExampleError: a number out of the set's range, or an answer without a number.
+        InputError: a number out of the set's range, or an answer without a number.
     """
-    from analyses.examples.request import ExampleError
-    from distill.problems.grading import GradingError, is_correct
+    from distill.problems.grading import is_correct
     from distill.problems.sets import Problem, load_problems
+    from interp.tables.errors import InputError
 
     if config.question is not None:
         answer = (config.answer or "").strip()
@@ -110,14 +111,14 @@ def the_problem(config: ExamplesConfig) -> tuple[Problem, list[Problem], dict[st
         if answer:
             try:
                 is_correct(None, answer)
-            except GradingError as error:
-                raise ExampleError(f"--answer: {error}") from error
+            except InputError as error:
+                raise InputError(f"--answer: {error}") from error
         return Problem(0, config.question, answer), load_problems(), {"source": "--question", "index": None, "n": None}
     source = config.problems or "shipped"
     pool = load_problems(source, config.split)
     index = config.problem or 0
     if index >= len(pool):
-        raise ExampleError(f"--problem is {index}; {source} has {len(pool)} problems: 0 to {len(pool) - 1} are allowed")
+        raise InputError(f"--problem is {index}; {source} has {len(pool)} problems: 0 to {len(pool) - 1} are allowed")
     return pool[index], pool, {"source": source, "index": index, "n": len(pool)}
 
 

@@ -18,9 +18,10 @@ from analyses.models.measuring import same_weights
 from analyses.models.named import Named
 from distill.problems.sets import Problem
 from interp.inference import benjamini_hochberg, new_observation
+from interp.tables.errors import InputError
 from interp.tables.heads import INPUTS, read_values
-from interp.tables.results import InputError, read_run_json
-from interp.tables.schema import REGIONS, TableError, read
+from interp.tables.results import read_run_json
+from interp.tables.schema import REGIONS, read
 
 if TYPE_CHECKING:
     from interp.checkpoints.loading import Checkpoint
@@ -50,7 +51,7 @@ def compared_values(
         try:
             reason = _unlike(folder, checkpoint, wish, measures)
             found = None if reason else _others(folder, tokens, measures)
-        except (InputError, TableError) as error:
+        except InputError as error:
             if folder == model.folder:
                 raise
             reason, found = str(error), None

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import tyro
 
 from analyses.command import guarded
-from analyses.grades.options import GradesConfig, OptionError
+from analyses.grades.options import GradesConfig
 from analyses.grades.run import run
+from interp.tables.errors import OptionError
 
 if TYPE_CHECKING:
     pass

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from interp.tables.errors import OptionError
+
 if TYPE_CHECKING:
     pass
 
@@ -18,14 +20,6 @@ PUBLISHED_CODE = "published_code"
 
 LOGGED = "logged"
 """Stands in the tables as a grader: the verdicts that came with the responses."""
-
-
-class OptionError(Exception):
-    """An option out of range. No ValueError: tyro prints those in a box of many lines."""
-
-
-class GradesError(ValueError):
-    """Responses that cannot be read or compared, or a place that cannot be written."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from interp.tables.errors import InputError
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -22,10 +24,6 @@ COLUMNS = ("question", "answer", "model_answer")
 
 
 FORMAT = '{"question": "...", "answer": "...", "response": "..."} and may have "model", "cut" (true or false) or "finish"'
-
-
-class ResponsesError(ValueError):
-    """Responses that cannot be read; the message names the file and the line."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +72,12 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
     In a folder, a CSV file without the column `model_answer` holds no responses, as the published list of true answers, and is left out.
 
     Raises:
-        ResponsesError: nothing there, no responses in it, or a file that breaks its format; the message says where.
+        InputError: nothing there, no responses in it, or a file that breaks its format; the message says where.
     """
     sources: list[Source] = []
     for path in paths:
         if not path.exists():
-            raise ResponsesError(f"{path} does not exist; name a folder of CSV files, a JSONL file, or an evaluation of distill")
+            raise InputError(f"{path} does not exist; name a folder of CSV files, a JSONL file, or an evaluation of distill")
         if not path.is_dir():
             sources.append(_read_file(path))
             continue
@@ -91,7 +89,7 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
         held = [file for file in files if file.suffix.lower() == ".jsonl" or "model_answer" in _columns(file)]
         if not held and not folders:
             seen = f"; {', '.join(file.name for file in files)} lack the column model_answer" if files else ""
-            raise ResponsesError(
+            raise InputError(
                 f"{path} holds no responses{seen}; needed are CSV files with the columns {', '.join(COLUMNS)}, JSONL files, or evaluations"
             )
         for file in files:
@@ -109,7 +107,7 @@ def _read_file(path: Path) -> Source:
         responses = _read_jsonl(path)
         kind = "jsonl"
     else:
-        raise ResponsesError(f"{path} is neither .csv nor .jsonl; a JSONL file has lines of {FORMAT}")
+        raise InputError(f"{path} is neither .csv nor .jsonl; a JSONL file has lines of {FORMAT}")
     return Source(path, kind, hashlib.sha256(path.read_bytes()).hexdigest(), tuple(responses))
 
 
@@ -118,13 +116,13 @@ def _read_csv(path: Path) -> list[Response]:
     for place, fields in _csv_rows(path):
         missing = [name for name in COLUMNS if name not in fields]
         if missing:
-            raise ResponsesError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(fields):.200}")
+            raise InputError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(fields):.200}")
         question, answer = _text(fields, "question", place), _text(fields, "answer", place)
         cut = _reached(fields.get("model_output_tokens", ""), fields.get("model_max_tokens", ""), place)
         logged = _verdict(fields.get("correct", ""), place)
         responses.append(Response(path.stem, question, answer, fields["model_answer"], cut, logged, place))
     if not responses:
-        raise ResponsesError(f"{path} has a header and no rows")
+        raise InputError(f"{path} has a header and no rows")
     return responses
 
 
@@ -137,17 +135,17 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         try:
             header = next(reader, None)
             if not header:
-                raise ResponsesError(f"{path} is empty; needed are the columns {', '.join(COLUMNS)}")
+                raise InputError(f"{path} is empty; needed are the columns {', '.join(COLUMNS)}")
             begins = reader.line_num + 1
             for row in reader:
                 place = f"{path}, line {begins}"
                 if row and len(row) != len(header):
-                    raise ResponsesError(f"{place}: a row of {len(row)} fields under {len(header)} columns; write the file again")
+                    raise InputError(f"{place}: a row of {len(row)} fields under {len(header)} columns; write the file again")
                 if row:
                     yield place, dict(zip(header, row, strict=True))
                 begins = reader.line_num + 1
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ResponsesError(f"{path}, line {begins}: cannot be read as CSV ({error!s:.160}); write the file again") from None
+            raise InputError(f"{path}, line {begins}: cannot be read as CSV ({error!s:.160}); write the file again") from None
 
 
 def _columns(path: Path) -> list[str]:
@@ -155,13 +153,13 @@ def _columns(path: Path) -> list[str]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return next(csv.reader(file), [])
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ResponsesError(f"{path}, line 1: cannot be read as CSV ({error!s:.160}); write the file again") from None
+        raise InputError(f"{path}, line 1: cannot be read as CSV ({error!s:.160}); write the file again") from None
 
 
 def _verdict(text: str, place: str) -> bool | None:
     known = {"": None, "true": True, "1": True, "false": False, "0": False}
     if text.strip().lower() not in known:
-        raise ResponsesError(f"{place}: column 'correct' holds {text!r:.40}; allowed: True, False, 1, 0, or nothing")
+        raise InputError(f"{place}: column 'correct' holds {text!r:.40}; allowed: True, False, 1, 0, or nothing")
     return known[text.strip().lower()]
 
 
@@ -174,7 +172,7 @@ def _reached(tokens: str, limit: str, place: str) -> bool | None:
     try:
         return float(tokens) >= float(limit)
     except ValueError:
-        raise ResponsesError(
+        raise InputError(
             f"{place}: model_output_tokens is {tokens!r:.40} and model_max_tokens {limit!r:.40}; allowed: numbers, the latter also True or "
             "False"
         ) from None
@@ -186,9 +184,9 @@ def _read_jsonl(path: Path) -> list[Response]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ResponsesError(f"{path}, line {line}: not UTF-8 (byte {data[error.start]:#04x}); save it as UTF-8") from None
+        raise InputError(f"{path}, line {line}: not UTF-8 (byte {data[error.start]:#04x}); save it as UTF-8") from None
     if not text.strip():
-        raise ResponsesError(f"{path} is empty; each line must be {FORMAT}")
+        raise InputError(f"{path} is empty; each line must be {FORMAT}")
     # Only "\n" ends a line: str.splitlines would also cut at U+2028, which JSON allows inside a string.
     return [_response(line, path.stem, f"{path}, line {number}") for number, line in enumerate(text.rstrip().split("\n"), 1)]
 
@@ -198,19 +196,17 @@ def _response(line: str, stem: str, place: str) -> Response:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:  # torn or blank lines, numbers of thousands of digits, thousands of nested lists
         said = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise ResponsesError(f"{place}: not JSON ({said:.120}); each line must be {FORMAT}") from None
+        raise InputError(f"{place}: not JSON ({said:.120}); each line must be {FORMAT}") from None
     if not isinstance(fields, dict):
-        raise ResponsesError(f"{place}: a JSON {type(fields).__name__}, not an object; each line must be {FORMAT}")
+        raise InputError(f"{place}: a JSON {type(fields).__name__}, not an object; each line must be {FORMAT}")
     model = _text({"model": stem, **fields}, "model", place)
     question, answer = _text(fields, "question", place), _text(fields, "answer", place)
     response = _text(fields, "response", place, empty=True)
     cut, finish = fields.get("cut"), fields.get("finish")
     if not isinstance(cut, bool | None):
-        raise ResponsesError(f"{place}: field 'cut' is {cut!r:.40}; allowed: true, false, or nothing")
+        raise InputError(f"{place}: field 'cut' is {cut!r:.40}; allowed: true, false, or nothing")
     if not isinstance(finish, str | None):
-        raise ResponsesError(
-            f"{place}: field 'finish' is {finish!r:.40}; allowed: a text, which is \"length\" for a cut response, or nothing"
-        )
+        raise InputError(f"{place}: field 'finish' is {finish!r:.40}; allowed: a text, which is \"length\" for a cut response, or nothing")
     if cut is None and finish is not None:
         cut = finish == "length"
     return Response(model, question, answer, response, cut, None, place)
@@ -218,16 +214,16 @@ def _response(line: str, stem: str, place: str) -> Response:
 
 def _text(fields: Mapping[str, Any], name: str, place: str, *, empty: bool = False) -> str:
     if name not in fields:
-        raise ResponsesError(f"{place}: no field {name!r} (fields seen: {', '.join(map(repr, fields)) or 'none':.200}); a line is {FORMAT}")
+        raise InputError(f"{place}: no field {name!r} (fields seen: {', '.join(map(repr, fields)) or 'none':.200}); a line is {FORMAT}")
     value = fields[name]
     if not isinstance(value, str):
-        raise ResponsesError(f"{place}: field {name!r} is of type {type(value).__name__}; it must be a string")
+        raise InputError(f"{place}: field {name!r} is of type {type(value).__name__}; it must be a string")
     if not empty and not value.strip():
-        raise ResponsesError(f"{place}: field {name!r} is empty; it must hold text")
+        raise InputError(f"{place}: field {name!r} is empty; it must hold text")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:  # an escape such as \ud800 alone, which no table can hold
-        raise ResponsesError(f"{place}: field {name!r} holds half of a surrogate pair; it must be valid Unicode") from None
+        raise InputError(f"{place}: field {name!r} holds half of a surrogate pair; it must be valid Unicode") from None
     return value
 
 
@@ -242,13 +238,13 @@ def _read_evaluation(folder: Path) -> Source:
         rows = pq.read_table(file, columns=names).to_pylist()
     except (OSError, pa.ArrowException, ValueError, KeyError, AttributeError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ResponsesError(f"{folder} holds no whole evaluation ({said:.120}); evaluate it again") from error
+        raise InputError(f"{folder} holds no whole evaluation ({said:.120}); evaluate it again") from error
     if any(row["sample"] for row in rows):
-        raise ResponsesError(
+        raise InputError(
             f"{folder} has several samples a problem, and the tests here are for one; the report of `python -m distill` compares them"
         )
     if not rows:
-        raise ResponsesError(f"{folder} has no responses")
+        raise InputError(f"{folder} has no responses")
     responses = [
         Response(name, r["question"], r["reference"], r["response"], r["finish"] == "length", None, f"{file}, row {number}")
         for number, r in enumerate(rows, 1)
@@ -263,17 +259,17 @@ def by_model(sources: Sequence[Source]) -> dict[str, list[Response]]:
     """Each model's responses, in the order in which they were read.
 
     Raises:
-        ResponsesError: a path is named twice, or a model stands in two, so that nobody knows which of its responses count.
+        InputError: a path is named twice, or a model stands in two, so that nobody knows which of its responses count.
     """
     twice = [path for path, n in Counter(source.path.resolve() for source in sources).items() if n > 1]
     if twice:
-        raise ResponsesError(f"{twice[0]} is named twice; name each path once")
+        raise InputError(f"{twice[0]} is named twice; name each path once")
     models: dict[str, list[Response]] = {}
     home: dict[str, Path] = {}
     for source in sources:
         for response in source.responses:
             if home.setdefault(response.model, source.path) != source.path:
-                raise ResponsesError(f"model {response.model!r} is in {home[response.model]} and in {source.path}; rename one of them")
+                raise InputError(f"model {response.model!r} is in {home[response.model]} and in {source.path}; rename one of them")
             models.setdefault(response.model, []).append(response)
     return models
 
@@ -285,9 +281,10 @@ def number_problems(models: Mapping[str, Sequence[Response]]) -> dict[str, list[
     occurrence: its second is the second of the others.
 
     Raises:
-        ResponsesError: a reference holds no number, or a question has different ones.
+        InputError: a reference holds no number, or a question has different ones.
     """
-    from distill.problems.grading import GradingError, is_correct, parse_number
+    from distill.problems.grading import is_correct, parse_number
+    from interp.tables.errors import InputError
 
     found: dict[tuple[str, int], tuple[int, Fraction | None, str]] = {}
     numbers: dict[str, list[int]] = {}
@@ -297,13 +294,13 @@ def number_problems(models: Mapping[str, Sequence[Response]]) -> dict[str, list[
         for response in responses:
             try:
                 is_correct(None, response.answer)
-            except GradingError as error:
-                raise ResponsesError(f"{response.place}: {error}") from None
+            except InputError as error:
+                raise InputError(f"{response.place}: {error}") from None
             question = response.question.strip()
             reference = parse_number(response.answer.rpartition("####")[2])
             number, first, place = found.setdefault((question, before[question]), (len(found), reference, response.place))
             if first != reference:
-                raise ResponsesError(f"{response.place}: the reference is {reference}, and {first} for the same question in {place}")
+                raise InputError(f"{response.place}: the reference is {reference}, and {first} for the same question in {place}")
             before[question] += 1
             numbers[model].append(number)
     return numbers

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyses.grades.options import PUBLISHED_CODE, GradesConfig, GradesError
+from analyses.grades.options import PUBLISHED_CODE, GradesConfig
 from analyses.grades.responses import Source, by_model, facts_table, number_problems, read_sources
 from analyses.grades.tables import accuracy_table, grade_all, notes_on, pairs_table, with_logged
+from interp.tables.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,10 +34,10 @@ def run(config: GradesConfig, command: str) -> int:
     models = by_model(sources)
     published = {r.model for source in sources if source.kind == "csv" for r in source.responses}
     if asked == [PUBLISHED_CODE] and not published:
-        raise GradesError(f"{PUBLISHED_CODE} is for CSV files in the published layout, and none is given; name other --graders")
+        raise InputError(f"{PUBLISHED_CODE} is for CSV files in the published layout, and none is given; name other --graders")
     baseline = config.baseline or min(models)
     if baseline not in models:
-        raise GradesError(f"--baseline {baseline!r} has no responses; there are those of {', '.join(models)}")
+        raise InputError(f"--baseline {baseline!r} has no responses; there are those of {', '.join(models)}")
     numbers = number_problems(models)
     check_folder(config.out, force=config.force)
 
@@ -54,7 +55,7 @@ def chosen_graders(given: Sequence[str]) -> list[str]:
     """Names of graders, parted by blanks or commas; all where none is given.
 
     Raises:
-        GradesError: an unknown name.
+        InputError: an unknown name.
     """
     from distill.problems.grading import GRADERS
 
@@ -62,7 +63,7 @@ def chosen_graders(given: Sequence[str]) -> list[str]:
     names = list(dict.fromkeys(name for part in given for name in part.split(",") if name)) or known
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise GradesError(f"unknown grader {unknown[0]!r}; known: {', '.join(known)}")
+        raise InputError(f"unknown grader {unknown[0]!r}; known: {', '.join(known)}")
     return names
 
 
@@ -73,10 +74,10 @@ def check_folder(out: Path, *, force: bool) -> None:
     """The results may go there: it is new, empty, or this command wrote it.
 
     Raises:
-        GradesError: a file, or a folder that holds other things, which only --force writes into.
+        InputError: a file, or a folder that holds other things, which only --force writes into.
     """
     if out.exists() and not out.is_dir():
-        raise GradesError(f"--out {out} is a file; name a folder")
+        raise InputError(f"--out {out} is a file; name a folder")
     if force or not out.is_dir() or not any(out.iterdir()):
         return
     try:
@@ -84,7 +85,7 @@ def check_folder(out: Path, *, force: bool) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         kind = None
     if kind != KIND:
-        raise GradesError(f"--out {out} holds other things than grades; name another folder, or --force writes {', '.join(FILES)} into it")
+        raise InputError(f"--out {out} holds other things than grades; name another folder, or --force writes {', '.join(FILES)} into it")
 
 
 def about(

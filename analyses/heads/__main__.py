@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import tyro
 
 from analyses.command import guarded
-from analyses.heads.options import EXAMPLES, PROG, HeadsConfig, OptionError
+from analyses.heads.options import EXAMPLES, PROG, HeadsConfig
 from analyses.heads.run import run
+from interp.tables.errors import OptionError
 
 if TYPE_CHECKING:
     pass

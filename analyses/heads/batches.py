@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from analyses.heads.options import HeadsConfig, InputError
+from analyses.heads.options import HeadsConfig
+from interp.tables.errors import InputError
 
 if TYPE_CHECKING:
     from analyses.heads.folder import Part, RunFolder

@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from interp.tables.errors import InputError, OptionError
 from interp.tables.heads import INPUTS
-from interp.tables.schema import TableError, read, write
+from interp.tables.schema import read, write
 
 SETTINGS = "settings.json"
 
@@ -33,10 +34,6 @@ OWN = re.compile(
     r"\.lock|\..*-part-.*|\..*\.json|\.writable-\d+|part-\d+\.(safetensors|parquet)|settings\.json|run\.json|\w+\.parquet|report\.html|figures"
 )
 """Names that a run writes: a folder that holds others is never deleted."""
-
-
-class RunError(ValueError):
-    """An output folder that cannot be used as asked; the message says what is there and what to do."""
 
 
 @dataclass(frozen=True)
@@ -67,29 +64,29 @@ class RunFolder:
         """Check that the run may be written there, before any work is done.
 
         Raises:
-            RunError: the place is taken, an unfinished run lies there, or the folder cannot be written.
+            OptionError: the place is taken, an unfinished run lies there, or the folder cannot be written.
         """
         if not out.name:
-            raise RunError(f"--out {out} is the root of the file system; name a folder")
+            raise OptionError(f"--out {out} is the root of the file system; name a folder")
         self.out = out
         self.partial = out.with_name(out.name + ".partial")
         self.force, self.resume = force, resume
         if out.exists() and not out.is_dir():
-            raise RunError(f"--out {out} is a file; name a folder")
+            raise OptionError(f"--out {out} is a file; name a folder")
         holds_run = (out / "run.json").is_file()
         if out.is_dir() and any(out.iterdir()):
             if not holds_run:
-                raise RunError(f"--out {out} holds other things than a run; name another folder")
+                raise OptionError(f"--out {out} holds other things than a run; name another folder")
             if not force:
-                raise RunError(f"--out {out} holds a finished run; --force replaces it, or name another folder")
+                raise OptionError(f"--out {out} holds a finished run; --force replaces it, or name another folder")
         if self.partial.exists() and not (resume or force):
-            raise RunError(f"an unfinished run lies in {self.partial}; --resume goes on with it, --force begins anew")
+            raise OptionError(f"an unfinished run lies in {self.partial}; --resume goes on with it, --force begins anew")
         if self.partial.exists() and not self.partial.is_dir():
-            raise RunError(f"{self.partial} is a file, and unfinished runs go there; move it, or name another --out")
+            raise OptionError(f"{self.partial} is a file, and unfinished runs go there; move it, or name another --out")
         for folder in (out, self.partial):
             strange = sorted(path.name for path in folder.iterdir() if not OWN.fullmatch(path.name)) if folder.is_dir() else []
             if strange:
-                raise RunError(f"{folder} holds {strange[0]!r}, which no run wrote; move it, or name another --out")
+                raise OptionError(f"{folder} holds {strange[0]!r}, which no run wrote; move it, or name another --out")
         self._fresh = not self.partial.exists()
         self._lock = FileLock(self.partial / LOCK, timeout=0) if lock else None
         try:
@@ -105,9 +102,9 @@ class RunFolder:
             probe.write_bytes(b"")
             probe.unlink()
         except Timeout as error:
-            raise RunError(f"another run is at work in {self.partial}; wait for it, or name another --out") from error
+            raise OptionError(f"another run is at work in {self.partial}; wait for it, or name another --out") from error
         except OSError as error:
-            raise RunError(f"--out {out} cannot be written: {error.strerror} ({error.filename})") from error
+            raise OptionError(f"--out {out} cannot be written: {error.strerror} ({error.filename})") from error
 
     def release(self) -> None:
         """Let other processes have the folder."""
@@ -118,7 +115,7 @@ class RunFolder:
         """Keep what decides the numbers, or compare it with that of the run that is resumed.
 
         Raises:
-            RunError: the unfinished run was made with other settings; the message names them.
+            OptionError: the unfinished run was made with other settings; the message names them.
         """
         path = self.partial / SETTINGS
         settings = json.loads(json.dumps(settings))
@@ -126,11 +123,11 @@ class RunFolder:
             try:
                 before = dict(json.loads(path.read_text(encoding="utf-8")))
             except (ValueError, TypeError) as error:
-                raise RunError(f"{path} is damaged ({error}); --force begins anew") from error
+                raise OptionError(f"{path} is damaged ({error}); --force begins anew") from error
             differ = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
             if differ:
                 name = differ[0]
-                raise RunError(
+                raise OptionError(
                     f"{self.partial} was begun with other settings ({', '.join(differ)}; {name}: {before.get(name)!r}, now "
                     f"{settings.get(name)!r}); give the same, or --force to begin anew"
                 )
@@ -146,7 +143,7 @@ class RunFolder:
             return False
         try:
             self.read_part(number)
-        except RunError as error:
+        except OptionError as error:
             print(f"note: {error}; it is done again", file=sys.stderr)
             return False
         return True
@@ -155,7 +152,7 @@ class RunFolder:
         """Write one part so that it is there whole or not at all.
 
         Raises:
-            RunError: no space, no permission.
+            OptionError: no space, no permission.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
@@ -178,7 +175,7 @@ class RunFolder:
             temporary[1].replace(inputs)
             temporary[0].replace(values)  # last: its being there says that the part is whole
         except (SafetensorError, OSError) as error:
-            raise RunError(f"{self.partial}: part {number} cannot be written ({error}); --resume goes on from finished parts") from error
+            raise OptionError(f"{self.partial}: part {number} cannot be written ({error}); --resume goes on from finished parts") from error
         finally:
             for path in temporary:
                 path.unlink(missing_ok=True)
@@ -187,7 +184,7 @@ class RunFolder:
         """Read one part.
 
         Raises:
-            RunError: the part is torn.
+            OptionError: the part is torn.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
@@ -197,8 +194,8 @@ class RunFolder:
             found = load_file(values)
             rows, blocked = read(inputs, INPUTS), tuple(found["blocked"].tolist())
             return Part(found["examples"].tolist(), found["values"], found["counts"], rows, int(found["n_cut"][0]), blocked)
-        except (SafetensorError, TableError, OSError, KeyError) as error:
-            raise RunError(f"part {number} of {self.partial} is damaged ({error})") from error
+        except (SafetensorError, InputError, OSError, KeyError) as error:
+            raise OptionError(f"part {number} of {self.partial} is damaged ({error})") from error
 
     def abandon(self) -> None:
         """Leave nothing where nothing was finished: a failed start leaves no folder."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from interp.tables.errors import OptionError
+
 if TYPE_CHECKING:
     pass
 
@@ -24,10 +26,6 @@ Examples:
   accelerate launch -m analyses.heads --model DIR --out runs/dir          examples split over GPUs
   torchrun --nproc-per-node 2 -m analyses.heads --device cpu              examples split over processes of a CPU
 """
-
-
-class OptionError(Exception):
-    """An option out of range, or two that exclude each other. No ValueError: tyro prints those in a box of many lines."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,3 @@ class HeadsConfig:
             return self.out if self.out.name not in ("", "..") and not self.out.is_symlink() else self.out.resolve()
         short = re.sub(r"[^\w.\-]+", "-", self.name or Path(self.model).name.removesuffix(".gguf")) or "model"
         return Path("runs") / (short if self.text == "gold" else f"{short}-generated")
-
-
-class InputError(ValueError):
-    """Problems and model do not fit together."""

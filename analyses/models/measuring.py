@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyses.models.named import Named
-from interp.tables.results import InputError, read_run_json
+from interp.tables.errors import InputError
+from interp.tables.results import read_run_json
 
 if TYPE_CHECKING:
     from analyses.heads.options import HeadsConfig
@@ -80,10 +81,10 @@ def measured(wanted: HeadsConfig, identity: dict[str, Any], opened: Callable[[],
 
 def written(problems: Sequence[Problem], file: Path) -> Path:
     """Problems as the JSONL file that a head run names."""
-    from interp.tables.files import write_whole
+    from interp.tables.files import write_text
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, "".join(json.dumps({"question": p.question, "answer": p.answer}, ensure_ascii=False) + "\n" for p in problems))
+    write_text(file, "".join(json.dumps({"question": p.question, "answer": p.answer}, ensure_ascii=False) + "\n" for p in problems))
     return file
 
 

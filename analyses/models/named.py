@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from interp.tables.results import InputError, read_run_json
+from interp.tables.errors import DamagedError, InputError
+from interp.tables.results import read_run_json
 
 if TYPE_CHECKING:
     from distill.problems.sets import Problem
@@ -98,14 +99,14 @@ def _of_run(folder: Path) -> Named:
 
 def _card(folder: Path) -> tuple[str | None, int | None]:
     """Condition and seed of a student of `distill`; nothing where there is no card."""
-    from distill.students.lora import StudentError, read_card
+    from distill.students.lora import read_card
 
     if not (folder / "card.json").is_file():
         return None, None
     try:
         card = read_card(folder)
         return str(card["condition"]), card["seed"]
-    except (StudentError, KeyError) as error:
+    except (DamagedError, KeyError) as error:
         raise InputError(f"{folder / 'card.json'}: {error}") from error
 
 
@@ -118,7 +119,6 @@ def of_study(folder: Path) -> tuple[list[Named], list[Problem], str]:
     Raises:
         InputError: no study there, or no student in it.
     """
-    from distill.settings import StudyError
     from distill.study.config import study_from
     from distill.study.folder import load_set, student_name
 
@@ -127,7 +127,7 @@ def of_study(folder: Path) -> tuple[list[Named], list[Problem], str]:
         study = study_from(json.loads(path.read_text(encoding="utf-8")), str(path))
     except FileNotFoundError:
         raise InputError(f"{folder} is no study of distill (no study.json); run one with python -m distill run STUDY.toml") from None
-    except (OSError, ValueError, StudyError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error})") from error
     base = study.student.model
     accuracy = study_accuracies(folder)

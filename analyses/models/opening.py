@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from analyses.models.named import Named
 from interp.checkpoints.adapters import open_adapters
-from interp.checkpoints.found import CheckpointError
 from interp.checkpoints.loading import Checkpoint
 from interp.checkpoints.opening import identify, open_checkpoint, open_config, open_tokenizer
+from interp.tables.errors import CheckpointError
 
 if TYPE_CHECKING:
     from interp.recording.divergence import Student

@@ -11,7 +11,8 @@ import tyro
 
 from analyses.command import guarded
 from analyses.shifts.compare import compare
-from analyses.shifts.options import OptionError, ShiftsConfig
+from analyses.shifts.options import ShiftsConfig
+from interp.tables.errors import OptionError
 
 if TYPE_CHECKING:
     pass

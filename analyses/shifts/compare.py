@@ -74,19 +74,19 @@ def compare(config: ShiftsConfig, command: str) -> int:
 def _check(config: ShiftsConfig, models: Sequence[Named], baseline: str | None) -> None:
     """What is wrong is said before anything is measured."""
     from interp.checkpoints.opening import identify
-    from interp.tables.heads import CompareError
+    from interp.tables.errors import InputError
 
     if len(models) < 2:
-        raise CompareError(f"{len(models)} model to compare ({', '.join(m.name for m in models)}); name at least two")
+        raise InputError(f"{len(models)} model to compare ({', '.join(m.name for m in models)}); name at least two")
     names = [m.name for m in models]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
-        raise CompareError(
+        raise InputError(
             f"two models are called {repeated!r}; measure one of them by python -m analyses.heads --name OTHER, and name its run"
         )
     known = list(dict.fromkeys([*(m.condition for m in models), *(m.name for m in models)]))
     if baseline is not None and baseline not in known:
-        raise CompareError(f"--baseline {baseline!r} is none of the models; known: {', '.join(known)}")
+        raise InputError(f"--baseline {baseline!r} is none of the models; known: {', '.join(known)}")
     for model in models:
         if model.folder is None and model.source is not None:
             identify(model.source, trust_remote_code=config.trust_remote_code)

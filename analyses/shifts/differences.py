@@ -16,7 +16,8 @@ import pandas as pd
 from scipy import stats
 
 from interp.inference import benjamini_hochberg, bootstrap_interval, crossed_test, paired_t
-from interp.tables.heads import CompareError, HeadValues, Run
+from interp.tables.errors import InputError
+from interp.tables.heads import HeadValues, Run
 from interp.tables.schema import REGIONS
 from interp.tables.shifts import FEWEST_STUDENTS, KEY
 
@@ -31,20 +32,20 @@ def align(runs: Sequence[Run]) -> list[Run]:
     """The runs on the measures that all of them have.
 
     Raises:
-        CompareError: fewer than two runs, names that repeat, no common measure, another grid of heads, other examples, or an example
+        InputError: fewer than two runs, names that repeat, no common measure, another grid of heads, other examples, or an example
             whose tokens differ; the message says where.
     """
     if len(runs) < 2:
-        raise CompareError(f"{len(runs)} model to compare ({', '.join(r.name for r in runs) or 'none'}); name at least two")
+        raise InputError(f"{len(runs)} model to compare ({', '.join(r.name for r in runs) or 'none'}); name at least two")
     first = runs[0]
     names = [r.name for r in runs]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise CompareError(f"two runs are of a model called {repeated[0]!r}; measure one of them again with --name")
+        raise InputError(f"two runs are of a model called {repeated[0]!r}; measure one of them again with --name")
     for run in runs[1:]:
         mine, theirs = (first.values.layers, first.values.n_heads), (run.values.layers, run.values.n_heads)
         if mine != theirs:
-            raise CompareError(
+            raise InputError(
                 f"{run.name} has {len(theirs[0])} layers of {theirs[1]} heads, {first.name} {len(mine[0])} of {mine[1]}: their heads are "
                 "not the same; --match finds heads that do alike"
             )
@@ -53,15 +54,15 @@ def align(runs: Sequence[Run]) -> list[Run]:
         alone = sorted(set(run.values.examples) ^ set(first.values.examples))
         if examples and alone:
             has, lacks = (run, first) if alone[0] in run.values.examples else (first, run)
-            raise CompareError(
+            raise InputError(
                 f"{first.name} has {len(first.values.examples)} examples, {run.name} {len(run.values.examples)}: example {alone[0]} is in "
                 f"{has.name} and not in {lacks.name}; measure both on the same problems (--problems, --limit)"
             )
     measures = [m for m in first.values.measures if all(m in r.values.measures for r in runs)]
     if not examples:
-        raise CompareError(f"no example is common to {', '.join(names)}: they were measured on other problems")
+        raise InputError(f"no example is common to {', '.join(names)}: they were measured on other problems")
     if not measures:
-        raise CompareError(f"no measure is common to {', '.join(names)}; measure them again with the same --measures")
+        raise InputError(f"no measure is common to {', '.join(names)}; measure them again with the same --measures")
     reference = _tokens(first, examples)
     for run in runs[1:]:
         _same_tokens(first.name, reference, run.name, _tokens(run, examples))
@@ -84,7 +85,7 @@ def _same_tokens(name: str, one: pd.DataFrame, other_name: str, other: pd.DataFr
     seen = [frame.iloc[at] if at < len(frame) else None for frame in (one, other)]
     place = next(row for row in seen if row is not None)
     said = [f"{row['token']!r} ({row['region']})" if row is not None else "nothing more" for row in seen]
-    raise CompareError(
+    raise InputError(
         f"{name} and {other_name} did not read the same tokens: example {place['example']}, position {place['position']}: {said[0]} "
         f"against {said[1]}. Measure both on the same problems with --text gold and the same chat template; --match compares models of "
         "different tokenizers"
@@ -142,7 +143,7 @@ def conditions_table(bases: Sequence[Run], others: Sequence[Run], *, seed: int =
         seed: of the bootstrap.
 
     Raises:
-        CompareError: both have several seeds, and none in common.
+        InputError: both have several seeds, and none in common.
     """
     pairs = _pairs(bases, others)
     d = np.stack([differences(one.values, two.values) for one, two in pairs])
@@ -175,7 +176,7 @@ def _pairs(bases: Sequence[Run], others: Sequence[Run]) -> list[tuple[Run, Run]]
     if not pairs:
         if len(others) == 1:
             return [(base, others[0]) for base in bases]
-        raise CompareError(
+        raise InputError(
             f"{bases[0].condition} has the seeds {[b.seed for b in bases]}, {others[0].condition} {[o.seed for o in others]}: "
             "they share none"
         )
@@ -263,11 +264,11 @@ def accuracy_table(base: HeadValues, students: Sequence[HeadValues], accuracy: S
         seed: of the permutations.
 
     Raises:
-        CompareError: fewer than two students.
+        InputError: fewer than two students.
     """
     n = len(students)
     if n < 2:
-        raise CompareError(f"{n} student with a known accuracy; at least two are needed to go with it")
+        raise InputError(f"{n} student with a known accuracy; at least two are needed to go with it")
     shifts = np.stack([_mean_of(differences(base, s)) for s in students])
     flat = shifts.reshape(n, -1)
     x = _unit(stats.rankdata(flat, axis=0))

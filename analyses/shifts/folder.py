@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from interp.tables.files import write_whole
+from interp.tables.errors import OptionError
+from interp.tables.files import write_text
 from interp.tables.schema import write
 from interp.tables.shifts import TABLES
 
@@ -17,35 +18,31 @@ OTHERS = ("lora", "lora_spectrum", "models", "training", "matches", "layer_match
 """Tables beside those of `interp.tables.shifts.TABLES`."""
 
 
-class ComparisonError(ValueError):
-    """An output folder that cannot be used as asked."""
-
-
 class ComparisonFolder:
     """One comparison's output.
 
     Raises:
-        ComparisonError: the place is a file, holds other things, or a finished comparison and `force` is not given.
+        OptionError: the place is a file, holds other things, or a finished comparison and `force` is not given.
     """
 
     def __init__(self, out: Path, *, force: bool) -> None:
         self.out = out
         if out.exists() and not out.is_dir():
-            raise ComparisonError(f"--out {out} is a file; name a folder")
+            raise OptionError(f"--out {out} is a file; name a folder")
         if (out / "run.json").is_file():
             try:
                 kind = json.loads((out / "run.json").read_text(encoding="utf-8")).get("kind")
             except (ValueError, AttributeError) as error:
-                raise ComparisonError(f"{out / 'run.json'} is damaged ({error}); name another --out") from error
+                raise OptionError(f"{out / 'run.json'} is damaged ({error}); name another --out") from error
             if kind is None:
-                raise ComparisonError(f"--out {out} holds a head run; name another folder")
+                raise OptionError(f"--out {out} holds a head run; name another folder")
             if not force:
-                raise ComparisonError(f"--out {out} holds a finished comparison; --force replaces it, or name another folder")
+                raise OptionError(f"--out {out} holds a finished comparison; --force replaces it, or name another folder")
         elif out.is_dir():
             ours = {"heads", "problems.jsonl", "figures", "report.html", *(path.name for path in self._tables())}
             strange = sorted(p.name for p in out.iterdir() if p.name not in ours and ".draft" not in p.name)
             if strange:
-                raise ComparisonError(f"--out {out} holds {strange[0]!r}, which no comparison wrote; name another folder")
+                raise OptionError(f"--out {out} holds {strange[0]!r}, which no comparison wrote; name another folder")
         out.mkdir(parents=True, exist_ok=True)
 
     def write(self, tables: dict[str, pd.DataFrame], about: dict[str, Any]) -> None:
@@ -66,8 +63,8 @@ class ComparisonFolder:
                 table.to_parquet(draft, index=False)
                 draft.replace(self.out / f"{name}.parquet")
             else:
-                write_whole(self.out / f"{name}.csv", table.to_csv(index=False))
-        write_whole(self.out / "run.json", json.dumps({**about, "versions": versions()}, indent=1, ensure_ascii=False, default=str) + "\n")
+                write_text(self.out / f"{name}.csv", table.to_csv(index=False))
+        write_text(self.out / "run.json", json.dumps({**about, "versions": versions()}, indent=1, ensure_ascii=False, default=str) + "\n")
 
     def _tables(self) -> list[Path]:
         """Every file that a comparison's table may have."""

@@ -8,9 +8,7 @@ from typing import Literal
 
 import tyro
 
-
-class OptionError(Exception):
-    """Options that exclude each other. No ValueError: tyro prints those in a box of many lines."""
+from interp.tables.errors import OptionError
 
 
 @dataclass(frozen=True)

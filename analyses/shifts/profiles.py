@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
+from interp.tables.errors import InputError
 from interp.tables.heads import EXAMPLES, INPUTS
 from interp.tables.schema import TOKEN_REGIONS
 
@@ -72,10 +73,6 @@ SHOWN = 40
 """Characters of a word that an error shows."""
 
 
-class MatchingError(ValueError):
-    """Tables that cannot be compared; the message says what was seen and what is needed."""
-
-
 # --- the same text -----------------------------------------------------------------------------------------------------
 
 
@@ -97,15 +94,15 @@ def same_words(one: pd.DataFrame, other: pd.DataFrame, *, regions: Sequence[str]
         A row an example: example, n_words, n_tokens_one, n_tokens_other (tokens of these regions).
 
     Raises:
-        MatchingError: no example in common, an example without any word, or the first example and word that differ.
+        InputError: no example in common, an example without any word, or the first example and word that differ.
     """
     unknown = sorted(set(regions) - set(TOKEN_REGIONS))
     if unknown or not regions:
-        raise MatchingError(f"regions {', '.join(unknown) or '(none)'} are not among those of tokens: {', '.join(TOKEN_REGIONS)}")
+        raise InputError(f"regions {', '.join(unknown) or '(none)'} are not among those of tokens: {', '.join(TOKEN_REGIONS)}")
     sides = [_by_example(frame, regions) for frame in (one, other)]
     common = sorted(set(one["example"]) & set(other["example"]))
     if not common:
-        raise MatchingError(f"no example in common: {_some(one['example'])} against {_some(other['example'])}")
+        raise InputError(f"no example in common: {_some(one['example'])} against {_some(other['example'])}")
     nothing = pd.DataFrame({"region": [], "token": []})
     rows = []
     for example in common:
@@ -115,7 +112,7 @@ def same_words(one: pd.DataFrame, other: pd.DataFrame, *, regions: Sequence[str]
             texts = ["".join(part.loc[part["region"] == region, "token"]) for part in (mine, theirs)]
             n_words += _compare(texts[0], texts[1], f"example {example}, {region}")
         if n_words == 0:
-            raise MatchingError(f"example {example} has no word in {' or '.join(regions)}: nothing to compare")
+            raise InputError(f"example {example} has no word in {' or '.join(regions)}: nothing to compare")
         rows.append((int(example), n_words, len(mine), len(theirs)))
     return pd.DataFrame(rows, columns=["example", "n_words", "n_tokens_one", "n_tokens_other"])
 
@@ -142,7 +139,7 @@ def _compare(one: str, other: str, where: str) -> int:
         "".join(map(chr, codes[start : min([s for s in own if s > max(at, start)], default=len(codes))][:SHOWN]))
         for codes, own in ((mine, my_starts), (theirs, their_starts))
     ]
-    raise MatchingError(f"{where}, word {number}: {shown[0]!r} against {shown[1]!r}; both models must have read the same text")
+    raise InputError(f"{where}, word {number}: {shown[0]!r} against {shown[1]!r}; both models must have read the same text")
 
 
 def _characters(text: str, ascii_only: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -212,19 +209,19 @@ def profiles(
             have no attention.
 
     Raises:
-        MatchingError: a column, example, measure or region that is missing, several models, a repeated row, fewer than two heads, or no
+        InputError: a column, example, measure or region that is missing, several models, a repeated row, fewer than two heads, or no
             feature that is left.
     """
     _check_columns(examples, ("model", "example", "layer", "head", "measure", "region", "value"), EXAMPLES.name)
     models = [str(name) for name in examples["model"].unique()]
     if len(models) != 1:
-        raise MatchingError(f"the table holds models {', '.join(models) or '(none)'}; give the rows of one")
+        raise InputError(f"the table holds models {', '.join(models) or '(none)'}; give the rows of one")
     numbers = np.unique(np.asarray(list(examples_in_common), np.int64))
     held = examples["measure"].unique().tolist()
     names = [name for name in PROFILE_MEASURES if name in held] if measures is None else list(dict.fromkeys(measures))
     regions = list(dict.fromkeys(regions))
     if not names:
-        raise MatchingError(
+        raise InputError(
             f"{models[0]}: the table holds measures {', '.join(held)}, none of those that compare: {', '.join(PROFILE_MEASURES)}"
         )
     for what, wanted, seen in (
@@ -234,7 +231,7 @@ def profiles(
     ):
         missing = [item for item in wanted if item not in set(seen)]
         if missing or not wanted:
-            raise MatchingError(f"{models[0]}: {what} {_some(missing) if missing else '(none)'} asked for; the table holds {_some(seen)}")
+            raise InputError(f"{models[0]}: {what} {_some(missing) if missing else '(none)'} asked for; the table holds {_some(seen)}")
     chosen = examples["measure"].isin(names) & examples["region"].isin(regions) & examples["example"].isin(numbers)
     kept = examples.loc[chosen, ["example", "layer", "head", "measure", "region", "value"]]
 
@@ -242,7 +239,7 @@ def profiles(
     width = int(head.max()) + 1
     found, row = np.unique(layer * width + head, return_inverse=True)
     if len(found) < 2:
-        raise MatchingError(f"{models[0]} has one head: a profile says how a head differs from its model's others, so two are needed")
+        raise InputError(f"{models[0]} has one head: a profile says how a head differs from its model's others, so two are needed")
     features = pd.MultiIndex.from_product([names, regions, numbers.tolist()], names=["measure", "region", "example"])
     # mapping a column of categories maps each category once
     column = kept["measure"].map({name: at for at, name in enumerate(names)}).to_numpy(np.int64) * len(regions)
@@ -250,23 +247,23 @@ def profiles(
     column = column * len(numbers) + np.searchsorted(numbers, kept["example"].to_numpy(np.int64))
     cell = row * len(features) + column
     if len(np.unique(cell)) < len(cell):
-        raise MatchingError(f"{models[0]}: {len(cell) - len(np.unique(cell))} rows repeat an example, head, measure and region")
+        raise InputError(f"{models[0]}: {len(cell) - len(np.unique(cell))} rows repeat an example, head, measure and region")
     values = np.full(len(found) * len(features), np.nan)
     values[cell] = kept["value"].to_numpy(float)
     values = values.reshape(len(found), len(features))
 
     defined = np.isfinite(values).all(0)
     if not defined.any():
-        raise MatchingError(f"{models[0]}: no measure has a value for every head in any of the {len(numbers)} examples")
+        raise InputError(f"{models[0]}: no measure has a value for every head in any of the {len(numbers)} examples")
     values, features = values[:, defined], features.take(np.flatnonzero(defined))
     spread = values.std(0)
     varied = spread > CONSTANT * np.abs(values).max(0)
     if not varied.any():
-        raise MatchingError(f"{models[0]}: all {len(found)} heads are the same in each of {len(features)} values: nothing tells them apart")
+        raise InputError(f"{models[0]}: all {len(found)} heads are the same in each of {len(features)} values: nothing tells them apart")
     values = (values[:, varied] - values[:, varied].mean(0)) / spread[varied]
     layers = found // width
     if n_layers is not None and n_layers <= layers.max():
-        raise MatchingError(f"{models[0]}: n_layers is {n_layers}, but the table holds layer {layers.max()}")
+        raise InputError(f"{models[0]}: n_layers is {n_layers}, but the table holds layer {layers.max()}")
     n_layers = int(layers.max()) + 1 if n_layers is None else n_layers
     return HeadProfiles(models[0], layers, found % width, n_layers, values, features.take(np.flatnonzero(varied)))
 
@@ -274,7 +271,7 @@ def profiles(
 def _check_columns(frame: pd.DataFrame, needed: Sequence[str], table: str) -> None:
     missing = [name for name in needed if name not in frame.columns]
     if missing:
-        raise MatchingError(f"table {table}: missing columns {missing}; it has {list(frame.columns)}")
+        raise InputError(f"table {table}: missing columns {missing}; it has {list(frame.columns)}")
 
 
 def _some(items: Iterable[object]) -> str:
@@ -320,20 +317,20 @@ def match_heads(
           the choice of examples alone.
 
     Raises:
-        MatchingError: no measure, region or example in common, fewer than two features, a profile that does not vary, a depth_weight
+        InputError: no measure, region or example in common, fewer than two features, a profile that does not vary, a depth_weight
             that is negative or not finite, a negative n_resamples.
     """
     if not (np.isfinite(depth_weight) and depth_weight >= 0):
-        raise MatchingError(f"depth_weight is {depth_weight}; it must be 0 or more")
+        raise InputError(f"depth_weight is {depth_weight}; it must be 0 or more")
     if n_resamples < 0:
-        raise MatchingError(f"n_resamples is {n_resamples}; it must be 0 or more")
+        raise InputError(f"n_resamples is {n_resamples}; it must be 0 or more")
     mine, theirs, features = _shared(one, other)
     similarity = _correlation(mine, theirs)
     for model, values in ((one, mine), (other, theirs)):
         still = np.flatnonzero(values.std(1) <= CONSTANT)
         if len(still):
             at = int(still[0])
-            raise MatchingError(
+            raise InputError(
                 f"{model.model}: head {model.heads[at]} of layer {model.layers[at]} is the same in all {len(features)} features in common: "
                 "give more examples or measures"
             )
@@ -376,7 +373,7 @@ def match_layers(one: HeadProfiles, other: HeadProfiles) -> pd.DataFrame:
         A row a pair of layers: layer_one, depth_one, layer_other, depth_other, similarity (0 to 1).
 
     Raises:
-        MatchingError: as `match_heads` where nothing is in common, and a layer whose profiles do not vary.
+        InputError: as `match_heads` where nothing is in common, and a layer whose profiles do not vary.
     """
     mine, theirs, features = _shared(one, other)
     starts, numbers, norms, depths = [], [], [], []
@@ -387,7 +384,7 @@ def match_layers(one: HeadProfiles, other: HeadProfiles) -> pd.DataFrame:
         own = np.asarray([np.linalg.norm(part @ part.T) for part in parts])
         still = layers[own <= CONSTANT * len(features)]
         if len(still):
-            raise MatchingError(f"{model.model}: layer {still[0]} is the same in all {len(features)} features in common")
+            raise InputError(f"{model.model}: layer {still[0]} is the same in all {len(features)} features in common")
         starts.append(first)
         numbers.append(layers)
         norms.append(own)
@@ -410,8 +407,8 @@ def _shared(one: HeadProfiles, other: HeadProfiles) -> tuple[np.ndarray, np.ndar
         for level in ("measure", "region", "example"):
             mine, theirs = (p.features.get_level_values(level).unique() for p in (one, other))
             if mine.intersection(theirs).empty:
-                raise MatchingError(f"no {level} in common: {one.model} has {_some(mine)}, {other.model} {_some(theirs)}")
-        raise MatchingError(f"{len(features)} features (measure, region, example) in common; a correlation needs two")
+                raise InputError(f"no {level} in common: {one.model} has {_some(mine)}, {other.model} {_some(theirs)}")
+        raise InputError(f"{len(features)} features (measure, region, example) in common; a correlation needs two")
     mine, theirs = (p.values[:, p.features.get_indexer(features)] for p in (one, other))
     return mine, theirs, features
 

@@ -35,6 +35,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 import pandas as pd
 
+from interp.tables.errors import InputError
 from interp.tables.published import CURVES, SPARSITY_THRESHOLD
 
 ARCHIVES = (".npz", ".safetensors")
@@ -60,10 +61,6 @@ _LAYOUT = (
     "folders raw-NAME/layerL/layer_L_raw_attention/layer_L_head_H.npy, or archives NAME.npz or NAME.safetensors of arrays layer_L "
     "[head, query, key] or layer_L_head_H [query, key]"
 )
-
-
-class StoredMapsError(ValueError):
-    """Maps that are missing, damaged, not attention, or of models that cannot be compared; the message names the files."""
 
 
 Index = dict[int, set[int | None]]
@@ -148,8 +145,8 @@ class _Folder:
         try:
             with (self.source / place).open("rb") as file:
                 return _read_npy(file)
-        except Exception as error:  # a damaged header fails in Python's own parser: TokenError, SyntaxError, TypeError
-            raise StoredMapsError(f"{place}: {_unreadable(error)}") from error
+        except Exception as error:  # a damaged header fails in Python's own parser: InputError, SyntaxError, TypeError
+            raise InputError(f"{place}: {_unreadable(error)}") from error
 
 
 class _Archive:
@@ -185,7 +182,7 @@ class _Npz(_Archive):
             with self.archive.open(f"{place}.npy") as file:
                 return _read_npy(file)
         except Exception as error:
-            raise StoredMapsError(f"{place}: {_unreadable(error)}") from error
+            raise InputError(f"{place}: {_unreadable(error)}") from error
 
 
 class _Safetensors(_Archive):
@@ -199,10 +196,10 @@ class _Safetensors(_Archive):
         try:
             dtype = self.archive.get_slice(place).get_dtype()
             if dtype not in ("F16", "F32", "F64"):  # NumPy knows no bfloat16
-                raise StoredMapsError(f"{place}: entries are {dtype}, expected F16, F32 or F64")
+                raise InputError(f"{place}: entries are {dtype}, expected F16, F32 or F64")
             return self.archive.get_tensor(place)
         except (SafetensorError, OSError, MemoryError) as error:
-            raise StoredMapsError(f"{place}: {_unreadable(error)}") from error
+            raise InputError(f"{place}: {_unreadable(error)}") from error
 
 
 def _is_folder(path: Path) -> bool:
@@ -222,7 +219,7 @@ def _open(source: Path, stack: ExitStack) -> _Store:
             return _Npz(stack.enter_context(zipfile.ZipFile(source)))
         return _Safetensors(stack.enter_context(safe_open(source, "np")))
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, SafetensorError) as error:
-        raise StoredMapsError(f"no readable archive ({error})") from error
+        raise InputError(f"no readable archive ({error})") from error
 
 
 def _fault(maps: np.ndarray, n_axes: int) -> str | None:
@@ -270,10 +267,10 @@ class StoredMaps:
         """Read one layer as stored (rows not renormalised), float64 [head, query, key], probabilities.
 
         Raises:
-            StoredMapsError: there is no such layer, or its files are no longer what they were when the maps were opened.
+            InputError: there is no such layer, or its files are no longer what they were when the maps were opened.
         """
         if layer not in self.layers:
-            raise StoredMapsError(f"{self.source} has no layer {layer}; it has {self.layers[0]} to {self.layers[-1]}")
+            raise InputError(f"{self.source} has no layer {layer}; it has {self.layers[0]} to {self.layers[-1]}")
         try:
             with ExitStack() as stack:
                 store = _open(self.source, stack)
@@ -283,12 +280,12 @@ class StoredMaps:
                 maps = [store.read(place) for place in _layer_arrays(store, layer, heads)]
                 whole = maps[0] if None in heads else np.stack(maps)
         except ValueError as error:
-            raise StoredMapsError(f"{self.source}: layer {layer} cannot be read: {error}") from error
+            raise InputError(f"{self.source}: layer {layer} cannot be read: {error}") from error
         fault = _fault(whole, 3)
         if fault is None and whole.shape != (self.n_heads, self.n_tokens, self.n_tokens):
             fault = f"shape is {list(whole.shape)}"
         if fault is not None:
-            raise StoredMapsError(f"{self.source}: layer {layer} changed since it was opened: {fault}")
+            raise InputError(f"{self.source}: layer {layer} changed since it was opened: {fault}")
         return whole.astype(np.float64)
 
 
@@ -298,7 +295,7 @@ def _examine(name: str, source: Path) -> tuple[StoredMaps | None, list[str]]:
     with ExitStack() as stack:
         try:
             store = _open(source, stack)
-        except StoredMapsError as error:
+        except InputError as error:
             return None, [f"{shown}: {error}"]
         found, faults = store.index()
         if not found:
@@ -322,7 +319,7 @@ def _examine(name: str, source: Path) -> tuple[StoredMaps | None, list[str]]:
             for place, n_axes in _layer_arrays(store, layer, heads).items():
                 try:
                     maps = store.read(place)
-                except StoredMapsError as error:
+                except InputError as error:
                     faults.append(str(error))
                     continue
                 fault = _fault(maps, n_axes)
@@ -353,18 +350,18 @@ def _sources(folder: Path) -> list[Path]:
         if folder.is_file() and folder.suffix in ARCHIVES:
             return [folder]
         if not folder.is_dir():
-            raise StoredMapsError(f"{folder} {'is no archive of maps' if folder.exists() else 'does not exist'}; expected {_LAYOUT}")
+            raise InputError(f"{folder} {'is no archive of maps' if folder.exists() else 'does not exist'}; expected {_LAYOUT}")
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        raise StoredMapsError(f"{folder} cannot be listed ({error.strerror})") from error
+        raise InputError(f"{folder} cannot be listed ({error.strerror})") from error
     found = [entry for entry in entries if entry.name.startswith("raw-") or entry.suffix in ARCHIVES]
     layers = [entry.name for entry in entries if _LAYER_FOLDER.fullmatch(entry.name)]
     if found and layers:
-        raise StoredMapsError(f"{folder} holds both models ({found[0].name}) and a model's layers ({layers[0]}); move one of them away")
+        raise InputError(f"{folder} holds both models ({found[0].name}) and a model's layers ({layers[0]}); move one of them away")
     if not found and (layers or folder.absolute().name.startswith("raw-")):
         return [folder.absolute()]
     if not found:
-        raise StoredMapsError(f"{folder} holds no maps; expected {_LAYOUT}")
+        raise InputError(f"{folder} holds no maps; expected {_LAYOUT}")
     return found
 
 
@@ -378,7 +375,7 @@ def open_published(folder: Path) -> list[StoredMaps]:
         Models by name, all of the same layers, heads and tokens.
 
     Raises:
-        StoredMapsError: there are no maps; or files are missing, damaged or not attention: not square, of another shape than the
+        InputError: there are no maps; or files are missing, damaged or not attention: not square, of another shape than the
             others, not finite, negative, or with a row that sums to 0. The message names the first few and says how many there are.
             Or models differ in layers, heads or tokens, or two have one name.
     """
@@ -403,7 +400,7 @@ def open_published(folder: Path) -> list[StoredMaps]:
     if faults:
         more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         listed = "".join(f"\n  {fault}" for fault in faults[:SHOWN])
-        raise StoredMapsError(f"{folder}: {len(faults)} missing, damaged or odd file{'s' if len(faults) > 1 else ''}:{listed}{more}")
+        raise InputError(f"{folder}: {len(faults)} missing, damaged or odd file{'s' if len(faults) > 1 else ''}:{listed}{more}")
     models.sort(key=lambda model: model.name)
     _comparable(models, f"{folder}: ")
     return models
@@ -415,7 +412,7 @@ def _comparable(models: Sequence[StoredMaps], before: str = "") -> None:
         alike.setdefault(f"layers {m.layers[0]} to {m.layers[-1]}, {m.n_heads} heads, {m.n_tokens} tokens", []).append(m.name)
     if len(alike) > 1:
         said = "; ".join(f"{', '.join(names)}: {kind}" for kind, names in alike.items())
-        raise StoredMapsError(f"{before}models differ, so their maps cannot be compared ({said}); keep them in folders of their own")
+        raise InputError(f"{before}models differ, so their maps cannot be compared ({said}); keep them in folders of their own")
 
 
 def write_maps(path: Path, maps: Mapping[int, np.ndarray]) -> None:
@@ -427,19 +424,19 @@ def write_maps(path: Path, maps: Mapping[int, np.ndarray]) -> None:
             one shape.
 
     Raises:
-        StoredMapsError: the name ends otherwise, the maps are not attention (as `open_published`), or the file cannot be written.
+        InputError: the name ends otherwise, the maps are not attention (as `open_published`), or the file cannot be written.
     """
     path = Path(path)
     if path.suffix not in ARCHIVES or not path.stem.removeprefix("raw-"):
-        raise StoredMapsError(f"{path}: archives of maps are called NAME.npz or NAME.safetensors")
+        raise InputError(f"{path}: archives of maps are called NAME.npz or NAME.safetensors")
     layers = sorted(maps)
     if not layers or layers[0] < 0 or layers != list(range(layers[0], layers[-1] + 1)):
-        raise StoredMapsError(f"{path}: layers are {layers}; expected one or more, none left out, counted from 0")
+        raise InputError(f"{path}: layers are {layers}; expected one or more, none left out, counted from 0")
     arrays = {f"layer_{layer}": np.ascontiguousarray(maps[layer]) for layer in layers}
     faults = [f"{name}: {fault}" for name, array in arrays.items() if (fault := _fault(array, 3)) is not None]
     faults = faults or _unlike({name: f"shape {list(array.shape)}" for name, array in arrays.items()})
     if faults:
-        raise StoredMapsError(f"{path}: {faults[0]}")
+        raise InputError(f"{path}: {faults[0]}")
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         if path.suffix == ".npz":
@@ -460,7 +457,7 @@ def write_maps(path: Path, maps: Mapping[int, np.ndarray]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise StoredMapsError(f"{path} cannot be written ({error.strerror or error})") from error
+        raise InputError(f"{path} cannot be written ({error.strerror or error})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -472,7 +469,7 @@ def published_heads(maps: StoredMaps) -> pd.DataFrame:
         A row per layer, curve and head: model, layer, head, curve (as in `CURVES`), value. The first layer has no `layer_cosine`.
 
     Raises:
-        StoredMapsError: as `StoredMaps.layer`.
+        InputError: as `StoredMaps.layer`.
     """
     frames: list[pd.DataFrame] = []
     before: np.ndarray | None = None
@@ -502,7 +499,7 @@ def published_curves(maps: StoredMaps) -> pd.DataFrame:
         number), n_heads. The first layer has no `layer_cosine`.
 
     Raises:
-        StoredMapsError: as `StoredMaps.layer`.
+        InputError: as `StoredMaps.layer`.
     """
     heads = published_heads(maps).groupby(["model", "layer", "curve"], sort=False)["value"]
     frame = pd.DataFrame({"value": heads.mean(), "sd": heads.std(ddof=0), "n_heads": heads.size()}).reset_index()
@@ -518,10 +515,10 @@ def variance_ranking(models: Sequence[StoredMaps]) -> pd.DataFrame:
         order of layer and head), n_models.
 
     Raises:
-        StoredMapsError: fewer than two models; models of different layers, heads or tokens; or as `StoredMaps.layer`.
+        InputError: fewer than two models; models of different layers, heads or tokens; or as `StoredMaps.layer`.
     """
     if len(models) < 2:
-        raise StoredMapsError(f"a variance across models needs two or more, got {[model.name for model in models]}")
+        raise InputError(f"a variance across models needs two or more, got {[model.name for model in models]}")
     _comparable(models)
     frames: list[pd.DataFrame] = []
     for layer in models[0].layers:

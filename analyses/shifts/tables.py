@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analyses.models.named import Named, folder_of
-from interp.tables.results import InputError, read_run_json
+from interp.tables.errors import CheckpointError, InputError
+from interp.tables.results import read_run_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +67,7 @@ def adapter_tables(models: Sequence[Named], opened: OpenModels) -> dict[str, pd.
     """Size, ranks and singular values of what each LoRA student changes in every head's QK and OV circuits."""
     import pandas as pd
 
-    from interp.circuits import LoraGeometryError, lora_geometry, lora_spectrum
+    from interp.circuits import lora_geometry, lora_spectrum
 
     frames: dict[str, list[pd.DataFrame]] = {"lora": [], "lora_spectrum": []}
     for model in models:
@@ -74,7 +75,7 @@ def adapter_tables(models: Sequence[Named], opened: OpenModels) -> dict[str, pd.
             continue
         try:
             made = {"lora": lora_geometry(opened.open(model).model), "lora_spectrum": lora_spectrum(opened.open(model).model)}
-        except LoraGeometryError as error:
+        except CheckpointError as error:
             print(f"note: no circuit geometry of {model.name}: {error}", file=sys.stderr)
             continue
         for name, table in made.items():

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.models.named import ACCURACY, study_accuracies
-from interp.tables.results import InputError
+from interp.tables.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from analyses.shifts.options import ShiftsConfig
@@ -46,7 +46,7 @@ def of_student(place: Path, config: ShiftsConfig) -> Followed:
 
     Raises:
         InputError: a folder with neither.
-        distill.training.trajectory.TrajectoryError: a damaged recording.
+        StudyError: a damaged recording.
     """
     from distill.students.lora import CARD, read_card
     from distill.training.trajectory import FILE, checkpoint_folders, read_trajectory, record_checkpoints
@@ -124,14 +124,14 @@ def moved_table(trajectory: pd.DataFrame, region: str) -> pd.DataFrame:
 
 def compare_trajectories(config: ShiftsConfig, command: str) -> int:
     """When each head moved while its student learnt: from recorded trajectories, or from checkpoints on disk."""
-    from analyses.shifts.folder import ComparisonError, ComparisonFolder
+    from analyses.shifts.folder import ComparisonFolder
     from interp.measures.catalog import load_measures
 
     folder = ComparisonFolder(config.folder(), force=config.force)
     followed = [of_student(place, config) for place in config.trajectory]
     names = [student.name for student in followed]
     if len(set(names)) < len(names):
-        raise ComparisonError(f"two of the students have one name ({', '.join(names)}); name each once")
+        raise OptionError(f"two of the students have one name ({', '.join(names)}); name each once")
     tables = {
         "trajectory": pd.concat([student.heads for student in followed], ignore_index=True),
         "training": pd.concat([student.losses for student in followed], ignore_index=True),

@@ -25,16 +25,13 @@ from distill.records.record import record_key
 from distill.settings import as_tables, differences
 from distill.strategies import Strategy
 from distill.teachers.generate import Generated, Sampling, generate
-from interp.tables.files import write_whole
+from interp.tables.errors import DamagedError, StudyError
+from interp.tables.files import write_text
 from interp.tables.versions import versions
 from interp.tokens import decoded_offsets
 
 RUNTIME = ("batch_size", "level", "resamples", "grader")
 """Keys of `EvaluationConfig` that leave the answers as they are."""
-
-
-class EvaluationError(ValueError):
-    """An evaluation that cannot be made or gone on with."""
 
 
 def answer_problems(
@@ -70,8 +67,8 @@ def answer_problems(
         label: of a progress bar.
 
     Raises:
-        EvaluationError: an unfinished or finished evaluation of another kind lies there; the message says which key differs.
-        distill.problems.grading.GradingError: an unknown grader, or a problem whose solution ends in no number.
+        StudyError: an unfinished or finished evaluation of another kind lies there; the message says which key differs.
+        InputError: an unknown grader, or a problem whose solution ends in no number.
     """
     settings = json.loads(json.dumps({**evaluation_settings(problems, config, context, chat), "about": dict(about)}))
     partial = folder.with_name(folder.name + ".partial")
@@ -89,7 +86,7 @@ def answer_problems(
     else:
         for part in partial.glob("part-*.parquet"):  # of a settings file that is damaged: nobody knows of which settings
             part.unlink()
-        write_whole(partial / "settings.json", json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+        write_text(partial / "settings.json", json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
     asked = [(p, sample) for p in problems for sample in range(config.samples)]
     # longest first, so that batches are even; which rows share a batch changes nothing but rounding
     prompts = {p.index: context.encode(tokenizer, p.question, chat) for p in problems}
@@ -131,7 +128,7 @@ def began_with(place: Path) -> dict[str, Any] | None:
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], place: Path) -> None:
     changed = differences(before, now)
     if changed:
-        raise EvaluationError(f"{place} was made with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, or delete it")
+        raise StudyError(f"{place} was made with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, or delete it")
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:
@@ -219,7 +216,7 @@ def _finish(
         "without_confidence": int(answers["confidence"].isna().sum()),
         "versions": versions(),
     }
-    write_whole(draft / "evaluation.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write_text(draft / "evaluation.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     draft.rename(folder)
     shutil.rmtree(partial)
 
@@ -228,16 +225,16 @@ def read_answers(folder: Path, grader: str) -> pd.DataFrame:
     """An evaluation's answers with one grader's verdict, as `distill.evaluation.statistics` takes them.
 
     Raises:
-        EvaluationError: no evaluation there, or the grader was not asked.
+        DamagedError: no evaluation there, or the grader was not asked.
     """
     try:
         answers = pq.read_table(folder / "responses.parquet").to_pandas()
         grades = pq.read_table(folder / "grades.parquet").to_pandas()
         about = json.loads((folder / "evaluation.json").read_text("utf-8"))["settings"]["about"]
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
-        raise EvaluationError(f"{folder} holds no whole evaluation ({str(error).splitlines()[0]:.120}); run evaluate") from error
+        raise DamagedError(f"{folder} holds no whole evaluation ({str(error).splitlines()[0]:.120}); run evaluate") from error
     chosen = grades[grades["grader"] == grader]
     if not len(chosen):
-        raise EvaluationError(f"{folder} has no verdicts of {grader!r}; it has those of {', '.join(grades['grader'].unique())}")
+        raise DamagedError(f"{folder} has no verdicts of {grader!r}; it has those of {', '.join(grades['grader'].unique())}")
     answers = answers.merge(chosen[["problem", "sample", "correct", "extracted"]], on=["problem", "sample"], validate="one_to_one")
     return answers.assign(condition=about["condition"], seed=pd.array([about["seed"]] * len(answers), dtype="Int64"))

@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from distill.evaluation.answers import EvaluationError
 from distill.objectives.chunked import distillation_loss
 from distill.records.signals import Dense, Hidden, Signal, TopK
 from distill.sources.texts import Text
 from distill.training.batches import collate
 from interp.checkpoints.unembedding import Head, hidden_states, output_head
+from interp.tables.errors import StudyError
 
 # --- likelihood and divergence --------------------------------------------------------------------------------------
 
@@ -36,11 +36,11 @@ def score_texts(model: Any, texts: Sequence[Text], pad_id: int, *, batch_size: i
         T = 1, a lower bound from a top k, NaN without signals.
 
     Raises:
-        EvaluationError: a model in training mode.
-        distill.objectives.checks.LossError: signals that do not fit the student, or numbers that are not finite.
+        StudyError: a model in training mode.
+        InputError: signals that do not fit the student, or numbers that are not finite.
     """
     if model.training:
-        raise EvaluationError("the model is in training mode, so dropout would change its likelihoods; call model.eval()")
+        raise StudyError("the model is in training mode, so dropout would change its likelihoods; call model.eval()")
     head, rows = output_head(model), []
     device = head.weight.device
     if teacher_head is not None:

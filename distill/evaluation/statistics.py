@@ -15,13 +15,10 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from interp.inference import crossed_test
+from interp.tables.errors import InputError
 
 RESAMPLED_AT_ONCE = 1 << 18
 """Values drawn anew at a time: 2 MB, which stays in the cache (measured: 2^23 takes twice the time and half a gigabyte)."""
-
-
-class StatisticsError(ValueError):
-    """Answers that cannot be compared."""
 
 
 def wilson_interval(right: float, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -124,7 +121,7 @@ def students_table(answers: pd.DataFrame, baseline: str, *, level: float = 0.95)
     A student whose seed the baseline has not (yet) is compared with none.
 
     Raises:
-        StatisticsError: the baseline has no answers, or students were not asked the same problems.
+        InputError: the baseline has no answers, or students were not asked the same problems.
     """
     grid = _grid(answers)
     _check(grid, baseline)
@@ -178,7 +175,7 @@ def conditions_table(answers: pd.DataFrame, baseline: str, *, level: float = 0.9
     Holm-corrected over the conditions. `seeds_paired` counts the seeds that the difference is over: those that both have.
 
     Raises:
-        StatisticsError: as `students_table`.
+        InputError: as `students_table`.
     """
     grid = _grid(answers)
     _check(grid, baseline)
@@ -250,14 +247,14 @@ def _grid(answers: pd.DataFrame) -> dict[tuple[str, int | None], pd.DataFrame]:
 def _check(grid: dict[tuple[str, int | None], pd.DataFrame], baseline: str) -> None:
     names = list(dict.fromkeys(condition for condition, _ in grid))
     if baseline not in names:
-        raise StatisticsError(f"the baseline {baseline!r} has no answers; there are those of {', '.join(names) or 'nobody'}")
+        raise InputError(f"the baseline {baseline!r} has no answers; there are those of {', '.join(names) or 'nobody'}")
     asked = {student: tuple(zip(given["problem"], given["sample"], strict=True)) for student, given in grid.items()}
     first, wanted = next(iter(asked.items()))
     for student, these in asked.items():
         if these != wanted:
-            raise StatisticsError(f"{student} answered {len(these)} problems, {first} {len(wanted)}, or others: they cannot be paired")
+            raise InputError(f"{student} answered {len(these)} problems, {first} {len(wanted)}, or others: they cannot be paired")
         if len(set(these)) != len(these):
-            raise StatisticsError(f"{student} has several answers under one problem and sample")
+            raise InputError(f"{student} has several answers under one problem and sample")
 
 
 def shown(table: pd.DataFrame) -> str:

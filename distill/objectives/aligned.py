@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from distill.records.record import Record
-from distill.sources.texts import BatchError, Text, Texts, some_texts
+from distill.sources.texts import Text, Texts, some_texts
 from distill.strategies import Strategy
+from interp.tables.errors import StudyError
 
 
 def aligned_texts(
@@ -37,11 +38,11 @@ def aligned_texts(
         drop_cut: drop answers that the teacher's limit cut.
 
     Raises:
-        BatchError: nothing is left, the tokenizer has no end-of-text token, or a context of max_tokens already.
+        StudyError: nothing is left, the tokenizer has no end-of-text token, or a context of max_tokens already.
     """
     end = tokenizer.eos_token_id
     if end is None:
-        raise BatchError("the student's tokenizer has no end-of-text token, so it could not learn to end its answers")
+        raise StudyError("the student's tokenizer has no end-of-text token, so it could not learn to end its answers")
     counts: dict[str, int] = dict.fromkeys(["records", "kept", "empty", "wrong", "cut", "dropped_cut", "shortened"], 0)
     texts = []
     for record in records:
@@ -64,7 +65,7 @@ def aligned_texts(
             response = tokenizer(said, add_special_tokens=False)["input_ids"] + [end] * (record.finish == "eos")
         room = max_tokens - len(given)
         if room < 1:
-            raise BatchError(
+            raise StudyError(
                 f"problem {record.index}: the question alone takes {len(given)} tokens, but objective.max_tokens is {max_tokens}; raise it"
             )
         counts["shortened"] += len(response) > room

@@ -9,15 +9,7 @@ from torch import Tensor
 from distill.objectives.divergences import LOSSES
 from distill.records.signals import Hidden, Signal, TopK, missing_mass
 from interp.checkpoints.unembedding import Head
-
-
-class LossError(ValueError):
-    """A loss that cannot be computed as asked; the message says what was seen, what is allowed and what to do."""
-
-
-class NonFiniteError(LossError):
-    """Hidden states of the student that are NaN or infinite."""
-
+from interp.tables.errors import InputError, NonFiniteError
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
@@ -32,19 +24,19 @@ def check_numbers(
     chunk_tokens: int | None,
 ) -> None:
     if divergence not in LOSSES:
-        raise LossError(f"unknown divergence {divergence!r}; known: {', '.join(LOSSES)}")
+        raise InputError(f"unknown divergence {divergence!r}; known: {', '.join(LOSSES)}")
     if not 0 <= alpha <= 1:
-        raise LossError(f"alpha is {alpha}; it must be from 0 (divergence alone) to 1 (cross-entropy alone)")
+        raise InputError(f"alpha is {alpha}; it must be from 0 (divergence alone) to 1 (cross-entropy alone)")
     if not 0 < temperature < math.inf:
-        raise LossError(f"temperature is {temperature}; it must be above 0 and finite")
+        raise InputError(f"temperature is {temperature}; it must be above 0 and finite")
     if not 0 <= beta <= 1:
-        raise LossError(f"beta is {beta}; it must be from 0 (KL(teacher || student)) to 1 (KL(student || teacher))")
+        raise InputError(f"beta is {beta}; it must be from 0 (KL(teacher || student)) to 1 (KL(student || teacher))")
     if teacher is None and alpha != 1:
-        raise LossError(f"alpha is {alpha}, but there is no teacher to diverge from; give its signal, or set alpha to 1")
+        raise InputError(f"alpha is {alpha}, but there is no teacher to diverge from; give its signal, or set alpha to 1")
     if topk_at_temperature not in ("refuse", "truncate"):
-        raise LossError(f"topk_at_temperature is {topk_at_temperature!r}; allowed: refuse, truncate")
+        raise InputError(f"topk_at_temperature is {topk_at_temperature!r}; allowed: refuse, truncate")
     if chunk_tokens is not None and chunk_tokens < 1:
-        raise LossError(f"chunk_tokens is {chunk_tokens}; it must be at least 1, or left out")
+        raise InputError(f"chunk_tokens is {chunk_tokens}; it must be at least 1, or left out")
 
 
 def check_shapes(
@@ -60,10 +52,10 @@ def check_shapes(
         _expect("weights", weights, n_tokens)
     shared = size if vocabulary is None else vocabulary
     if not 1 <= shared <= size:
-        raise LossError(f"vocabulary is {shared}; it must be from 1 to {size}, the rows of the student's head")
+        raise InputError(f"vocabulary is {shared}; it must be from 1 to {size}, the rows of the student's head")
     if isinstance(teacher, TopK):
         if teacher.ids.ndim != 2 or not 1 <= teacher.ids.shape[1] <= shared:
-            raise LossError(f"the teacher's ids have shape {list(teacher.ids.shape)}; needed: [{n_tokens}, k], with k from 1 to {shared}")
+            raise InputError(f"the teacher's ids have shape {list(teacher.ids.shape)}; needed: [{n_tokens}, k], with k from 1 to {shared}")
         _expect("the teacher's ids", teacher.ids, n_tokens, teacher.ids.shape[1])
         _expect("the teacher's log-probabilities", teacher.log_probs, n_tokens, teacher.ids.shape[1])
     elif teacher is not None:
@@ -74,7 +66,7 @@ def check_shapes(
             theirs = teacher.log_probs.shape[-1]
             _expect("the teacher's log-probabilities", teacher.log_probs, n_tokens, theirs)
         if shared > theirs or (vocabulary is None and theirs != size):
-            raise LossError(
+            raise InputError(
                 f"the student has {size} tokens, the teacher {theirs}, and vocabulary is {vocabulary}; "
                 f"where the tokenizers are the same and only the padding differs, set vocabulary to the number of ids that they share"
             )
@@ -83,7 +75,7 @@ def check_shapes(
 
 def _expect(name: str, tensor: Tensor, *shape: int) -> None:
     if tuple(tensor.shape) != shape:
-        raise LossError(f"{name}: shape {list(tensor.shape)}; needed: {list(shape)} (tokens first, as many as hidden has)")
+        raise InputError(f"{name}: shape {list(tensor.shape)}; needed: {list(shape)} (tokens first, as many as hidden has)")
 
 
 def check_values(hidden: Tensor, head: Head, targets: Tensor, teacher: Signal | None, vocabulary: int, token: Tensor) -> None:
@@ -120,7 +112,7 @@ def check_values(hidden: Tensor, head: Head, targets: Tensor, teacher: Signal | 
     )
 
 
-def refuse_tokens(bad: Tensor, token: Tensor, name: str, problem: str, error: type[LossError] = LossError) -> None:
+def refuse_tokens(bad: Tensor, token: Tensor, name: str, problem: str, error: type[InputError] = InputError) -> None:
     if bool(bad.any()):
         first = int(token[int(bad.nonzero()[0, 0])])
         raise error(f"{name}: token {first} {problem} ({int(bad.sum())} of {len(bad)} tokens)")
@@ -129,7 +121,7 @@ def refuse_tokens(bad: Tensor, token: Tensor, name: str, problem: str, error: ty
 def refuse_temperature(teacher: TopK, vocabulary: int, temperature: float) -> None:
     k = teacher.ids.shape[1]
     lower, upper = (float(bound.mean()) for bound in missing_mass(teacher.log_probs, vocabulary, temperature))
-    raise LossError(
+    raise InputError(
         f"a stored top {k} of {vocabulary} tokens cannot give temperature {temperature:g}: there, {lower:.1%} to {upper:.1%} of the "
         f"teacher's mass lies outside it (mean over {len(teacher.ids)} tokens); take hidden states, set temperature to 1, or ask for "
         f'topk_at_temperature="truncate", which compares these {k} tokens alone'

@@ -26,10 +26,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distill.objectives.checks import LossError, check_numbers, check_shapes, check_values, refuse_temperature, refuse_tokens
+from distill.objectives.checks import check_numbers, check_shapes, check_values, refuse_temperature, refuse_tokens
 from distill.objectives.divergences import LOSSES, slope_of, through_softmax
 from distill.records.signals import Dense, Hidden, Signal, TopK, with_bucket
 from interp.checkpoints.unembedding import Head, finish_logits, head_product, statistics_dtype
+from interp.tables.errors import InputError
 
 CHUNK_BYTES = 128 << 20
 """Float32 logits of one chunk, which is what a matrix product makes at once: 261 tokens of a vocabulary of 128,256. About 256 are needed
@@ -103,7 +104,7 @@ def distillation_loss(
         one.
 
     Raises:
-        LossError: an argument outside its range, shapes or dtypes that do not fit, ids outside the vocabulary, numbers that are not finite.
+        InputError: an argument outside its range, shapes or dtypes that do not fit, ids outside the vocabulary, numbers that are not finite.
     """
     check_numbers(divergence, alpha, temperature, beta, teacher, topk_at_temperature, chunk_tokens)
     vocabulary = check_shapes(hidden, head, targets, teacher, weights, vocabulary)
@@ -294,7 +295,7 @@ def _cast(head: Head, hidden: Tensor) -> Head:
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
     elif head.weight.dtype != dtype:
-        raise LossError(
+        raise InputError(
             f"hidden states are {dtype}, the head's weight {head.weight.dtype}; cast one to the other, or compute under autocast"
         )
     return replace(head, weight=head.weight.to(dtype), bias=None if head.bias is None else head.bias.to(dtype))

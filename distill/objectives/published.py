@@ -21,7 +21,7 @@ def published_texts(records: Sequence[Record], tokenizer: Any, *, max_tokens: in
             the published code reads them.
 
     Raises:
-        BatchError: nothing is left.
+        StudyError: nothing is left.
     """
     order = sorted(range(len(records)), key=lambda i: f"Question {i + 1}") if lexicographic else range(len(records))
     texts, shortened = [], 0

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from interp.tables.errors import InputError
+
 DEFAULT_GRADER = "first_final"
 
 
@@ -62,10 +64,6 @@ _LONGEST = 400
 
 _GAP = 60
 """Characters between a final mark and its number, at most: "the answer is that she pays $18"."""
-
-
-class GradingError(ValueError):
-    """A grader that is not known, or a reference without a number."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +129,11 @@ def is_correct(extracted: str | None, reference: str) -> bool:
         reference: a final answer, or a whole solution that ends in `#### 18`.
 
     Raises:
-        GradingError: the reference holds no number.
+        InputError: the reference holds no number.
     """
     wanted = parse_number(reference.rpartition("####")[2])
     if wanted is None:
-        raise GradingError(f"the reference {reference[-60:]!r} ends in no number; GSM8K's format ends in '#### 18'")
+        raise InputError(f"the reference {reference[-60:]!r} ends in no number; GSM8K's format ends in '#### 18'")
     return extracted is not None and parse_number(extracted) == wanted
 
 
@@ -352,12 +350,12 @@ def grade(response: str, reference: str, graders: Sequence[str] | None = None, *
         cut: the response was cut at a limit.
 
     Raises:
-        GradingError: an unknown grader, or a reference without a number.
+        InputError: an unknown grader, or a reference without a number.
     """
     names = list(GRADERS) if graders is None else list(graders)
     unknown = [name for name in names if name not in GRADERS]
     if unknown:
-        raise GradingError(f"unknown grader {unknown[0]!r}; known: {', '.join(GRADERS)}")
+        raise InputError(f"unknown grader {unknown[0]!r}; known: {', '.join(GRADERS)}")
     is_correct(None, reference)  # raises where the reference holds no number, whichever grader is asked
     verdicts = []
     for name in names:

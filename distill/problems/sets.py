@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from interp.tables.errors import InputError
+
 SPLITS = ("train", "test")
 """The splits of the hub's `openai/gsm8k`."""
 
@@ -28,10 +30,6 @@ _FORMAT = 'each line must be {"question": "...", "answer": "..."}'
 
 
 _MARK = re.compile(r"<<([^<>]*)=([^<>=]*)>>")
-
-
-class ProblemError(ValueError):
-    """Problems cannot be loaded; the message says what was seen, what is allowed and what to do."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +70,11 @@ def load_problems(source: str = "shipped", split: str = "test", limit: int | Non
         At least one problem; at most `limit`.
 
     Raises:
-        ProblemError: `limit` below 1, an unknown split, a hub that cannot be reached, no such file, or a file that
+        InputError: `limit` below 1, an unknown split, a hub that cannot be reached, no such file, or a file that
             cannot be read or breaks the format.
     """
     if limit is not None and limit < 1:
-        raise ProblemError(f"limit is {limit}; it must be at least 1, or left out to take all problems")
+        raise InputError(f"limit is {limit}; it must be at least 1, or left out to take all problems")
     if source == "shipped":
         data = resources.files("distill.problems").joinpath("problems.jsonl").read_bytes()
         problems = _parse_jsonl(data, "the shipped problems")
@@ -119,15 +117,15 @@ def _read_file(source: str) -> bytes:
     try:
         return Path(source).read_bytes()
     except FileNotFoundError:
-        raise ProblemError(
+        raise InputError(
             f"problems: {source!r} is no known name and no file; allowed: shipped, {', '.join(HUB_SETS)}, or the path of a JSONL file"
         ) from None
     except IsADirectoryError:
-        raise ProblemError(f"problems: {source!r} is a folder; name one JSONL file in it") from None
+        raise InputError(f"problems: {source!r} is a folder; name one JSONL file in it") from None
     except PermissionError:
-        raise ProblemError(f"problems: no permission to read {source!r}; change its mode or name another file") from None
+        raise InputError(f"problems: no permission to read {source!r}; change its mode or name another file") from None
     except (OSError, ValueError) as error:  # a name too long, a null byte in it, a failing disk
-        raise ProblemError(f"problems: cannot read {source!r}: {error}; name a readable JSONL file") from error
+        raise InputError(f"problems: cannot read {source!r}: {error}; name a readable JSONL file") from error
 
 
 def _parse_jsonl(data: bytes, source: str) -> list[Problem]:
@@ -135,25 +133,25 @@ def _parse_jsonl(data: bytes, source: str) -> list[Problem]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ProblemError(f"{source}, line {line}: not UTF-8 (byte {data[error.start]:#04x}); save it as UTF-8") from None
+        raise InputError(f"{source}, line {line}: not UTF-8 (byte {data[error.start]:#04x}); save it as UTF-8") from None
     # Only "\n" ends a line: str.splitlines would also cut at U+2028, which JSON allows inside a string.
     lines = text.rstrip().split("\n")
     if lines == [""]:
-        raise ProblemError(f"{source} is empty; {_FORMAT}")
+        raise InputError(f"{source} is empty; {_FORMAT}")
     return [_parse_line(line, index, f"{source}, line {index + 1}") for index, line in enumerate(lines)]
 
 
 def _parse_line(line: str, index: int, place: str) -> Problem:
     if not line.strip():
-        raise ProblemError(f"{place}: blank; only trailing lines may be blank, delete it")
+        raise InputError(f"{place}: blank; only trailing lines may be blank, delete it")
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ProblemError(f"{place}: not JSON ({error.msg}, column {error.colno}); {_FORMAT}") from None
+        raise InputError(f"{place}: not JSON ({error.msg}, column {error.colno}); {_FORMAT}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of nested lists
-        raise ProblemError(f"{place}: JSON that cannot be read ({error}); {_FORMAT}") from None
+        raise InputError(f"{place}: JSON that cannot be read ({error}); {_FORMAT}") from None
     if not isinstance(fields, dict):
-        raise ProblemError(f"{place}: a JSON {type(fields).__name__}, not an object; {_FORMAT}")
+        raise InputError(f"{place}: a JSON {type(fields).__name__}, not an object; {_FORMAT}")
     return _problem(index, fields, place)
 
 
@@ -164,22 +162,22 @@ def _problem(index: int, fields: dict[str, object], place: str) -> Problem:
 def _text(fields: dict[str, object], name: str, place: str) -> str:
     if name not in fields:
         seen = ", ".join(map(repr, fields)) or "none"
-        raise ProblemError(f"{place}: no field {name!r} (fields seen: {seen:.200}); {_FORMAT}")
+        raise InputError(f"{place}: no field {name!r} (fields seen: {seen:.200}); {_FORMAT}")
     value = fields[name]
     if not isinstance(value, str):
-        raise ProblemError(f"{place}: field {name!r} is of type {type(value).__name__}; it must be a string")
+        raise InputError(f"{place}: field {name!r} is of type {type(value).__name__}; it must be a string")
     if not value.strip():
-        raise ProblemError(f"{place}: field {name!r} is empty; it must hold text")
+        raise InputError(f"{place}: field {name!r} is empty; it must hold text")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:  # an escape such as \ud800 alone: no tokenizer can read it
-        raise ProblemError(f"{place}: field {name!r} holds half of a surrogate pair; it must be valid Unicode") from None
+        raise InputError(f"{place}: field {name!r} holds half of a surrogate pair; it must be valid Unicode") from None
     return value
 
 
 def _load_gsm8k(config: str, split: str) -> list[Problem]:
     if split not in SPLITS:
-        raise ProblemError(f"gsm8k has no split {split!r}; allowed: {', '.join(SPLITS)}")
+        raise InputError(f"gsm8k has no split {split!r}; allowed: {', '.join(SPLITS)}")
     import pyarrow as pa
     import pyarrow.parquet as pq
     from huggingface_hub import hf_hub_download
@@ -190,7 +188,7 @@ def _load_gsm8k(config: str, split: str) -> list[Problem]:
     # The hub's client raises no common class: OSError, its HTTP library's errors, bare Exceptions of its own.
     except Exception as error:
         reason = (str(error).strip() or "no reason given").splitlines()[0]
-        raise ProblemError(
+        raise InputError(
             f"cannot fetch {filename} of {_GSM8K} from the hub: {type(error).__name__}: {reason:.200}\n"
             f"Without network, name a local JSONL file in place of gsm8k ({_FORMAT}), or use shipped."
         ) from error
@@ -198,7 +196,7 @@ def _load_gsm8k(config: str, split: str) -> list[Problem]:
         rows = pq.read_table(path, columns=["question", "answer"]).to_pylist()
     except (OSError, pa.ArrowException) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ProblemError(f"cannot read {path}: {reason:.200}\nDelete this file and fetch it again.") from error
+        raise InputError(f"cannot read {path}: {reason:.200}\nDelete this file and fetch it again.") from error
     if not rows:
-        raise ProblemError(f"{path} has no rows; delete this file and fetch it again")
+        raise InputError(f"{path} has no rows; delete this file and fetch it again")
     return [_problem(index, row, f"{path}, row {index}") for index, row in enumerate(rows)]

@@ -20,7 +20,7 @@ def summary(store: RecordStore, correct: Callable[[str, str], bool]) -> pd.DataF
         correct: says of a response and a reference solution whether it is right.
 
     Raises:
-        RecordError: no such store.
+        StudyError: no such store.
     """
     lines = []
     for group in store.groups():

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distill.problems.sets import Problem
+from interp.tables.errors import DamagedError
 
 FORMAT = 1
 
@@ -41,10 +42,6 @@ SCHEMA = pa.schema(
         ("k", pa.int32()),
     ]
 )
-
-
-class RecordError(ValueError):
-    """Records that are missing, damaged or of another study; the message says what was seen and what to do."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +147,7 @@ class _Stored(Mapping[str, Tensor]):
             with safe_open(self.file, "pt") as file:
                 yield file
         except (SafetensorError, OSError) as error:
-            raise RecordError(f"{self.file} was lost or damaged after it was read ({error}); run collect again") from error
+            raise DamagedError(f"{self.file} was lost or damaged after it was read ({error}); run collect again") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -18,31 +18,32 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from distill.records.record import FORMAT, SCHEMA, RecordError
+from distill.records.record import FORMAT, SCHEMA
+from interp.tables.errors import DamagedError
 
 
 def read_shard(file: Path) -> pa.Table:
     """A shard with everything about it checked.
 
     Raises:
-        RecordError: it is damaged; the message names it.
+        DamagedError: it is damaged; the message names it.
     """
     try:
         if not is_intact(file):
-            raise RecordError(f"{file} is damaged (its SHA-256 does not begin as its name ends)")
+            raise DamagedError(f"{file} is damaged (its SHA-256 does not begin as its name ends)")
         table = pq.read_table(file)
         about = json.loads((table.schema.metadata or {})[b"primed_heads_records"])
         if about["format"] != str(FORMAT) or not table.schema.equals(SCHEMA):
-            raise RecordError(f"{file} has the format of another version")
+            raise DamagedError(f"{file} has the format of another version")
         tensors = tensors_of(file)
         if "tensors_sha256" in about and file_sha256(tensors) != about["tensors_sha256"]:
-            raise RecordError(f"{tensors} is damaged (its SHA-256 is not the one noted in {file.name})")
+            raise DamagedError(f"{tensors} is damaged (its SHA-256 is not the one noted in {file.name})")
     except FileNotFoundError as error:
-        raise RecordError(f"{error.filename} is missing") from error
+        raise DamagedError(f"{error.filename} is missing") from error
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-        if isinstance(error, RecordError):
+        if isinstance(error, DamagedError):
             raise
-        raise RecordError(f"{file} is damaged ({str(error).splitlines()[0]:.120})") from error
+        raise DamagedError(f"{file} is damaged ({str(error).splitlines()[0]:.120})") from error
     return table
 
 
@@ -74,11 +75,11 @@ def shard_keys(file: Path) -> list[str]:
     return _KEYS[states]
 
 
-def shard_fault(file: Path) -> RecordError | None:
+def shard_fault(file: Path) -> DamagedError | None:
     """What is wrong with a shard; None where it is whole."""
     try:
         shard_keys(file)
-    except RecordError as error:
+    except DamagedError as error:
         return error
     return None
 

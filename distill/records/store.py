@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from distill.problems.sets import Problem
-from distill.records.record import FORMAT, SCHEMA, TENSORS, Record, RecordError, record_key, record_of, row_of, tensor_at
+from distill.records.record import FORMAT, SCHEMA, TENSORS, Record, record_key, record_of, row_of, tensor_at
 from distill.records.shards import (
     digest_of,
     draft_name,
@@ -40,6 +40,7 @@ from distill.records.shards import (
 )
 from distill.settings import differences
 from interp.checkpoints.unembedding import Head
+from interp.tables.errors import DamagedError, StudyError
 
 
 class RecordStore:
@@ -64,10 +65,10 @@ class RecordStore:
         """The groups that have records.
 
         Raises:
-            RecordError: no such folder, or a group whose description is damaged.
+            DamagedError: no such folder, or a group whose description is damaged.
         """
         if not self.folder.is_dir():
-            raise RecordError(f"{self.folder} is no folder of records; `python -m distill collect STUDY.toml` makes one")
+            raise StudyError(f"{self.folder} is no folder of records; `python -m distill collect STUDY.toml` makes one")
         found = []
         for file in sorted(self.folder.glob("*/group.json")):
             try:
@@ -75,7 +76,7 @@ class RecordStore:
                 if group.folder != file.parent:
                     raise ValueError("it describes another folder than its own")
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise RecordError(f"{file} is damaged ({error}); run collect again: it writes it anew and keeps the answers") from error
+                raise DamagedError(f"{file} is damaged ({error}); run collect again: it writes it anew and keeps the answers") from error
             found.append(group)
         return found
 
@@ -102,14 +103,14 @@ class RecordStore:
         """The output head of a teacher.
 
         Raises:
-            RecordError: it is not there, or damaged.
+            DamagedError: it is not there, or damaged.
         """
         files = self._heads(owner)
         place = next(filter(is_intact, files), None)
         if place is None and files:
-            raise RecordError(f"{files[0]} is damaged (its SHA-256 does not begin as its name ends); run collect again: it redoes it")
+            raise DamagedError(f"{files[0]} is damaged (its SHA-256 does not begin as its name ends); run collect again: it redoes it")
         if place is None:
-            raise RecordError(f"{self._head_stem(owner)}-*.safetensors is missing: the output head of hidden states; run collect again")
+            raise DamagedError(f"{self._head_stem(owner)}-*.safetensors is missing: the output head of hidden states; run collect again")
         with safe_open(place, "pt") as file:
             about = json.loads(file.metadata()["head"])
             bias = file.get_tensor("bias") if "bias" in set(file.keys()) else None
@@ -155,7 +156,7 @@ class RecordGroup:
             label: of a progress bar; None shows none.
 
         Raises:
-            RecordError: answers that do not fit the problems.
+            StudyError: answers that do not fit the problems.
             OSError: no room or no permission; whole shards are kept, and the same call goes on.
         """
         keys = [record_key(p.question, p.answer) for p in problems]
@@ -204,11 +205,11 @@ class RecordGroup:
 
     def _write(self, position: int, keys: Sequence[str], records: Sequence[Record]) -> None:
         if [record_key(r.question, r.reference) for r in records] != list(keys):
-            raise RecordError(f"the teacher gave {len(records)} answers that are not those to the {len(keys)} problems asked")
+            raise StudyError(f"the teacher gave {len(records)} answers that are not those to the {len(keys)} problems asked")
         try:
             table = pa.Table.from_pylist([row_of(key, record) for key, record in zip(keys, records, strict=True)], SCHEMA)
         except UnicodeEncodeError as error:
-            raise RecordError(f"the teacher gave half of a surrogate pair in {error.object[:60]!r}; it must give valid Unicode") from error
+            raise StudyError(f"the teacher gave half of a surrogate pair in {error.object[:60]!r}; it must give valid Unicode") from error
         stem = f"{position:06d}-{digest_of(list(keys))[:12]}"
         self._remove_leftovers(f"{position:06d}")
         about: dict[str, str] = {"format": str(FORMAT)}
@@ -233,7 +234,7 @@ class RecordGroup:
         """Keys of the whole shards."""
         keys: set[str] = set()
         for file in sorted(self.folder.glob("*.parquet")):
-            with contextlib.suppress(RecordError):
+            with contextlib.suppress(StudyError):
                 keys.update(shard_keys(file))
         return keys
 
@@ -257,27 +258,27 @@ class RecordGroup:
         """The records of problems, in their order, however the store has them; hidden states are read when they are asked for.
 
         Raises:
-            RecordError: records that are missing or damaged, or a group that the store does not have.
+            DamagedError: records that are missing or damaged, or a group that the store does not have.
         """
         if not self.folder.is_dir():
-            raise RecordError(self._not_here())
+            raise StudyError(self._not_here())
         found: dict[str, Record] = {}
         for file in sorted(self.folder.glob("*.parquet")):
             try:
                 table = read_shard(file)
-            except RecordError as error:
-                raise RecordError(f"{error}; run collect again: it redoes this file") from error
+            except DamagedError as error:
+                raise DamagedError(f"{error}; run collect again: it redoes this file") from error
             for at, row in enumerate(table.to_pylist()):
                 record = record_of(row, tensors_of(file), at)
                 before = found.setdefault(row["key"], record)
                 if (before.response_ids, before.text, before.finish) != (record.response_ids, record.text, record.finish):
-                    raise RecordError(
+                    raise StudyError(
                         f"{file.name} in {self.folder} answers problem {record.index} otherwise than another shard; delete one"
                     )
         wanted = [record_key(p.question, p.answer) for p in problems]
         missing = [p for key, p in zip(wanted, problems, strict=True) if key not in found]
         if missing:
-            raise RecordError(
+            raise StudyError(
                 f"{self.folder} lacks {len(missing)} of {len(problems)} answers, the first to problem {missing[0].index} "
                 f"({missing[0].question[:60]!r}); run collect"
             )
@@ -290,7 +291,7 @@ class RecordGroup:
         for file in sorted(self.folder.glob("*.parquet")):
             try:
                 whole.append(read_shard(file).select(columns))
-            except RecordError:
+            except DamagedError:
                 damaged += 1
         return (pa.concat_tables(whole).to_pandas() if whole else pd.DataFrame(columns=columns)), damaged
 

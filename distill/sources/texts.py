@@ -15,10 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from distill.records.record import Record
-
-
-class BatchError(ValueError):
-    """Records that cannot be made into texts for the student."""
+from interp.tables.errors import StudyError
 
 
 @dataclass(frozen=True)
@@ -65,4 +62,4 @@ class Texts:
 def some_texts(texts: Sequence[Text], counts: dict[str, int]) -> None:
     if not texts:
         seen = ", ".join(f"{name} {number}" for name, number in counts.items() if number)
-        raise BatchError(f"no text is left to train on ({seen or 'no records'}); objective.keep and objective.cut say what is dropped")
+        raise StudyError(f"no text is left to train on ({seen or 'no records'}); objective.keep and objective.cut say what is dropped")

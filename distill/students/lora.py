@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from distill.students.options import StudentConfig
 from interp.checkpoints.loading import Checkpoint
 from interp.checkpoints.opening import open_checkpoint
+from interp.tables.errors import DamagedError, StudyError
 
 CARD = "card.json"
 
@@ -25,10 +26,6 @@ CARD_FORMAT = 1
 
 
 WEIGHTS = "adapter_model.safetensors"
-
-
-class StudentError(ValueError):
-    """A student that cannot be made or read."""
 
 
 def new_student(config: StudentConfig, seed: int) -> tuple[Any, Checkpoint]:
@@ -42,8 +39,8 @@ def new_student(config: StudentConfig, seed: int) -> tuple[Any, Checkpoint]:
         The PEFT model, its adapter in float32 and trainable, and the base's checkpoint (tokenizer, identity).
 
     Raises:
-        StudentError: a target that the model does not have; the message lists the model's linear layers.
-        interp.checkpoints.found.CheckpointError: a base that cannot be opened.
+        StudyError: a target that the model does not have; the message lists the model's linear layers.
+        CheckpointError: a base that cannot be opened.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -51,7 +48,7 @@ def new_student(config: StudentConfig, seed: int) -> tuple[Any, Checkpoint]:
         config.model, device=config.device, dtype=config.dtype, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
     if checkpoint.identity["adapter"] is not None:
-        raise StudentError(f"student.model {config.model} is an adapter; name its base (merge the adapter to go on from it)")
+        raise StudyError(f"student.model {config.model} is an adapter; name its base (merge the adapter to go on from it)")
     model = checkpoint.model
     _check_targets(model, config.targets)
     torch.manual_seed(seed)
@@ -84,15 +81,15 @@ def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
         linear = [name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)]
         linear += [name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, Conv1D)]
         have = sorted(set(linear) - set(_names_of(model, head)))
-        raise StudentError(f"student.targets: {type(model).__name__} has no {', '.join(missing)}; its linear layers are {', '.join(have)}")
+        raise StudyError(f"student.targets: {type(model).__name__} has no {', '.join(missing)}; its linear layers are {', '.join(have)}")
     for target in targets:
         for name, part in model.named_modules():
             named = name == target or name.endswith(f".{target}")
             if named and not isinstance(part, (torch.nn.Linear, torch.nn.Embedding, Conv1D)):
-                raise StudentError(f"student.targets: {name} is a {type(part).__name__}, which LoRA cannot change; name linear layers")
+                raise StudyError(f"student.targets: {name} is a {type(part).__name__}, which LoRA cannot change; name linear layers")
     adapted = [t for t in targets if t in _names_of(model, head)]
     if adapted:
-        raise StudentError(f"student.targets: {adapted[0]} is the output head, which is not adapted; leave it out")
+        raise StudyError(f"student.targets: {adapted[0]} is the output head, which is not adapted; leave it out")
 
 
 def _names_of(model: Any, layer: Any) -> list[str]:
@@ -152,16 +149,16 @@ def read_card(folder: Path) -> dict[str, Any]:
     """A student's card: condition, strategy, seed, settings, parents (base, teacher, records, texts), counts, training, versions, hash.
 
     Raises:
-        StudentError: no card, or one that cannot be read.
+        DamagedError: no card, or one that cannot be read.
     """
     try:
         card = json.loads((folder / CARD).read_text("utf-8"))
     except FileNotFoundError:
-        raise StudentError(f"{folder} has no {CARD}: it is no student of ours; train one with `python -m distill train`") from None
+        raise DamagedError(f"{folder} has no {CARD}: it is no student of ours; train one with `python -m distill train`") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StudentError(f"{folder / CARD} cannot be read ({error}); delete the folder and train again") from error
+        raise DamagedError(f"{folder / CARD} cannot be read ({error}); delete the folder and train again") from error
     if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
-        raise StudentError(
+        raise DamagedError(
             f"{folder / CARD} has format {card.get('format') if isinstance(card, dict) else None!r}; {CARD_FORMAT} is read here"
         )
     return card
@@ -171,16 +168,16 @@ def read_student(folder: Path) -> dict[str, Any]:
     """The card of a student whose adapter is there and whole.
 
     Raises:
-        StudentError: as `read_card`, or an adapter that is missing or damaged.
+        DamagedError: as `read_card`, or an adapter that is missing or damaged.
     """
     card = read_card(folder)
     try:
         json.loads((folder / "adapter_config.json").read_text("utf-8"))
         whole = file_sha256(folder / WEIGHTS) == card.get("adapter_sha256")
     except (OSError, ValueError) as error:
-        raise StudentError(f"{folder}: its adapter is missing or damaged ({error}); delete the folder and train again") from error
+        raise DamagedError(f"{folder}: its adapter is missing or damaged ({error}); delete the folder and train again") from error
     if not whole:
-        raise StudentError(f"{folder / WEIGHTS} is not what its card says (SHA-256): it is damaged; delete the folder and train again")
+        raise DamagedError(f"{folder / WEIGHTS} is not what its card says (SHA-256): it is damaged; delete the folder and train again")
     return card
 
 

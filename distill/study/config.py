@@ -18,11 +18,12 @@ import msgspec
 from distill.evaluation.options import EvaluationConfig
 from distill.objectives.options import ObjectiveConfig
 from distill.problems.options import DataConfig
-from distill.settings import StudyError, nearest_hint, require, require_seed
+from distill.settings import nearest_hint, require, require_seed
 from distill.strategies import NAME, RESERVED
 from distill.students.options import StudentConfig
 from distill.teachers.options import TeacherConfig
 from distill.training.options import PRESETS, HeadsConfig, TrainConfig
+from interp.tables.errors import StudyError
 
 
 @dataclass(frozen=True)

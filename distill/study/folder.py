@@ -13,11 +13,12 @@ from distill.objectives.options import ObjectiveConfig
 from distill.problems.grading import grade
 from distill.problems.options import ProblemSet
 from distill.problems.sets import Problem, load_problems, problems_digest
-from distill.settings import StudyError, as_tables, differences
+from distill.settings import as_tables, differences
 from distill.strategies import Strategy, choose_strategies, load_strategies
 from distill.students.lora import read_student
 from distill.study.config import Study
 from distill.teachers.options import TeacherConfig
+from interp.tables.errors import StudyError
 
 if TYPE_CHECKING:
     from distill.records.record import Record
@@ -57,8 +58,8 @@ class StudyFolder:
 
     Raises:
         StudyError: a question that is both trained on and tested on.
-        distill.problems.sets.ProblemError: problems that cannot be loaded.
-        distill.strategies.StrategyError: an unknown condition.
+        InputError: problems that cannot be loaded.
+        StudyError: an unknown condition.
     """
 
     def __init__(self, config: Study) -> None:
@@ -105,7 +106,7 @@ class StudyFolder:
 
         Raises:
             StudyError: it is of other settings, or of another base or teacher.
-            distill.students.lora.StudentError: it is damaged.
+            StudyError: it is damaged.
         """
         folder = self.student_folder(condition, seed)
         if not folder.exists():

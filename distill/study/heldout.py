@@ -18,7 +18,7 @@ from distill.problems.sets import problems_digest
 from distill.strategies import RESERVED, Strategy
 from distill.study.folder import StudyFolder
 from distill.teachers.teacher import same_tokenizer
-from interp.tables.files import write_whole
+from interp.tables.files import write_text
 
 if TYPE_CHECKING:
     from interp.checkpoints.loading import Checkpoint
@@ -50,7 +50,7 @@ def score_heldout(study: StudyFolder, condition: str, folder: Path, about: Mappi
     if (_read(file) or {}).get("settings") == settings:
         return
     rows = heldout_scores(study, opened(), condition).to_dict("records")
-    write_whole(file, json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+    write_text(file, json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 
 
 def read_heldout(folder: Path) -> pd.DataFrame:

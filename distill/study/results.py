@@ -12,10 +12,11 @@ import pandas as pd
 
 from distill.evaluation.answers import evaluation_settings, read_answers
 from distill.evaluation.statistics import conditions_table, shown, students_table
-from distill.settings import StudyError, differences
+from distill.settings import differences
 from distill.study.folder import StudyFolder, student_name
 from distill.study.heldout import read_heldout
-from interp.tables.files import write_whole
+from interp.tables.errors import StudyError
+from interp.tables.files import write_text
 
 
 def conditions_of_measurement(study: StudyFolder) -> str:
@@ -54,7 +55,7 @@ def report(study: StudyFolder, about: Callable[[str, int | None], dict[str, Any]
     students = pd.concat([students, heldout], axis=1)
     conditions = conditions_table(answers, study.config.baseline, level=own.level, resamples=own.resamples, seed=own.seed)
     for name, table in (("students.csv", students), ("conditions.csv", conditions)):
-        write_whole(study.folder / name, pd.concat([table, _measured(study, table["condition"])], axis=1).to_csv(index=False))
+        write_text(study.folder / name, pd.concat([table, _measured(study, table["condition"])], axis=1).to_csv(index=False))
     tables = {
         "Conditions, pooled over seeds (difference from the baseline, paired by problem; from two seeds on, interval and p hold for new "
         "seeds and new problems, with one seed for these students alone; Holm-corrected)": conditions,
@@ -71,7 +72,7 @@ def report(study: StudyFolder, about: Callable[[str, int | None], dict[str, Any]
         lines += ["", f"{title}:", "", shown(table)]
     text = "\n".join(lines)
     print(text)
-    write_whole(study.folder / "results.md", f"# {study.config.name}\n\n```text\n{text}\n```\n")
+    write_text(study.folder / "results.md", f"# {study.config.name}\n\n```text\n{text}\n```\n")
 
 
 def _check_settings(

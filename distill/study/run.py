@@ -18,11 +18,12 @@ from filelock import FileLock, Timeout
 from distill.objectives.options import ObjectiveConfig
 from distill.problems.grading import DEFAULT_GRADER
 from distill.problems.sets import Problem
-from distill.settings import StudyError, as_tables
+from distill.settings import as_tables
 from distill.strategies import Strategy
-from distill.students.lora import WEIGHTS, StudentError, file_sha256
+from distill.students.lora import WEIGHTS, file_sha256
 from distill.study.folder import StudyFolder, student_name
-from interp.tables.files import write_whole
+from interp.tables.errors import DamagedError, InputError, StudyError
+from interp.tables.files import write_text
 
 if TYPE_CHECKING:
     from distill.records.record import Record
@@ -51,8 +52,8 @@ class StudyRun:
 
         Raises:
             StudyError: an unknown measure of heads.
-            distill.teachers.teacher.TeacherError: an unknown kind of teacher.
-            distill.training.arguments.TrainError: an optimizer, schedule or tracker that is not known, or takes other arguments.
+            StudyError: an unknown kind of teacher.
+            StudyError: an optimizer, schedule or tracker that is not known, or takes other arguments.
             OSError: the folder cannot be written.
         """
         from distill.teachers.catalog import check_kind
@@ -62,11 +63,11 @@ class StudyRun:
         check_settings(self.config.train)
         if self.config.heads.records:
             from interp.measures.catalog import load_measures
-            from interp.measures.measure import MeasureError
+            from interp.tables.errors import InputError
 
             try:
                 load_measures(self.config.heads.measures)
-            except MeasureError as error:
+            except InputError as error:
                 raise StudyError(f"heads.measures: {error}") from error
         if FIRST_RANK:
             self.study.folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ class StudyRun:
     def write_down(self) -> None:
         """Writes the study with all defaults filled in; after a change, once what it changes has been accepted."""
         if FIRST_RANK:
-            write_whole(self.study.folder / "study.json", json.dumps(as_tables(self.config), indent=1) + "\n")
+            write_text(self.study.folder / "study.json", json.dumps(as_tables(self.config), indent=1) + "\n")
 
     def say(self, text: str) -> None:
         """A line of progress."""
@@ -150,7 +151,7 @@ class StudyRun:
         """
         try:
             return self.study.is_trained(condition, seed)
-        except StudentError as error:
+        except DamagedError as error:
             self._set_aside(self.study.student_folder(condition, seed), str(error))
             return False
 
@@ -212,15 +213,15 @@ class StudyRun:
 
     def _trajectory(self, name: str, checkpoint: Checkpoint) -> HeadTrajectory | None:
         """Records a student's heads while it learns; texts that cannot be annotated are no reason not to train."""
-        from distill.training.trajectory import HeadTrajectory, TrajectoryError, fixed_texts, note
-        from interp.tokens import TokenError
+        from distill.training.trajectory import HeadTrajectory, fixed_texts, note
+        from interp.tables.errors import StudyError
 
         own = self.config.heads
         if own.records == 0:
             return None
         try:
             tokens = fixed_texts(checkpoint, self.study.heldout[: own.texts], self.study.chat(checkpoint.tokenizer))
-        except (TokenError, TrajectoryError) as error:
+        except (InputError, StudyError) as error:
             if FIRST_RANK:
                 note(str(error))
             return None
@@ -305,12 +306,12 @@ class StudyRun:
 
     def _check_whole(self, folder: Path) -> None:
         """A damaged evaluation is moved aside, so that it is made again."""
-        from distill.evaluation.answers import EvaluationError, read_answers
+        from distill.evaluation.answers import read_answers
 
         if folder.exists():
             try:
                 read_answers(folder, DEFAULT_GRADER)
-            except EvaluationError as error:
+            except DamagedError as error:
                 self._set_aside(folder, str(error))
 
     def evaluate_model(self, model: str) -> Path:

@@ -18,18 +18,15 @@ from filelock import FileLock, Timeout
 from optuna.storages.journal import JournalFileBackend
 
 from distill.problems.sets import problems_digest
-from distill.settings import StudyError, as_tables, differences
+from distill.settings import as_tables, differences
 from distill.study.config import SearchConfig
 from distill.study.folder import StudyFolder
 from distill.study.run import StudyRun
 from distill.training.options import HeadsConfig
-from interp.tables.files import write_whole
+from interp.tables.errors import StudyError
+from interp.tables.files import write_text
 
 MAXIMISED = ("heldout_accuracy",)
-
-
-class SearchError(ValueError):
-    """A search that cannot be gone on with."""
 
 
 def search(
@@ -50,14 +47,14 @@ def search(
         A row a finished trial, the best first.
 
     Raises:
-        SearchError: the folder was begun with other settings, the message says which key; or another process searches in it.
+        StudyError: the folder was begun with other settings, the message says which key; or another process searches in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):  # the system frees it when its process dies
             return _search(config, folder, objective, fixed or {})
     except Timeout:
-        raise SearchError(f"another process searches in {folder}; wait for it, or set another `out`") from None
+        raise StudyError(f"another process searches in {folder}; wait for it, or set another `out`") from None
 
 
 def _search(config: SearchConfig, folder: Path, objective: Callable[[dict[str, Any]], float], fixed: Mapping[str, Any]) -> pd.DataFrame:
@@ -67,12 +64,12 @@ def _search(config: SearchConfig, folder: Path, objective: Callable[[dict[str, A
         try:
             before = json.loads(file.read_text("utf-8"))
         except ValueError as error:
-            raise SearchError(f"{file} is damaged ({error}), so it is not known what its trials are of; delete {folder}") from error
+            raise StudyError(f"{file} is damaged ({error}), so it is not known what its trials are of; delete {folder}") from error
         changed = differences(before, settings)
         if changed:
-            raise SearchError(f"{folder} was begun with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, or delete it")
+            raise StudyError(f"{folder} was begun with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, or delete it")
     else:
-        write_whole(file, json.dumps(settings, indent=1) + "\n")
+        write_text(file, json.dumps(settings, indent=1) + "\n")
     study = _open(folder, "maximize" if config.metric in MAXIMISED else "minimize")
     for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
@@ -124,7 +121,7 @@ def _table(study: optuna.Study) -> pd.DataFrame:
 
 def _write(study: optuna.Study, config: SearchConfig, folder: Path) -> None:
     table = _table(study)
-    write_whole(folder / "trials.csv", table.rename(columns={"value": config.metric}).to_csv(index=False))
+    write_text(folder / "trials.csv", table.rename(columns={"value": config.metric}).to_csv(index=False))
     best = table.iloc[0]
     lines = [
         f"# best of {len(table)} trials: {config.metric} = {best['value']:.6g}, condition {config.condition}, seed {config.seed}",
@@ -132,7 +129,7 @@ def _write(study: optuna.Study, config: SearchConfig, folder: Path) -> None:
         f"[train]\nlearning_rate = {best['learning_rate']}",
         f"[student]\nrank = {int(best['rank'])}",
     ]
-    write_whole(folder / "best.toml", "\n\n".join(lines) + "\n")
+    write_text(folder / "best.toml", "\n\n".join(lines) + "\n")
 
 
 def search_study(run: StudyRun) -> None:
@@ -140,12 +137,12 @@ def search_study(run: StudyRun) -> None:
 
     Raises:
         StudyError: a condition that is not trained, or settings that the teacher's signals cannot train.
-        SearchError: as `search`.
+        StudyError: as `search`.
     """
     from distill.evaluation.answers import read_answers
     from distill.evaluation.statistics import shown
     from distill.study.heldout import heldout_scores
-    from distill.training.arguments import DivergedError
+    from interp.tables.errors import NonFiniteError
 
     study, config, own = run.study, run.config, run.config.search
     if own.condition in ("untouched", *(() if own.condition in config.conditions else (own.condition,))):
@@ -168,7 +165,7 @@ def search_study(run: StudyRun) -> None:
         run.say(f"trial {settings['trial']}: " + ", ".join(f"{k} {v:.4g}" for k, v in settings.items() if k != "trial"))
         try:
             trial.train_one(own.condition, own.seed)
-        except DivergedError as error:
+        except NonFiniteError as error:
             run.say(f"trial {settings['trial']}: {error}")
             return math.nan
         if own.metric == "heldout_nll":

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from distill.teachers.local import TransformersTeacher
 from distill.teachers.options import TeacherConfig
 from distill.teachers.server import OpenAITeacher
-from distill.teachers.teacher import Teacher, TeacherError
+from distill.teachers.teacher import Teacher
 from distill.teachers.vllm import VllmTeacher
 from distill.teachers.written import ReferenceTeacher, ReplayTeacher
+from interp.tables.errors import StudyError
 
 # --- choosing -------------------------------------------------------------------------------------------------------
 
@@ -40,19 +41,19 @@ TEACHERS: dict[str, Callable[[TeacherConfig], Teacher]] = {
 def check_kind(kind: str) -> None:
     """Refuses a kind of teacher that is not known."""
     if kind not in TEACHERS:
-        raise TeacherError(f"unknown teacher.kind {kind!r}; known: {', '.join(TEACHERS)}")
+        raise StudyError(f"unknown teacher.kind {kind!r}; known: {', '.join(TEACHERS)}")
 
 
 def open_teacher(config: TeacherConfig) -> Teacher:
     """A teacher, its weights not loaded yet.
 
     Raises:
-        TeacherError: an unknown kind, or a signal that it cannot give.
-        interp.checkpoints.found.CheckpointError: a model that cannot be found.
+        StudyError: an unknown kind, or a signal that it cannot give.
+        CheckpointError: a model that cannot be found.
     """
     check_kind(config.kind)
     if config.signal not in TIERS[config.kind]:
-        raise TeacherError(
+        raise StudyError(
             f"a teacher of kind {config.kind} cannot give teacher.signal = {config.signal!r}; it can give {', '.join(TIERS[config.kind])}"
         )
     return TEACHERS[config.kind](config)

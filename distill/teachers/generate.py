@@ -18,12 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from interp.checkpoints.unembedding import keep_hidden
+from interp.tables.errors import InputError
 
 TIERS = ("text", "topk", "hidden", "dense")
-
-
-class GenerationError(ValueError):
-    """Prompts that cannot be answered, or settings that make no sense."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +44,13 @@ class Sampling:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         if self.max_new_tokens < 1:
-            raise GenerationError(f"max_new_tokens is {self.max_new_tokens}; at least 1 is needed")
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}; at least 1 is needed")
         if not 0 <= self.temperature < math.inf:
-            raise GenerationError(f"temperature is {self.temperature}; 0 (greedy) or more is needed")
+            raise InputError(f"temperature is {self.temperature}; 0 (greedy) or more is needed")
         if not 0 < self.top_p <= 1:
-            raise GenerationError(f"top_p is {self.top_p}; it must lie above 0 and at most at 1")
+            raise InputError(f"top_p is {self.top_p}; it must lie above 0 and at most at 1")
         if "" in self.stop:
-            raise GenerationError("a stop text is empty, so every answer would end at once; leave it out")
+            raise InputError("a stop text is empty, so every answer would end at once; leave it out")
 
 
 @dataclass(frozen=True)
@@ -109,17 +106,17 @@ def generate(
         label: of a progress bar; None shows none.
 
     Raises:
-        GenerationError: an empty prompt, one that leaves no room below the model's position limit, a model in training mode, or one whose
+        InputError: an empty prompt, one that leaves no room below the model's position limit, a model in training mode, or one whose
             logits are no numbers.
     """
     if model.training:
-        raise GenerationError("the model is in training mode, so dropout would change its answers; call model.eval()")
+        raise InputError("the model is in training mode, so dropout would change its answers; call model.eval()")
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     for number, prompt in enumerate(prompts):
         if not len(prompt):
-            raise GenerationError(f"prompt {number} is empty")
+            raise InputError(f"prompt {number} is empty")
         if limit and len(prompt) + sampling.max_new_tokens > limit:
-            raise GenerationError(
+            raise InputError(
                 f"prompt {number} has {len(prompt)} tokens; with max_new_tokens = {sampling.max_new_tokens} that is more than the model's "
                 f"{limit} positions; set max_new_tokens to {max(0, limit - len(prompt))} or less"
             )
@@ -215,7 +212,7 @@ def _answer(model: Any, rows: list[_Row], ends: Sequence[int], sampling: Samplin
             kept.append((list(alive), said))
             for i, token, log_prob in zip(alive, tokens.tolist(), log_probs.tolist(), strict=True):
                 if math.isnan(log_prob):
-                    raise GenerationError(f"the model's logits are no numbers (NaN) at token {step}; float16 overflows: use another dtype")
+                    raise InputError(f"the model's logits are no numbers (NaN) at token {step}; float16 overflows: use another dtype")
                 rows[i].take(token, log_prob, ends)
             going = [at for at, i in enumerate(alive) if rows[i].finish is None]
             if not going:

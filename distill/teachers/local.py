@@ -13,8 +13,9 @@ from distill.problems.sets import Problem
 from distill.records.record import Record, record_key
 from distill.strategies import Strategy
 from distill.teachers.options import TeacherConfig
-from distill.teachers.teacher import TeacherError, tokenizer_digest, uses_chat
+from distill.teachers.teacher import tokenizer_digest, uses_chat
 from interp.checkpoints.unembedding import Head
+from interp.tables.errors import StudyError
 
 
 class TransformersTeacher:
@@ -84,19 +85,19 @@ class TransformersTeacher:
         from interp.checkpoints.unembedding import hidden_states
 
         if strategy.text and strategy.place != "before":
-            raise TeacherError(
+            raise StudyError(
                 f'strategy {strategy.name} stands {strategy.place} the question, but objective published knows "before" only: the strategy '
                 "and the question are one plain text"
             )
         if self.config.chat:
-            raise TeacherError("teacher.chat is true, but objective published feeds plain text; leave it out")
+            raise StudyError("teacher.chat is true, but objective published feeds plain text; leave it out")
         head, records = self._head, []
         limit = self._open.position_limit
         for p in problems:
             text = f"{strategy.text} {p.question}" if strategy.text else p.question
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens]
             if limit is not None and len(ids) > limit:
-                raise TeacherError(
+                raise StudyError(
                     f"problem {p.index}: prompt and question take {len(ids)} tokens, {self.config.model} has {limit} positions; lower "
                     f"objective.max_tokens to {limit}"
                 )

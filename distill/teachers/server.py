@@ -14,8 +14,9 @@ from distill.problems.sets import Problem
 from distill.records.record import Record
 from distill.strategies import Strategy
 from distill.teachers.options import TeacherConfig
-from distill.teachers.teacher import TeacherError, TextTeacher, row_seed, stack_topk, tokenizer_digest
+from distill.teachers.teacher import TextTeacher, row_seed, stack_topk, tokenizer_digest
 from distill.teachers.written import shortened
+from interp.tables.errors import StudyError
 
 # --- servers --------------------------------------------------------------------------------------------------------
 
@@ -27,11 +28,11 @@ class OpenAITeacher(TextTeacher):
 
     def __init__(self, config: TeacherConfig) -> None:
         if config.url is None:
-            raise TeacherError('teacher.kind = "openai" needs teacher.url, such as "http://localhost:8000/v1"')
+            raise StudyError('teacher.kind = "openai" needs teacher.url, such as "http://localhost:8000/v1"')
         if config.signal == "topk" and config.top_k > self.LARGEST_K:
-            raise TeacherError(f"teacher.top_k is {config.top_k}; OpenAI-compatible servers give at most {self.LARGEST_K}")
+            raise StudyError(f"teacher.top_k is {config.top_k}; OpenAI-compatible servers give at most {self.LARGEST_K}")
         if config.signal == "topk" and config.tokenizer is None:
-            raise TeacherError(
+            raise StudyError(
                 'teacher.signal = "topk" of a server needs teacher.tokenizer, the hub id or folder of its tokenizer, '
                 "for token ids mean nothing without"
             )
@@ -62,7 +63,7 @@ class OpenAITeacher(TextTeacher):
             from aiolimiter import AsyncLimiter
             from openai import AsyncOpenAI
         except ImportError as error:
-            raise TeacherError(
+            raise StudyError(
                 f"teacher.kind = \"openai\" needs a package that is not installed ({error}): pip install 'primed-heads[openai]'"
             ) from error
         config = self.config
@@ -106,26 +107,26 @@ class OpenAITeacher(TextTeacher):
                 **extra,
             )
         except openai.APITimeoutError as error:
-            raise TeacherError(
+            raise StudyError(
                 f"{place}: no answer within {config.timeout_s:g} s, {config.retries + 1} times; raise teacher.timeout_s"
             ) from error
         except openai.APIConnectionError as error:
-            raise TeacherError(
+            raise StudyError(
                 f"{place}: no connection ({error.__cause__ or error}); is the server running, and does url end in /v1?"
             ) from error
         except openai.RateLimitError as error:
-            raise TeacherError(
+            raise StudyError(
                 f"{place}: the server's rate limit (429), {config.retries + 1} times; lower teacher.concurrency or set requests_per_minute"
             ) from error
         except openai.APIStatusError as error:
             hint = f"; ${config.api_key_env} holds the key" if error.status_code in (401, 403) else ""
-            raise TeacherError(f"{place}: the server says {error.status_code} ({shortened(error.message)}){hint}") from error
+            raise StudyError(f"{place}: the server says {error.status_code} ({shortened(error.message)}){hint}") from error
         except (openai.OpenAIError, ValueError) as error:
-            raise TeacherError(f"{place}: an answer that cannot be read ({shortened(error)})") from error
+            raise StudyError(f"{place}: an answer that cannot be read ({shortened(error)})") from error
         choices: Any = getattr(said, "choices", None) or []
         text = choices[0].message.content if choices and getattr(choices[0], "message", None) else None
         if not isinstance(text, str):
-            raise TeacherError(f"{place}: an answer without text ({shortened(said)}); is this an OpenAI-compatible chat server?")
+            raise StudyError(f"{place}: an answer without text ({shortened(said)}); is this an OpenAI-compatible chat server?")
         finish = "eos" if choices[0].finish_reason == "stop" else "length"  # a content filter cuts, too
         ids, signals = _server_topk(choices[0].logprobs, config.top_k, place) if wants else ((), {})
         return Record(problem.index, problem.question, problem.answer, (), ids, text, finish, signals)
@@ -137,7 +138,7 @@ def _server_topk(logprobs: Any, k: int, place: str) -> tuple[tuple[int, ...], di
     def number(token: str) -> int:
         mark, _, digits = token.partition("token_id:")
         if mark or not digits.isdigit():
-            raise TeacherError(
+            raise StudyError(
                 f"{place}: the server names tokens by text ({token[:20]!r}), not by id, so their log-probabilities cannot be used; "
                 'set teacher.signal = "text", or use a server that honours return_tokens_as_token_ids (vLLM)'
             )
@@ -145,7 +146,7 @@ def _server_topk(logprobs: Any, k: int, place: str) -> tuple[tuple[int, ...], di
 
     content = getattr(logprobs, "content", None)
     if not content:
-        raise TeacherError(f'{place}: the server gives no log-probabilities; set teacher.signal = "text"')
+        raise StudyError(f'{place}: the server gives no log-probabilities; set teacher.signal = "text"')
     ids = tuple(number(step.token) for step in content)
     tops = [{number(top.token): float(top.logprob) for top in step.top_logprobs} for step in content]
     return ids, stack_topk(tops, k, place)

@@ -17,10 +17,7 @@ from distill.records.record import Record, record_key
 from distill.strategies import Strategy
 from distill.teachers.options import TeacherConfig
 from interp.checkpoints.unembedding import Head
-
-
-class TeacherError(ValueError):
-    """A teacher that cannot answer; the message says what was seen, what is allowed and what to do."""
+from interp.tables.errors import StudyError
 
 
 class Teacher(Protocol):
@@ -66,7 +63,7 @@ class TextTeacher:
     tokenizer: Any | None = None
 
     def score_prompts(self, problems: Sequence[Problem], strategy: Strategy, max_tokens: int) -> list[Record]:
-        raise TeacherError(
+        raise StudyError(
             f'a teacher of kind {self.identity["kind"]} cannot score prompts; objective published needs teacher.kind = "transformers"'
         )
 
@@ -74,7 +71,7 @@ class TextTeacher:
         return None
 
     def model_and_head(self) -> tuple[Any, Head]:
-        raise TeacherError(
+        raise StudyError(
             f'a teacher of kind {self.identity["kind"]} cannot be live; objective.teacher = "live" needs teacher.kind = "transformers"'
         )
 
@@ -89,7 +86,7 @@ def uses_chat(config: TeacherConfig, tokenizer: Any) -> bool:
     """Whether prompts go through the chat template."""
     has = getattr(tokenizer, "chat_template", None) is not None
     if config.chat and not has:
-        raise TeacherError(f"teacher.chat is true, but the tokenizer of {config.model} has no chat template; leave it out")
+        raise StudyError(f"teacher.chat is true, but the tokenizer of {config.model} has no chat template; leave it out")
     return has if config.chat is None else config.chat
 
 
@@ -103,7 +100,7 @@ def stack_topk(tops: Sequence[Mapping[int, float]], k: int, place: str) -> dict[
     """The k likeliest of each step, [token, k], likeliest first."""
     ranked = [sorted(top.items(), key=lambda item: -item[1])[:k] for top in tops]
     if any(len(top) < k for top in ranked):
-        raise TeacherError(f"{place}: {min(map(len, ranked))} log-probabilities at a token, {k} were asked for; lower teacher.top_k")
+        raise StudyError(f"{place}: {min(map(len, ranked))} log-probabilities at a token, {k} were asked for; lower teacher.top_k")
     return {
         "topk_ids": torch.from_numpy(np.asarray([[i for i, _ in top] for top in ranked], np.int32).reshape(-1, k)),
         "topk_log_probs": torch.from_numpy(np.asarray([[p for _, p in top] for top in ranked], np.float32).reshape(-1, k)),

@@ -11,7 +11,8 @@ from distill.problems.sets import Problem
 from distill.records.record import Record
 from distill.strategies import Strategy
 from distill.teachers.options import TeacherConfig
-from distill.teachers.teacher import TeacherError, TextTeacher, row_seed, stack_topk, tokenizer_digest, uses_chat
+from distill.teachers.teacher import TextTeacher, row_seed, stack_topk, tokenizer_digest, uses_chat
+from interp.tables.errors import StudyError
 
 
 class VllmTeacher(TextTeacher):
@@ -39,7 +40,7 @@ class VllmTeacher(TextTeacher):
             try:
                 import vllm  # pyright: ignore[reportMissingImports]
             except ImportError as error:
-                raise TeacherError("teacher.kind = \"vllm\" needs vLLM and a GPU: pip install 'primed-heads[vllm]'") from error
+                raise StudyError("teacher.kind = \"vllm\" needs vLLM and a GPU: pip install 'primed-heads[vllm]'") from error
             config = self.config
             self._engine = vllm.LLM(
                 model=config.model,
@@ -102,5 +103,5 @@ def prompt_topk(prompt_logprobs: Sequence[Mapping[int, Any] | None], first: int,
     """
     entries = prompt_logprobs[first:]
     if any(entry is None for entry in entries):
-        raise TeacherError(f"{place}: vLLM gave no log-probabilities for a response token")
+        raise StudyError(f"{place}: vLLM gave no log-probabilities for a response token")
     return stack_topk([{token: float(about.logprob) for token, about in (entry or {}).items()} for entry in entries], k, place)

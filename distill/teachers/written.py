@@ -11,7 +11,8 @@ from distill.problems.sets import Problem
 from distill.records.record import Record
 from distill.strategies import Strategy
 from distill.teachers.options import TeacherConfig
-from distill.teachers.teacher import TeacherError, TextTeacher
+from distill.teachers.teacher import TextTeacher
+from interp.tables.errors import StudyError
 
 # --- text made elsewhere --------------------------------------------------------------------------------------------
 
@@ -32,19 +33,19 @@ class ReplayTeacher(TextTeacher):
 
     def __init__(self, config: TeacherConfig) -> None:
         if config.responses is None:
-            raise TeacherError('teacher.kind = "replay" needs teacher.responses, a JSONL file of {"question": "...", "response": "..."}')
+            raise StudyError('teacher.kind = "replay" needs teacher.responses, a JSONL file of {"question": "...", "response": "..."}')
         self.file = Path(config.responses)
         try:
             content = self.file.read_bytes()
         except OSError as error:
-            raise TeacherError(f"teacher.responses: {self.file} cannot be read ({error.strerror})") from error
+            raise StudyError(f"teacher.responses: {self.file} cannot be read ({error.strerror})") from error
         self.identity = {"kind": "replay", "name": self.file.stem, "sha256": hashlib.sha256(content).hexdigest()}
         self.said: dict[str, tuple[str, str]] = {}
         for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
             if line.strip():
                 question, response, finish = self._line(line, number)
                 if self.said.setdefault(question, (response, finish)) != (response, finish):
-                    raise TeacherError(f"{self.file}, line {number}: a second response to {question[:60]!r}; give one")
+                    raise StudyError(f"{self.file}, line {number}: a second response to {question[:60]!r}; give one")
 
     def _line(self, line: str, number: int) -> tuple[str, str, str]:
         place = f"{self.file}, line {number}"
@@ -52,18 +53,18 @@ class ReplayTeacher(TextTeacher):
             fields = json.loads(line)
             question, response, finish = fields["question"], fields["response"], fields.get("finish", "eos")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TeacherError(
+            raise StudyError(
                 f'{place}: {type(error).__name__} {error}; each line must be {{"question": "...", "response": "..."}}'
             ) from None
         if not isinstance(question, str) or not isinstance(response, str) or finish not in ("eos", "length"):
-            raise TeacherError(f'{place}: question and response must be strings, and finish "eos" or "length"')
+            raise StudyError(f'{place}: question and response must be strings, and finish "eos" or "length"')
         return question.strip(), response, finish
 
     def answer(self, problems: Sequence[Problem], strategy: Strategy) -> list[Record]:
         """The responses, by question."""
         missing = [p for p in problems if p.question.strip() not in self.said]
         if missing:
-            raise TeacherError(
+            raise StudyError(
                 f"{self.file} has no response to {len(missing)} of {len(problems)} questions, the first to problem {missing[0].index} "
                 f"({missing[0].question[:60]!r})"
             )

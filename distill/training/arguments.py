@@ -13,14 +13,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from distill.training.options import TrainConfig
-
-
-class TrainError(ValueError):
-    """A student that cannot be trained as asked; the message says what was seen, what is allowed and what to do."""
-
-
-class DivergedError(TrainError):
-    """The loss, or a hidden state, is no longer finite."""
+from interp.tables.errors import StudyError
 
 
 def training_arguments(partial: Path, config: TrainConfig, seed: int, *, cpu: bool, show_progress: bool) -> TrainingArguments:
@@ -60,7 +53,7 @@ def training_arguments(partial: Path, config: TrainConfig, seed: int, *, cpu: bo
         for tracker in get_reporting_integration_callbacks(list(config.report_to)):
             tracker()  # raises where its package is missing
     except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
-        raise TrainError(f"[train]: {str(error).splitlines()[0]}") from error
+        raise StudyError(f"[train]: {str(error).splitlines()[0]}") from error
     arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs by accelerate or torchrun; never DataParallel
     return arguments
 
@@ -69,7 +62,7 @@ def check_settings(config: TrainConfig) -> None:
     """Says before any work what transformers and its trackers refuse.
 
     Raises:
-        TrainError: an optimizer, schedule or tracker that is not known or not installed, or that takes other arguments.
+        StudyError: an optimizer, schedule or tracker that is not known or not installed, or that takes other arguments.
     """
     with tempfile.TemporaryDirectory() as folder:
         training_arguments(Path(folder), config, 0, cpu=True, show_progress=False)

@@ -20,18 +20,18 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from distill.objectives.checks import NonFiniteError
 from distill.objectives.options import ObjectiveConfig
 from distill.settings import differences
 from distill.sources.texts import Texts
 from distill.students.lora import save_student
-from distill.training.arguments import DivergedError, TrainError, quiet, training_arguments
+from distill.training.arguments import quiet, training_arguments
 from distill.training.batches import collate
 from distill.training.options import TrainConfig
 from distill.training.trainer import WHOLE, Bar, DistillTrainer, TextStream, WholeCheckpoints
 from distill.training.trajectory import HeadTrajectory
 from interp.checkpoints.unembedding import Head, output_head
-from interp.tables.files import write_whole
+from interp.tables.errors import NonFiniteError, StudyError
+from interp.tables.files import write_text
 
 SETTINGS = "settings.json"
 
@@ -77,7 +77,7 @@ def train_student(
         The folder.
 
     Raises:
-        TrainError: an unfinished student of other settings, or settings that the Trainer refuses.
+        StudyError: an unfinished student of other settings, or settings that the Trainer refuses.
         OSError: no room; whole checkpoints are kept, and the same call goes on.
     """
     partial = folder.with_name(folder.name + ".partial")
@@ -115,10 +115,10 @@ def train_student(
         try:
             done = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except NonFiniteError as error:
-            raise DivergedError(f"after step {trainer.state.global_step}: {error}; lower train.learning_rate") from error
+            raise NonFiniteError(f"after step {trainer.state.global_step}: {error}; lower train.learning_rate") from error
         except (RuntimeError, SafetensorError) as error:
             if isinstance(error, SafetensorError) or "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
-                raise TrainError(
+                raise StudyError(
                     f"a checkpoint cannot be written to {partial} ({str(error).splitlines()[0]:.160}); is the disk full? Make room: the "
                     "same command goes on from the last whole checkpoint"
                 ) from error
@@ -126,11 +126,11 @@ def train_student(
         losses = [line for line in trainer.state.log_history if "loss" in line]
         if not all(math.isfinite(line["loss"]) for line in losses):
             bad = next(line for line in losses if not math.isfinite(line["loss"]))
-            raise DivergedError(
+            raise NonFiniteError(
                 f"the loss is {bad['loss']} at step {bad['step']}; lower train.learning_rate, or use a dtype of a wider range"
             )
         if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):  # the last step's loss does not show it
-            raise DivergedError(f"the adapter holds numbers that are not finite after step {done.global_step}; lower train.learning_rate")
+            raise NonFiniteError(f"the adapter holds numbers that are not finite after step {done.global_step}; lower train.learning_rate")
         training = {"steps": done.global_step, "last_loss": losses[-1]["loss"], "ranks": ranks, "texts": len(texts.texts)}
         # gathers a sharded adapter: every rank takes part
         state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else None
@@ -155,14 +155,14 @@ def _prepare(partial: Path, card: Mapping[str, Any]) -> Path | None:
             try:
                 before = json.loads(file.read_text("utf-8"))
             except ValueError as error:
-                raise TrainError(f"{file} is damaged ({error}); delete {partial} to begin anew") from error
+                raise StudyError(f"{file} is damaged ({error}); delete {partial} to begin anew") from error
             changed = differences(before, now)
             if changed:
-                raise TrainError(
+                raise StudyError(
                     f"{partial} was begun with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, or delete it to begin anew"
                 )
         else:
-            write_whole(file, json.dumps(now, indent=1) + "\n")
+            write_text(file, json.dumps(now, indent=1) + "\n")
         for torn in partial.glob("checkpoint-*"):
             if not (torn / WHOLE).exists():
                 shutil.rmtree(torn)
@@ -177,7 +177,7 @@ def _stored(texts: Texts) -> tuple[str, ...]:
     assert record is not None
     names = tuple(record.signals)
     if not names:
-        raise TrainError(
+        raise StudyError(
             "objective.alpha is below 1, but the teacher's records hold text only; collect with another teacher.signal, or set alpha = 1"
         )
     return names

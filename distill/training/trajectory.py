@@ -27,12 +27,12 @@ from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from distill.problems.sets import Problem
-from interp.attention.seam import RecordingError, attention_layers
-from interp.attention.statistics import NonFiniteAttentionError
+from interp.attention.seam import attention_layers
 from interp.checkpoints.loading import Checkpoint
 from interp.checkpoints.opening import open_checkpoint
 from interp.measures.catalog import load_measures
 from interp.recording.recorder import record
+from interp.tables.errors import NonFiniteError, RecordingError, StudyError
 from interp.tables.schema import REGIONS, read, write
 from interp.tables.shifts import TRAJECTORY
 from interp.tokens import Tokens, annotate
@@ -64,10 +64,6 @@ REGION = "response"
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
-class TrajectoryError(ValueError):
-    """Heads that cannot be followed; the message says what was seen, what is allowed and what to do."""
-
-
 def recording_steps(total: int, records: int) -> list[int]:
     """Steps at which to record, evenly from 0 to the last, at least `FEWEST_STEPS` apart; the first and the last always.
 
@@ -88,8 +84,8 @@ def fixed_texts(checkpoint: Checkpoint, problems: Sequence[Problem], chat: bool 
         chat: through the chat template; None: where the tokenizer has one.
 
     Raises:
-        TrajectoryError: a text is longer than the model's positions.
-        interp.tokens.TokenError: the tokenizer or its template cannot be annotated.
+        StudyError: a text is longer than the model's positions.
+        InputError: the tokenizer or its template cannot be annotated.
     """
     tokens = annotate(
         checkpoint.tokenizer, [p.question for p in problems], [p.answer for p in problems], chat=chat, examples=[p.index for p in problems]
@@ -97,7 +93,7 @@ def fixed_texts(checkpoint: Checkpoint, problems: Sequence[Problem], chat: bool 
     limit = checkpoint.position_limit
     longest = max(tokens.texts, key=len)
     if limit is not None and len(longest) > limit:
-        raise TrajectoryError(f"problem {longest.example} has {len(longest)} tokens, the model has {limit} positions; take shorter texts")
+        raise StudyError(f"problem {longest.example} has {len(longest)} tokens, the model has {limit} positions; take shorter texts")
     return tokens
 
 
@@ -113,8 +109,8 @@ def record_heads(model: Any, tokens: Tokens, measures: Sequence[str]) -> tuple[n
         Means and the number of texts behind each, both [layer, head, measure, region]; NaN and 0 where undefined for every text.
 
     Raises:
-        interp.attention.seam.RecordingError: an architecture that cannot be recorded.
-        interp.attention.statistics.NonFiniteAttentionError: NaN in attention.
+        RecordingError: an architecture that cannot be recorded.
+        NonFiniteError: NaN in attention.
     """
     chosen = load_measures(measures)
     root = next(m for m in model.modules() if isinstance(m, PreTrainedModel))
@@ -184,13 +180,13 @@ class HeadTrajectory(TrainerCallback):
         seconds: spent on recording so far.
 
     Raises:
-        interp.measures.measure.MeasureError: an unknown measure.
-        TrajectoryError: fewer than two recordings.
+        InputError: an unknown measure.
+        StudyError: fewer than two recordings.
     """
 
     def __init__(self, tokens: Tokens, measures: Sequence[str], name: str, records: int | Sequence[int] = 6) -> None:
         if isinstance(records, int) and records < 2:
-            raise TrajectoryError(f"records is {records}; at least 2 are needed, the first and the last step")
+            raise StudyError(f"records is {records}; at least 2 are needed, the first and the last step")
         self.tokens, self.measures, self.name, self.records = tokens, tuple(load_measures(measures)), name, records
         self.log: Callable[[dict[str, float]], None] = lambda _: None
         self.seconds = self._took = 0.0
@@ -247,7 +243,7 @@ class HeadTrajectory(TrainerCallback):
         started = time.perf_counter()
         try:
             means, counts = record_heads(model, self.tokens, self.measures)
-        except (RecordingError, NonFiniteAttentionError) as error:
+        except (RecordingError, NonFiniteError) as error:
             note(f"step {step}: {error}")
             self._steps = frozenset()
             return
@@ -316,12 +312,12 @@ def read_trajectory(folder: Path) -> pd.DataFrame:
     """A finished student's table: rows of `interp.tables.shifts.TRAJECTORY`, steps ascending.
 
     Raises:
-        TrajectoryError: no such file, or steps that do not hold the same heads, measures and regions.
-        interp.tables.schema.TableError: not a readable table of this schema.
+        StudyError: no such file, or steps that do not hold the same heads, measures and regions.
+        InputError: not a readable table of this schema.
     """
     file = folder / FILE
     if not file.is_file():
-        raise TrajectoryError(
+        raise StudyError(
             f"{folder} has no {FILE}: it was trained with heads.records = 0, with sharded weights, or before heads were followed; "
             "checkpoint-N folders, where it has some, can be measured instead"
         )
@@ -334,20 +330,20 @@ def check_trajectory(frame: pd.DataFrame, place: str) -> None:
     """Refuses several students, a negative step, steps of different heads, and a mean that is not finite where texts are behind it.
 
     Raises:
-        TrajectoryError: the message names the place.
+        StudyError: the message names the place.
     """
     if frame["model"].nunique() != 1:
-        raise TrajectoryError(f"{place}: {frame['model'].nunique()} students; a trajectory is of one")
+        raise StudyError(f"{place}: {frame['model'].nunique()} students; a trajectory is of one")
     if (frame["step"] < 0).any():
-        raise TrajectoryError(f"{place}: step {frame['step'].min()}; steps are counted from 0")
+        raise StudyError(f"{place}: step {frame['step'].min()}; steps are counted from 0")
     cells = ["layer", "head", "measure", "region"]
     grids = {step: frozenset(rows[cells].astype(str).itertuples(index=False, name=None)) for step, rows in frame.groupby("step")}
     odd = [step for step, grid in grids.items() if grid != next(iter(grids.values()))]
     if odd:
-        raise TrajectoryError(f"{place}: step {odd[0]} holds other heads, measures or regions than step {next(iter(grids))}")
+        raise StudyError(f"{place}: step {odd[0]} holds other heads, measures or regions than step {next(iter(grids))}")
     wrong = (frame["n_examples"] > 0) != np.isfinite(frame["mean"])
     if wrong.any():
-        raise TrajectoryError(
+        raise StudyError(
             f"{place}: {int(wrong.sum())} rows are measured but not finite, or finite but not measured: {frame[wrong].iloc[0].to_dict()}"
         )
 
@@ -356,12 +352,12 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     """PEFT checkpoints as a Trainer leaves them, `checkpoint-N/` with an adapter_config.json, by ascending N.
 
     Raises:
-        TrajectoryError: there is none.
+        StudyError: there is none.
     """
     found = {int(match[1]): path for path in folder.glob("checkpoint-*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))}
     adapters = [found[step] for step in sorted(found) if (found[step] / "adapter_config.json").is_file()]
     if not adapters:
-        raise TrajectoryError(
+        raise StudyError(
             f"{folder} holds no checkpoint-N with an adapter_config.json ({len(found)} without); name the folder that the Trainer wrote to"
         )
     return adapters
@@ -393,12 +389,12 @@ def record_checkpoints(
         trust_remote_code: likewise.
 
     Raises:
-        TrajectoryError: no folder, or a text that is too long.
-        interp.checkpoints.found.CheckpointError: a checkpoint that cannot be opened, or that changes nothing.
-        interp.attention.seam.RecordingError: an architecture that cannot be recorded.
+        StudyError: no folder, or a text that is too long.
+        CheckpointError: a checkpoint that cannot be opened, or that changes nothing.
+        RecordingError: an architecture that cannot be recorded.
     """
     if not folders:
-        raise TrajectoryError("no checkpoint is named; give at least one checkpoint-N folder")
+        raise StudyError("no checkpoint is named; give at least one checkpoint-N folder")
     names = list(load_measures(measures))
     called = name or folders[0].resolve().parent.name.removesuffix(".partial")
     frames: list[pd.DataFrame] = []

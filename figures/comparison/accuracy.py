@@ -73,7 +73,7 @@ def accuracy_bars(models: pd.DataFrame, subtitle: str = "") -> Figure | None:
         The figure, or None where no accuracy is known.
 
     Raises:
-        ColumnsError: there is no column model.
+        InputError: there is no column model.
     """
     graded = _graded(models)
     if graded.empty:
@@ -170,7 +170,7 @@ def accuracy_against_shift(
         The figure, two columns wide, or None where no student has both an accuracy and a shift.
 
     Raises:
-        ColumnsError: a table lacks a column that is needed.
+        InputError: a table lacks a column that is needed.
     """
     graded = _graded(models)
     graded = graded[np.isfinite(graded["shift"])].reset_index(drop=True)
@@ -292,7 +292,7 @@ def accuracy_heads(accuracy: pd.DataFrame, info: MeasureInfo, subtitle: str = ""
         The figure, or None where the table has no row of the measure and region.
 
     Raises:
-        ColumnsError: the table lacks a column.
+        InputError: the table lacks a column.
     """
     require(accuracy, ("layer", "head", "measure", "region", "spearman", "p", "q", "n_students"), "accuracy")
     rows = accuracy[(accuracy["measure"] == info.name) & (accuracy["region"] == region)]

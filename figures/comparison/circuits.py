@@ -39,7 +39,7 @@ def adapter_map(lora: pd.DataFrame, subtitle: str = "") -> Figure | None:
         The figure, or None where the table has no row. Layers without softmax attention are hatched.
 
     Raises:
-        ColumnsError: the table lacks a column.
+        InputError: the table lacks a column.
     """
     rows = _checked(lora)
     if rows.empty:
@@ -71,7 +71,7 @@ def adapter_layers(lora: pd.DataFrame, subtitle: str = "") -> Figure | None:
         The figure, or None where the table has no row.
 
     Raises:
-        ColumnsError: the table lacks a column.
+        InputError: the table lacks a column.
     """
     rows = _checked(lora)
     if rows.empty:

@@ -20,7 +20,8 @@ from figures.drawing import style
 from figures.drawing.columns import counts
 from figures.drawing.grid import grid, grid_shape, is_measured
 from interp.tables.contrast import CONTRAST, PAIRED
-from interp.tables.results import RunFolderError, measure_infos
+from interp.tables.errors import InputError
+from interp.tables.results import measure_infos
 from interp.tables.schema import REGIONS, MeasureInfo, read
 
 KIND = "contrast"
@@ -66,8 +67,8 @@ def draw_contrast(
         The written files; none where no head is tested in the region.
 
     Raises:
-        RunFolderError: no contrast there, or an unknown region, measure or model.
-        TableError: the table is missing, torn or breaks its schema.
+        InputError: no contrast there, or an unknown region, measure or model.
+        InputError: the table is missing, torn or breaks its schema.
         OSError: `out` cannot be written to.
     """
     run = _read_run(folder)
@@ -101,17 +102,17 @@ def _read_run(folder: Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read ({error}); make the contrast again") from error
+        raise InputError(f"{path} cannot be read ({error}); make the contrast again") from error
     missing = [key for key in REQUIRED if not isinstance(run, dict) or key not in run]
     if missing or run.get("kind") != KIND:
-        raise RunFolderError(f"{path} has no {', '.join(missing) or f'kind {KIND!r}'}; make the contrast again")
+        raise InputError(f"{path} has no {', '.join(missing) or f'kind {KIND!r}'}; make the contrast again")
     return run
 
 
 def _known(what: str, asked: Sequence[str], known: Sequence[str] | dict[str, Any]) -> list[str]:
     unknown = [name for name in asked if name not in known]
     if unknown:
-        raise RunFolderError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
+        raise InputError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
     return list(asked)
 
 
@@ -137,11 +138,11 @@ def about_contrast(contrast: pd.DataFrame, measure: str | None, region: str) -> 
         region: where the queries stand.
 
     Raises:
-        RunFolderError: the table holds several models.
+        InputError: the table holds several models.
     """
     names = sorted(contrast["model"].astype(str).unique())
     if len(names) != 1:
-        raise RunFolderError(f"the table of the contrast has {len(names)} models ({', '.join(names)}); choose the rows of one")
+        raise InputError(f"the table of the contrast has {len(names)} models ({', '.join(names)}); choose the rows of one")
     rows = contrast[(contrast["region"] == region) & (contrast["measure"] == measure if measure else True) & contrast["p"].notna()]
     paired = names[0] == PAIRED
     said = f"{counts(rows['n_right'])} right, {counts(rows['n_wrong'])} wrong answers"
@@ -165,7 +166,7 @@ def contrast_map(contrast: pd.DataFrame, info: MeasureInfo, subtitle: str = "", 
         The figure, one column wide, or None where no head has a test.
 
     Raises:
-        RunFolderError: the table holds several models.
+        InputError: the table holds several models.
     """
     if not is_measured(contrast, info.name):
         return None
@@ -199,7 +200,7 @@ def forest(contrast: pd.DataFrame, measures: dict[str, MeasureInfo], subtitle: s
         The figure, or None where no head has a test.
 
     Raises:
-        RunFolderError: the table holds several models.
+        InputError: the table holds several models.
     """
     chosen = forest_rows(contrast[contrast["measure"].isin(list(measures))], region)
     if not chosen:

@@ -54,7 +54,7 @@ def divergence_map(divergences: pd.DataFrame, subtitle: str = "", region: str = 
         The figure, or None where the table has no row of the measure and region.
 
     Raises:
-        ColumnsError: the table lacks a column.
+        InputError: the table lacks a column.
     """
     rows = _chosen(divergences, info, region)
     if rows.empty:
@@ -90,7 +90,7 @@ def divergence_curves(divergences: pd.DataFrame, subtitle: str = "", region: str
         The figure, or None where the table has no row of the measure and region.
 
     Raises:
-        ColumnsError: the table lacks a column.
+        InputError: the table lacks a column.
     """
     rows = _chosen(divergences, info, region)
     if rows.empty:

@@ -23,7 +23,8 @@ from figures.comparison.strategy_curves import strategy_curves
 from figures.comparison.trajectories import trajectory_curves, trajectory_heads
 from figures.drawing import style
 from figures.pictures import Picture, picture
-from interp.tables.results import RunFolderError, measure_infos
+from interp.tables.errors import InputError
+from interp.tables.results import measure_infos
 from interp.tables.schema import REGIONS, MeasureInfo, read
 from interp.tables.shifts import TABLES
 
@@ -102,8 +103,8 @@ def draw_comparison(
         The written files, the page last.
 
     Raises:
-        RunFolderError: no comparison there, a table is missing, or an unknown region, measure or model.
-        TableError: a table is torn or breaks its schema.
+        InputError: no comparison there, a table is missing, or an unknown region, measure or model.
+        InputError: a table is torn or breaks its schema.
         OSError: `out` cannot be written to.
     """
     run = read_comparison(folder)
@@ -133,19 +134,19 @@ def read_comparison(folder: Path) -> dict[str, Any]:
     """What a comparison says of itself.
 
     Raises:
-        RunFolderError: no run.json, or not of a comparison.
+        InputError: no run.json, or not of a comparison.
     """
     path = folder / "run.json"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path}: not readable as JSON ({error})") from error
+        raise InputError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(run, dict) or run.get("kind") not in STORIES:
         kind = run.get("kind") if isinstance(run, dict) else None
-        raise RunFolderError(f"{path}: kind is {kind!r}; figures are drawn of {', '.join(STORIES)}")
+        raise InputError(f"{path}: kind is {kind!r}; figures are drawn of {', '.join(STORIES)}")
     missing = [key for key in ("command", "n_examples", "measures", "models", "warnings") if key not in run]
     if missing:
-        raise RunFolderError(f"{path}: missing {', '.join(missing)}")
+        raise InputError(f"{path}: missing {', '.join(missing)}")
     return run
 
 
@@ -174,7 +175,7 @@ def _measures(run: dict[str, Any], wanted: Sequence[str]) -> dict[str, MeasureIn
     infos = measure_infos(run)
     unknown = [name for name in wanted if name not in infos]
     if unknown:
-        raise RunFolderError(f"unknown measure {unknown[0]!r}; the comparison has {', '.join(infos)}")
+        raise InputError(f"unknown measure {unknown[0]!r}; the comparison has {', '.join(infos)}")
     chosen = list(wanted) or [name for name in HEADLINE if name in infos] or list(infos)[: len(HEADLINE)]
     return {name: infos[name] for name in chosen}
 
@@ -186,7 +187,7 @@ def _models(run: dict[str, Any], tables: Tables, wanted: Sequence[str]) -> tuple
     conditions = list(dict.fromkeys(tables["conditions"]["condition"].astype(str)))
     unknown = [name for name in wanted if name not in (*known, *conditions)]
     if unknown:
-        raise RunFolderError(f"unknown model {unknown[0]!r}; the comparison has {', '.join(dict.fromkeys([*known, *conditions]))}")
+        raise InputError(f"unknown model {unknown[0]!r}; the comparison has {', '.join(dict.fromkeys([*known, *conditions]))}")
     several = int(tables["conditions"]["n_seeds"].to_numpy().max()) > 1
     return tuple(wanted or (conditions if several else known)[:MOST_MODELS])
 
@@ -194,7 +195,7 @@ def _models(run: dict[str, Any], tables: Tables, wanted: Sequence[str]) -> tuple
 def _region(run: dict[str, Any], wanted: str | None) -> str:
     region = wanted or str(run.get("region", "response"))
     if region not in REGIONS:
-        raise RunFolderError(f"unknown region {region!r}; known: {', '.join(REGIONS)}")
+        raise InputError(f"unknown region {region!r}; known: {', '.join(REGIONS)}")
     return region
 
 

@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from figures.drawing import style
 from figures.drawing.colors import Scale, draw_colour_bar, draw_map
 from figures.drawing.grid import grid, grid_shape, is_measured
+from interp.tables.errors import InputError
 from interp.tables.schema import MeasureInfo
 
 RATE = 0.05
@@ -23,10 +24,6 @@ RATE = 0.05
 
 
 LABELLED = 5
-
-
-class HeadShiftsError(ValueError):
-    """A table that is not one model against one baseline; the message names what it holds."""
 
 
 def significant(shifts: pd.DataFrame, measure: str, region: str) -> np.ndarray:
@@ -44,12 +41,12 @@ def about_test(shifts: pd.DataFrame, info: MeasureInfo, region: str, crossed: bo
         crossed: the rows are a condition's, whose test takes seeds and examples both as drawn; they have `n_seeds`.
 
     Raises:
-        HeadShiftsError: the table holds several models or baselines.
+        InputError: the table holds several models or baselines.
     """
     for column in ("model", "baseline"):
         names = sorted(shifts[column].astype(str).unique())
         if len(names) != 1:
-            raise HeadShiftsError(f"the table of shifts has {len(names)} names in {column} ({', '.join(names)}); choose the rows of one")
+            raise InputError(f"the table of shifts has {len(names)} names in {column} ({', '.join(names)}); choose the rows of one")
     rows = shifts[(shifts["measure"] == info.name) & (shifts["region"] == region)]
     counts = rows["n_examples"].to_numpy(int)
     counts = counts[counts > 0]
@@ -106,7 +103,7 @@ def difference_map(
         The figure, one column wide, or None where the table has no row of the measure.
 
     Raises:
-        HeadShiftsError: the table holds several models or baselines.
+        InputError: the table holds several models or baselines.
     """
     if not is_measured(shifts, info.name):
         return None
@@ -274,7 +271,7 @@ def volcano(
         at the edge.
 
     Raises:
-        HeadShiftsError: the table holds several models or baselines.
+        InputError: the table holds several models or baselines.
     """
     if not is_measured(shifts, info.name):
         return None

@@ -25,7 +25,7 @@ def match_depths(matches: pd.DataFrame, one: str, other: str, subtitle: str = ""
         The figure, or None where no head is matched.
 
     Raises:
-        ColumnsError: the table lacks a column.
+        InputError: the table lacks a column.
     """
     require(matches, COLUMNS, "matches")
     if matches.empty:

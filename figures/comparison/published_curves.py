@@ -43,7 +43,7 @@ def published_curves(curves: pd.DataFrame, heads: pd.DataFrame, subtitle: str = 
         The figure, or None where there is no row of any of the four.
 
     Raises:
-        ColumnsError: a table lacks one of these columns (n_heads may be missing).
+        InputError: a table lacks one of these columns (n_heads may be missing).
     """
     require(curves, ("model", "layer", "curve", "value"), "curves")
     infos = [info for info in CURVES.values() if (curves["curve"] == info.name).any()]
@@ -116,7 +116,7 @@ def variance_heads(variance: pd.DataFrame, subtitle: str = "", count: int = 20) 
         The figure, or None where no head has a variance.
 
     Raises:
-        ColumnsError: the table lacks one of these columns.
+        InputError: the table lacks one of these columns.
     """
     ranked = _ranked(variance)
     if ranked.empty:
@@ -167,7 +167,7 @@ def variance_map(variance: pd.DataFrame, subtitle: str = "") -> Figure | None:
         The figure, or None where no head has a variance.
 
     Raises:
-        ColumnsError: the table lacks a column.
+        InputError: the table lacks a column.
     """
     ranked = _ranked(variance)
     if ranked.empty:

@@ -13,6 +13,7 @@ from figures.drawing import style
 from figures.drawing.colors import Scale, draw_colour_bar, draw_map
 from figures.drawing.grid import grid, grid_shape
 from figures.drawing.lines import spread
+from interp.tables.errors import InputError
 from interp.tables.schema import MeasureInfo
 
 TOP = 12
@@ -20,10 +21,6 @@ TOP = 12
 
 LINEAR_UP_TO = 40
 """Where no drawn rank is beyond this, ranks are spaced evenly; else by their logarithm, so that the first places stay readable."""
-
-
-class RankPlotError(ValueError):
-    """A baseline that the table lacks; the message names the models that it has."""
 
 
 def top_of(ranks: pd.DataFrame, measure: str, region: str, baseline: str, top: int) -> list[tuple[int, int]]:
@@ -79,12 +76,12 @@ def rank_plot(
         The figure, two columns wide, or None where the baseline has no rank for the measure.
 
     Raises:
-        RankPlotError: the table has no model called `baseline`.
+        InputError: the table has no model called `baseline`.
     """
     names = list(dict.fromkeys(ranks["model"].astype(str)))
     baseline = names[0] if baseline is None and names else baseline
     if baseline not in names:
-        raise RankPlotError(f"the table of ranks has no model {baseline!r}; it has {', '.join(names) or 'none'}")
+        raise InputError(f"the table of ranks has no model {baseline!r}; it has {', '.join(names) or 'none'}")
     chosen = top_of(ranks, info.name, region, baseline, top)
     if not chosen:
         return None

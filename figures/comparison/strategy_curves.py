@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from figures.drawing import style
+from interp.tables.errors import InputError
 from interp.tables.schema import MeasureInfo
 
 MOST = 8
@@ -23,10 +24,6 @@ COLUMNS = ("mean", "mean_low", "mean_high", "difference", "ci_low", "ci_high")
 
 
 LAYER_ENDS = 0.5
-
-
-class StrategyCurvesError(ValueError):
-    """A model without a condition; the message names it."""
 
 
 def by_layer(layers: pd.DataFrame, measure: str, region: str, conditions: Mapping[str, str]) -> dict[str, pd.DataFrame]:
@@ -45,13 +42,13 @@ def by_layer(layers: pd.DataFrame, measure: str, region: str, conditions: Mappin
         For each condition, in the order of `conditions`, the columns `COLUMNS` by layer; a condition without rows is left out.
 
     Raises:
-        StrategyCurvesError: a model of the table has no condition.
+        InputError: a model of the table has no condition.
     """
     rows = layers[(layers["measure"] == measure) & (layers["region"] == region)]
     of_row = rows["model"].astype(str)
     strange = sorted(set(of_row) - set(conditions))
     if strange:
-        raise StrategyCurvesError(f"no condition is known for {', '.join(strange)}; conditions are given for {', '.join(conditions)}")
+        raise InputError(f"no condition is known for {', '.join(strange)}; conditions are given for {', '.join(conditions)}")
     groups = rows.assign(condition=of_row.map(dict(conditions))).groupby(["condition", "layer"], observed=True)[list(COLUMNS)]
     means = groups.mean()
     present = set(means.index.get_level_values(0))
@@ -76,7 +73,7 @@ def strategy_curves(
         measure. Of more than eight conditions the first eight are drawn, and the figure says so.
 
     Raises:
-        StrategyCurvesError: a model of the table has no condition.
+        InputError: a model of the table has no condition.
     """
     curves = by_layer(layers, info.name, region, conditions)
     if not curves:

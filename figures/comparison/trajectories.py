@@ -99,7 +99,7 @@ def trajectory_curves(
         The figure, or None where the trajectory has no row of the measure and region.
 
     Raises:
-        ColumnsError: a table lacks a column that is needed.
+        InputError: a table lacks a column that is needed.
     """
     moved, starts = _moved(trajectory, info, region)
     if moved.empty:
@@ -210,7 +210,7 @@ def trajectory_heads(
         The figure, or None where no head is defined.
 
     Raises:
-        ColumnsError: the table lacks a column.
+        InputError: the table lacks a column.
     """
     moved, starts = _moved(trajectory, info, region)
     if moved.empty:

@@ -6,21 +6,19 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-
-class ColumnsError(ValueError):
-    """A table lacks columns that a figure draws."""
+from interp.tables.errors import InputError
 
 
 def require(frame: pd.DataFrame, columns: Sequence[str], table: str) -> None:
     """Check that a table has these columns.
 
     Raises:
-        ColumnsError: it lacks some; the message names them, and those that it has.
+        InputError: it lacks some; the message names them, and those that it has.
     """
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         found = ", ".join(map(str, frame.columns)) or "none"
-        raise ColumnsError(f"the table {table} lacks the column {', '.join(missing)}; it has {found}. Write the comparison again")
+        raise InputError(f"the table {table} lacks the column {', '.join(missing)}; it has {found}. Write the comparison again")
 
 
 def optional(frame: pd.DataFrame, column: str) -> pd.Series:

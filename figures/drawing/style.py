@@ -26,6 +26,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from interp.tables.errors import InputError
 from interp.tables.schema import MeasureInfo
 
 ONE_COLUMN = 3.35
@@ -81,10 +82,6 @@ SERIES_LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), 
 
 
 Column = Literal["one", "two"]
-
-
-class StyleError(ValueError):
-    """An unknown style or width; the message names the known ones."""
 
 
 @dataclass(frozen=True)
@@ -195,12 +192,12 @@ def use(name: str = "paper", width: Column | None = None) -> Iterator[Look]:
         width: "one" or "two" columns for figures of one panel; None: each figure's own. Figures of several panels keep two.
 
     Raises:
-        StyleError: an unknown style or width.
+        InputError: an unknown style or width.
     """
     if name not in STYLES:
-        raise StyleError(f"unknown style {name!r}; known: {', '.join(STYLES)}")
+        raise InputError(f"unknown style {name!r}; known: {', '.join(STYLES)}")
     if width not in (None, "one", "two"):
-        raise StyleError(f"unknown width {width!r}; known: one, two")
+        raise InputError(f"unknown width {width!r}; known: one, two")
     token = _LOOK.set(replace(STYLES[name], width=width))
     try:
         yield _LOOK.get()
@@ -464,10 +461,10 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         figure.set_layout_engine("none")  # the layout is found; the PDF takes the same
         figure.savefig(pdf, format="pdf", dpi=PNG_DPI, metadata={"CreationDate": None, "Creator": None, "Producer": None})
     figure.clear()
-    return [write_whole(folder / f"{name}.{ending}", made.getvalue()) for ending, made in (("png", png), ("pdf", pdf))]
+    return [write_text(folder / f"{name}.{ending}", made.getvalue()) for ending, made in (("png", png), ("pdf", pdf))]
 
 
-def write_whole(place: Path, content: bytes) -> Path:
+def write_text(place: Path, content: bytes) -> Path:
     """Write a file under another name beside its place, and rename it: it is there whole or not at all.
 
     Raises:

@@ -92,7 +92,7 @@ def attention_arcs(example: Example, head: tuple[int, int]) -> Figure:
         head: (layer, head), one of the watched.
 
     Raises:
-        HeadError: the head was not watched.
+        InputError: the head was not watched.
     """
     token_labels.need_watched(example, head)
     at = style.look()

@@ -14,24 +14,21 @@ from figures.example.read import Example, read_example
 from figures.example.standing import standing_map
 from figures.example.steps import step_bars
 from figures.example.token_maps import token_map
+from interp.tables.errors import InputError
 
 MOST_HEADS = 4
 """Heads that are drawn where none is asked for."""
-
-
-class ExampleFiguresError(ValueError):
-    """Heads that cannot be drawn; the message says why and which can."""
 
 
 def head_of(text: str) -> tuple[int, int]:
     """(layer, head) of "layer.head".
 
     Raises:
-        ExampleFiguresError: the text is something else.
+        InputError: the text is something else.
     """
     found = re.fullmatch(r"([0-9]+)\.([0-9]+)", text.strip())
     if not found:
-        raise ExampleFiguresError(f"{text!r} is no head; heads are written layer.head, such as 12.3")
+        raise InputError(f"{text!r} is no head; heads are written layer.head, such as 12.3")
     return int(found[1]), int(found[2])
 
 
@@ -49,9 +46,9 @@ def draw_example(folder: Path, out: Path | None = None, heads: Sequence[tuple[in
         The written files, the page last.
 
     Raises:
-        ExampleFolderError: the folder is no example folder.
-        TableError: a table is missing, torn or breaks its schema.
-        HeadError: a head was not watched.
+        InputError: the folder is no example folder.
+        InputError: a table is missing, torn or breaks its schema.
+        InputError: a head was not watched.
         OSError: `out` cannot be written to.
     """
     example = read_example(folder)
@@ -67,7 +64,7 @@ def write_page(example: Example, out: Path) -> Path:
     """
     from figures.example.page import example_page
 
-    return style.write_whole(out / "example.html", example_page(example).encode("utf-8"))
+    return style.write_text(out / "example.html", example_page(example).encode("utf-8"))
 
 
 def draw_figures(example: Example, out: Path, heads: Sequence[tuple[int, int]] | None = None) -> list[Path]:
@@ -77,13 +74,13 @@ def draw_figures(example: Example, out: Path, heads: Sequence[tuple[int, int]] |
     `number_probabilities`.
 
     Raises:
-        ExampleFiguresError: an empty list of heads.
-        HeadError: a head was not watched; nothing is written.
+        InputError: an empty list of heads.
+        InputError: a head was not watched; nothing is written.
         OSError: the folder cannot be written to.
     """
     chosen = list(dict.fromkeys((int(layer), int(head)) for layer, head in (example.chosen[:MOST_HEADS] if heads is None else heads)))
     if not chosen:
-        raise ExampleFiguresError(f"no head to draw; watched: {token_labels.heads_text(example.watched)}")
+        raise InputError(f"no head to draw; watched: {token_labels.heads_text(example.watched)}")
     for head in chosen:
         token_labels.need_watched(example, head)
     folder = out / "figures"

@@ -22,6 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from figures.example.read import Example
+from interp.tables.errors import InputError
 from interp.tables.example import ALTERNATIVES, FAINT, STEP_QUANTITIES, STRONG
 from interp.tables.schema import REGIONS, ROLES, TOKEN_REGIONS
 
@@ -47,10 +48,6 @@ INVISIBLE = {
 
 NOT_WHOLE = "not a whole character"
 """Said where a token's bytes are a part of a character only."""
-
-
-class ExamplePageError(ValueError):
-    """The tables of an example contradict each other; the message says which and how."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def example_page(example: Example) -> str:
         HTML; the same for the same example. Two models of 512 tokens with 30 x 9 heads, 8 of them watched, take some 4 MB.
 
     Raises:
-        ExamplePageError: a table has a token or a head that the tokens' table or run.json lacks.
+        InputError: a table has a token or a head that the tokens' table or run.json lacks.
         KeyError: run.json lacks a key.
     """
     run = example.run
@@ -119,7 +116,7 @@ def example_page(example: Example) -> str:
         name = str(model["name"])
         tokens = _of_model(example.tokens, name).sort_values("position", ignore_index=True)
         if not np.array_equal(tokens["position"].to_numpy(), np.arange(len(tokens))):
-            raise ExamplePageError(f"tokens: the positions of {name} are not 0 to {len(tokens) - 1}; write the tables again")
+            raise InputError(f"tokens: the positions of {name} are not 0 to {len(tokens) - 1}; write the tables again")
         blocks = _blocks(run, _of_model(example.edges, name), name, len(tokens))
         for index, (_, _, packed) in enumerate(blocks):
             packs[f"pack-edges-{number}-{index}"] = packed
@@ -238,7 +235,7 @@ def pack_steps(example: Example, model: str, steps: int) -> bytes:
     """
     run, rows = example.run, _of_model(example.steps, model)
     if len(rows) and rows["step"].max() >= steps:
-        raise ExamplePageError(f"steps: {model} has step {rows['step'].max()}, run.json has {steps} steps; write the tables again")
+        raise InputError(f"steps: {model} has step {rows['step'].max()}, run.json has {steps} steps; write the tables again")
     values = np.full((steps, len(STEP_QUANTITIES), len(run["layers"]) * run["n_heads"]), np.nan)
     counts = np.zeros_like(values)
     place = rows["step"].to_numpy(), _codes(rows["quantity"], STEP_QUANTITIES), _heads(run, rows, "steps")
@@ -295,9 +292,7 @@ def expectations(rows: pd.DataFrame, tokens: pd.DataFrame) -> list[Expected]:
     for position, listed in rows.sort_values(["position", "rank"]).groupby("position", sort=True):
         read = listed.loc[listed["is_read"]]
         if len(read) != 1 or not 0 <= int(position) < len(tokens):  # type: ignore[arg-type]
-            raise ExamplePageError(
-                f"next: position {position} has {len(read)} tokens that were read, of {len(tokens)}; write the tables again"
-            )
+            raise InputError(f"next: position {position} has {len(read)} tokens that were read, of {len(tokens)}; write the tables again")
         top = listed.loc[listed["rank"] <= ALTERNATIVES]
         text = tokens["shown"].iloc[int(position)] or tokens["token"].iloc[int(position)]  # type: ignore[arg-type]
         others = [(str(token), float(p)) for token, p in zip(top["token"], top["probability"], strict=True)]
@@ -325,7 +320,7 @@ def _blocks(run: dict[str, Any], edges: pd.DataFrame, model: str, tokens: int) -
     _heads(run, edges, "edges")
     for column in ("query", "key"):
         if len(edges) and not 0 <= edges[column].min() <= edges[column].max() < tokens:
-            raise ExamplePageError(f"edges: {model} has {column} {edges[column].max()}, but {tokens} tokens; write the tables again")
+            raise InputError(f"edges: {model} has {column} {edges[column].max()}, but {tokens} tokens; write the tables again")
     watched = [[int(layer), int(head)] for layer, head in run["watched"]]
     groups = [([head], True) for head in watched]
     for layer in run["layers"]:
@@ -372,7 +367,7 @@ def _heads(run: dict[str, Any], rows: pd.DataFrame, table: str) -> np.ndarray:
     unknown = layer.isna() | (rows["head"] < 0) | (rows["head"] >= run["n_heads"])
     if unknown.any():
         first = rows.loc[unknown].iloc[0]
-        raise ExamplePageError(
+        raise InputError(
             f"{table}: head {first['layer']}.{first['head']} is not in run.json, which has {run['n_heads']} heads in each of the layers "
             f"{run['layers'][0]} to {run['layers'][-1]}; write the tables again"
         )

@@ -9,19 +9,16 @@ from typing import Any
 
 import pandas as pd
 
+from interp.tables.errors import InputError
 from interp.tables.example import EDGES, EXAMPLE_TABLES, NEXT, STANDING, STEPS, TOKENS
 from interp.tables.results import measure_infos
-from interp.tables.schema import MeasureInfo, TableError, read
+from interp.tables.schema import MeasureInfo, read
 
 KIND = "example"
 """As `kind` in run.json."""
 
 
 REQUIRED = ("command", "kind", "text", "problem", "models", "measures", "layers", "n_heads", "watched", "chosen", "by", "region")
-
-
-class ExampleFolderError(ValueError):
-    """A folder is no complete example folder; the message names the file and what is missing."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +74,17 @@ def read_example(folder: Path) -> Example:
     """Read a folder.
 
     Raises:
-        ExampleFolderError: run.json is missing, broken or lacks a key.
-        TableError: a table is missing, torn or breaks its schema, or holds other models than run.json.
+        InputError: run.json is missing, broken or lacks a key.
+        InputError: a table is missing, torn or breaks its schema, or holds other models than run.json.
     """
     path = folder / "run.json"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ExampleFolderError(f"{path} cannot be read ({error}); look at the problem again with python -m analyses.examples") from error
+        raise InputError(f"{path} cannot be read ({error}); look at the problem again with python -m analyses.examples") from error
     missing = [key for key in REQUIRED if not isinstance(run, dict) or key not in run]
     if missing or run["kind"] != KIND:
-        raise ExampleFolderError(
+        raise InputError(
             f"{path} has no {', '.join(missing) or f'kind {KIND!r}'}; look at the problem again with python -m analyses.examples"
         )
     tables = {name: read(folder / f"{name}.parquet", schema) for name, schema in EXAMPLE_TABLES.items()}
@@ -95,5 +92,5 @@ def read_example(folder: Path) -> Example:
     for name, table in tables.items():
         strangers = sorted(set(table["model"].astype(str)) - names)
         if strangers:
-            raise TableError(f"{folder / name}.parquet: model {strangers[0]!r} is not in run.json, which has {', '.join(sorted(names))}")
+            raise InputError(f"{folder / name}.parquet: model {strangers[0]!r} is not in run.json, which has {', '.join(sorted(names))}")
     return Example(run, *(tables[schema.name] for schema in (TOKENS, EDGES, STANDING, STEPS, NEXT)))

@@ -15,6 +15,7 @@ from figures.drawing.panels import bar_above
 from figures.example import token_labels
 from figures.example.read import Example
 from figures.example.token_labels import boxed
+from interp.tables.errors import InputError
 from interp.tables.schema import MeasureInfo
 
 LEVEL = 0.05
@@ -27,10 +28,6 @@ SHOWN = 0.99
 
 BAR_ROOM = 0.33
 """Room of the colour bar over the maps, inches of a paper: `bar_above` with its ticks, and no more."""
-
-
-class ExampleHeadsError(ValueError):
-    """What is asked for is not in the folder; the message names what is."""
 
 
 @style.paper_style()
@@ -48,13 +45,13 @@ def standing_map(example: Example, measure: str | None = None, region: str | Non
         region: where the queries stand; None: likewise.
 
     Raises:
-        ExampleHeadsError: the measure or region has no row.
+        InputError: the measure or region has no row.
     """
     measure, region = measure or str(example.run["by"]), region or str(example.run["region"])
     standing = example.standing
     rows = standing[(standing["measure"] == measure) & (standing["region"] == region)]
     if rows.empty or measure not in example.measures:
-        raise ExampleHeadsError(f"no row of {measure!r} at {region!r} queries; measures: {', '.join(example.measures)}")
+        raise InputError(f"no row of {measure!r} at {region!r} queries; measures: {', '.join(example.measures)}")
     layers = [int(layer) for layer in example.run["layers"]]
     info = example.measures[measure]
     compared = bool(np.isfinite(rows["t"].to_numpy(float)).any())

@@ -15,8 +15,8 @@ from figures.drawing import style
 from figures.drawing.lines import line_inches
 from figures.example import token_labels
 from figures.example.read import Example
-from figures.example.standing import ExampleHeadsError
 from figures.example.token_labels import boxed, cut, inches
+from interp.tables.errors import InputError
 from interp.tables.example import STEP_QUANTITIES
 
 QUANTITY_TITLES = {"question_numbers": "on the question's numbers", "earlier_results": "on earlier steps' results"}
@@ -45,14 +45,14 @@ def step_bars(example: Example, heads: Sequence[tuple[int, int]]) -> Figure:
         heads: (layer, head), at least one; whether they were watched does not matter.
 
     Raises:
-        ExampleHeadsError: no head, or one that the table does not have.
+        InputError: no head, or one that the table does not have.
     """
     heads = [(int(layer), int(head)) for layer, head in heads]
     known = set(zip(example.steps["layer"].astype(int), example.steps["head"].astype(int), strict=True))
     unknown = [head for head in heads if known and head not in known]
     if unknown or not heads:
         told = f"head {unknown[0][0]}.{unknown[0][1]} is not in the table of steps" if unknown else "no head to draw"
-        raise ExampleHeadsError(f"{told}; it has {token_labels.heads_text(sorted(known))}")
+        raise InputError(f"{told}; it has {token_labels.heads_text(sorted(known))}")
     at = style.look()
     width = at.column("two")
     steps = {model: _steps_of(example, model) for model in example.models}

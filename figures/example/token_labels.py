@@ -21,6 +21,7 @@ from matplotlib.patches import Rectangle
 from figures.drawing import style
 from figures.drawing.lines import line_inches, spread
 from figures.example.read import Example
+from interp.tables.errors import InputError
 
 NUMBER_ROLES = ("question_number", "operand", "intermediate_result", "final_answer")
 """Roles of numbers, in the order of their keys."""
@@ -55,10 +56,6 @@ FAR = 1.5
 
 LONGEST = 0.8
 """Most room of a label's text, inches of a paper."""
-
-
-class HeadError(ValueError):
-    """A head that the folder does not have, or not in whole; the message names those that it has."""
 
 
 def boxed(text: str) -> str:
@@ -122,10 +119,10 @@ def need_watched(example: Example, head: tuple[int, int]) -> None:
     """Check that a head's whole map is in the folder.
 
     Raises:
-        HeadError: it is not; the message names the heads that are.
+        InputError: it is not; the message names the heads that are.
     """
     if tuple(head) not in example.watched:
-        raise HeadError(
+        raise InputError(
             f"head {head[0]}.{head[1]} was not watched, so its whole map is not there; watched: {heads_text(example.watched)}. "
             "Look at the problem again with that head among the watched ones"
         )

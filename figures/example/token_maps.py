@@ -17,6 +17,7 @@ from figures.drawing.lines import line_inches
 from figures.example import token_labels
 from figures.example.read import Example
 from figures.example.token_labels import Slot
+from interp.tables.errors import InputError
 from interp.tables.schema import MeasureInfo
 
 ATTENTION = MeasureInfo("attention", "attention", "probability", 0.0, None, "p")
@@ -40,10 +41,6 @@ TALLEST = 3.4
 
 
 Span = str | tuple[int, int]
-
-
-class TokenMapError(ValueError):
-    """An unknown span of tokens; the message names the known ones."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +78,8 @@ def token_map(example: Example, head: tuple[int, int], queries: Span = "response
         keys: columns, likewise; a number's column is the sum over its tokens.
 
     Raises:
-        HeadError: the head was not watched.
-        TokenMapError: an unknown span, or a range of positions without tokens.
+        InputError: the head was not watched.
+        InputError: an unknown span, or a range of positions without tokens.
     """
     token_labels.need_watched(example, head)
     maps = [_model_map(example, head, model, queries, keys) for model in example.models]
@@ -179,10 +176,10 @@ def _slots(tokens: pd.DataFrame, span: Span, what: str) -> list[Slot]:
         chosen = tokens[(tokens["position"] >= span[0]) & (tokens["position"] < span[1])]
         if chosen.empty:
             last = int(tokens["position"].to_numpy().max())
-            raise TokenMapError(f"{what} {span[0]} to {span[1]} hold no token; positions are 0 to {last}, the last of a range not included")
+            raise InputError(f"{what} {span[0]} to {span[1]} hold no token; positions are 0 to {last}, the last of a range not included")
         return token_labels.token_slots(chosen)
     if span not in SPANS:
-        raise TokenMapError(f"unknown {what} {span!r}; known: {', '.join(SPANS)}, or a pair of positions")
+        raise InputError(f"unknown {what} {span!r}; known: {', '.join(SPANS)}, or a pair of positions")
     if span == "numbers":
         return token_labels.number_slots(tokens)
     regions = {"text": ["question", "response"], "all": ["template", "question", "response"]}.get(span, [span])

@@ -11,9 +11,10 @@ import pandas as pd
 from figures.drawing import style
 from figures.run.catalog import FIGURES, MEASURE_FIGURES
 from figures.run.page import report
+from interp.tables.errors import InputError
 from interp.tables.heads import HEADS, INPUTS
-from interp.tables.results import RunFolderError, measure_infos
-from interp.tables.schema import REGIONS, TableError, read
+from interp.tables.results import measure_infos
+from interp.tables.schema import REGIONS, read
 
 REQUIRED = ("command", "model", "measures", "text", "chat", "dtype", "device", "problems")
 """Keys that run.json must have; `model` needs a `name`. Every other key may be absent, and the page leaves it out."""
@@ -34,23 +35,23 @@ def draw_run(folder: Path, out: Path | None = None, region: str = "response") ->
         The written files, the page last.
 
     Raises:
-        RunFolderError: the folder or one of its files is missing, run.json is broken or lacks a key, or `region` is
+        InputError: the folder or one of its files is missing, run.json is broken or lacks a key, or `region` is
             unknown.
-        TableError: a table is torn or breaks its schema, or holds other measures than run.json or several models.
+        InputError: a table is torn or breaks its schema, or holds other measures than run.json or several models.
         OSError: `out` cannot be written to.
     """
     if region not in REGIONS:
-        raise RunFolderError(f"unknown region {region!r}; known: {', '.join(REGIONS)}")
+        raise InputError(f"unknown region {region!r}; known: {', '.join(REGIONS)}")
     run = read_run(folder)
     heads = read(folder / "heads.parquet", HEADS)
     inputs = read(folder / "inputs.parquet", INPUTS)
     measures = measure_infos(run)
     models = sorted(heads["model"].astype(str).unique())
     if len(models) != 1:
-        raise TableError(f"{folder / 'heads.parquet'}: expected one model, found {len(models)}: {', '.join(models)}")
+        raise InputError(f"{folder / 'heads.parquet'}: expected one model, found {len(models)}: {', '.join(models)}")
     undescribed = sorted(set(heads["measure"].astype(str)) - set(measures))
     if undescribed:
-        raise TableError(f"{folder / 'heads.parquet'}: measures that run.json does not describe: {', '.join(undescribed)}")
+        raise InputError(f"{folder / 'heads.parquet'}: measures that run.json does not describe: {', '.join(undescribed)}")
     out = folder if out is None else out
     figure_folder = out / "figures"
     figure_folder.mkdir(parents=True, exist_ok=True)
@@ -74,23 +75,23 @@ def read_run(folder: Path) -> dict[str, Any]:
     """Read run.json and check that the folder is a whole run folder.
 
     Raises:
-        RunFolderError: see `draw_run`.
+        InputError: see `draw_run`.
     """
     if not folder.is_dir():
-        raise RunFolderError(f"{folder}: no such folder")
+        raise InputError(f"{folder}: no such folder")
     for name in ("run.json", "heads.parquet", "inputs.parquet"):
         if not (folder / name).is_file():
-            raise RunFolderError(f"{folder}: no {name}; a run folder of analyses.heads has one")
+            raise InputError(f"{folder}: no {name}; a run folder of analyses.heads has one")
     path = folder / "run.json"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunFolderError(f"{path}: not readable as JSON ({error})") from error
+        raise InputError(f"{path}: not readable as JSON ({error})") from error
     missing = [key for key in REQUIRED if not isinstance(run, dict) or key not in run]
     if missing:
-        raise RunFolderError(f"{path}: missing {', '.join(missing)}")
+        raise InputError(f"{path}: missing {', '.join(missing)}")
     if not isinstance(run["model"], dict) or "name" not in run["model"]:
-        raise RunFolderError(f"{path}: model needs a name")
+        raise InputError(f"{path}: model needs a name")
     return run
 
 

@@ -98,7 +98,7 @@ def blocked_pass(
         Output in the dtype of `value`, [batch, query, head, value_dim], and the statistics.
 
     Raises:
-        NonFiniteAttentionError: a real token's attention is NaN or infinite.
+        NonFiniteError: a real token's attention is NaN or infinite.
     """
     batch, heads, length, dim = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]

@@ -212,7 +212,7 @@ def flash_pass(
 
     Raises:
         ValueError: a layer that `flash_obstacles` names; with every reason.
-        NonFiniteAttentionError: a real token's attention is NaN or infinite.
+        NonFiniteError: a real token's attention is NaN or infinite.
     """
     obstacles = flash_obstacles(query, key, value, mask, scores, sets)
     if obstacles:

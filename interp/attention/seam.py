@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from interp.attention.masks import LazyMask, lazy_mask
 from interp.attention.statistics import Scores
+from interp.tables.errors import RecordingError
 
 NAME = "primed_heads"
 
@@ -33,10 +34,6 @@ _LOCK = threading.Lock()
 
 
 _SWITCHED: dict[int, _Switch] = {}
-
-
-class RecordingError(RuntimeError):
-    """A model or a pass that cannot be recorded exactly; the message says why and what can be."""
 
 
 class StandIn(Protocol):

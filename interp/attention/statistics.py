@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.attention.masks import LazyMask
+from interp.tables.errors import NonFiniteError
 
 CACHED_PAIRS = 1 << 21
 """Chosen entries whose places in their blocks are kept for the next layer (12 bytes each): those of some 8,000 tokens of GSM8K."""
@@ -24,10 +25,6 @@ CACHED_PAIRS = 1 << 21
 
 STATISTICS = frozenset({"entropy", "collision", "distance", "max_prob", "probabilities"})
 """Per-query statistics that a measure may ask for by name, beside masses and counts above a threshold."""
-
-
-class NonFiniteAttentionError(ValueError):
-    """Attention of a real token is NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -206,11 +203,11 @@ def raise_if_not_finite(entropy: Tensor) -> None:
     """Refuse statistics of which an entropy, [batch, head, query], is NaN or infinite.
 
     Raises:
-        NonFiniteAttentionError: with the place of the first.
+        NonFiniteError: with the place of the first.
     """
     if not bool(torch.isfinite(entropy).all()):
         batch, head, query = (int(i) for i in (~torch.isfinite(entropy)).nonzero()[0])
-        raise NonFiniteAttentionError(f"attention is not finite: head {head}, example {batch} of the batch, query {query}")
+        raise NonFiniteError(f"attention is not finite: head {head}, example {batch} of the batch, query {query}")
 
 
 def attention_output(query: Tensor, key: Tensor, value: Tensor, mask: LazyMask, scores: Scores) -> Tensor:

@@ -229,7 +229,7 @@ def triton_pass(
 
     Raises:
         ValueError: a layer that `triton_obstacles` names; with every reason.
-        NonFiniteAttentionError: a real token's attention is NaN or infinite.
+        NonFiniteError: a real token's attention is NaN or infinite.
     """
     obstacles = triton_obstacles(query, key, value, mask, scores, sets, wanted)
     if obstacles:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from interp.checkpoints.found import CheckpointError, FoundFiles, find_checkpoint, first_line
+from interp.checkpoints.found import FoundFiles, find_checkpoint, first_line
 from interp.checkpoints.identity import about_adapter, checkpoint_identity, weights_of
 from interp.checkpoints.loading import DTYPES, Checkpoint, choose_device, load_model, load_tokenizer, quiet
+from interp.tables.errors import CheckpointError
 
 
 def open_adapters(

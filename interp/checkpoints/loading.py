@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from interp.checkpoints.found import CheckpointError, FoundFiles, first_line, own_code, weight_files
+from interp.checkpoints.found import FoundFiles, first_line, own_code, weight_files
 from interp.checkpoints.identity import file_sha256
+from interp.tables.errors import CheckpointError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

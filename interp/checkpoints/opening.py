@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from interp.checkpoints.adapters import base_of, open_adapter
-from interp.checkpoints.found import EMBEDDED, CheckpointError, find_checkpoint
+from interp.checkpoints.found import EMBEDDED, find_checkpoint
 from interp.checkpoints.identity import checkpoint_identity, content_of
 from interp.checkpoints.loading import DTYPES, Checkpoint, choose_device, converted_folder, load_config, load_model, load_tokenizer, quiet
+from interp.tables.errors import CheckpointError
 
 
 def open_checkpoint(

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.tables.errors import CheckpointError
+
 
 @dataclass(frozen=True)
 class Head:
@@ -51,10 +53,6 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-class OutputHeadError(ValueError):
-    """A model whose logits are not those of its output head."""
-
-
 def output_head(model: Any) -> Head:
     """The output matrix and what follows it, checked on a short text against the model's own logits.
 
@@ -62,11 +60,11 @@ def output_head(model: Any) -> Head:
         model: a causal language model of transformers, or a PEFT model of one.
 
     Raises:
-        OutputHeadError: the architecture does something else after its head, so logits cannot be had from hidden states.
+        CheckpointError: the architecture does something else after its head, so logits cannot be had from hidden states.
     """
     layer = model.get_output_embeddings()
     if layer is None:
-        raise OutputHeadError(f"{type(model).__name__} has no output head; a causal language model is needed")
+        raise CheckpointError(f"{type(model).__name__} has no output head; a causal language model is needed")
     config = model.config.get_text_config(decoder=True)
     scale = 1.0
     if getattr(config, "logit_scale", None) is not None:  # Cohere
@@ -85,7 +83,7 @@ def output_head(model: Any) -> Head:
         model.train(training)
     error = (rebuilt - logits).abs().max().item()
     if not error <= 0.02 * max(1.0, logits.abs().max().item()):
-        raise OutputHeadError(
+        raise CheckpointError(
             f"{type(model).__name__}: its logits differ by up to {error:.3g} from those of its output head, so it does something after it "
             "that is not known here; only text can be distilled from or into it"
         )

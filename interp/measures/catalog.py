@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterable
 
-from interp.measures.measure import Measure, MeasureError
+from interp.measures.measure import Measure
 from interp.measures.numbers import (
     NUMERIC,
     numeric_enrichment,
@@ -39,6 +39,7 @@ from interp.measures.token_sets import (
     previous_position,
     same_position,
 )
+from interp.tables.errors import InputError
 from interp.tables.schema import MeasureInfo
 
 ENTRY_POINTS = "primed_heads.measures"
@@ -242,20 +243,20 @@ def load_measures(names: Iterable[str] | None = None) -> dict[str, Measure]:
         names: which; None for all.
 
     Raises:
-        MeasureError: an unknown name (the message lists the known), a name offered twice, or an entry point that is no `Measure`.
+        InputError: an unknown name (the message lists the known), a name offered twice, or an entry point that is no `Measure`.
     """
     offered = dict(MEASURES)
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         if point.name in offered:
-            raise MeasureError(f"measure {point.name} is offered twice, the second time by {point.value}")
+            raise InputError(f"measure {point.name} is offered twice, the second time by {point.value}")
         measure = point.load()
         if not isinstance(measure, Measure) or measure.info.name != point.name:
-            raise MeasureError(f"entry point {point.name} = {point.value} must name a Measure called {point.name}")
+            raise InputError(f"entry point {point.name} = {point.value} must name a Measure called {point.name}")
         offered[point.name] = measure
     if names is None:
         return offered
     wanted = list(dict.fromkeys(names))
     unknown = [name for name in wanted if name not in offered]
     if unknown or not wanted:
-        raise MeasureError(f"unknown measures {', '.join(unknown) or '(none)'}; known: {', '.join(offered)}")
+        raise InputError(f"unknown measures {', '.join(unknown) or '(none)'}; known: {', '.join(offered)}")
     return {name: offered[name] for name in wanted}

@@ -14,12 +14,9 @@ from interp.measures.token_sets import (
     TokenPairs,
     TokenSet,
 )
+from interp.tables.errors import InputError
 from interp.tables.schema import MeasureInfo
 from interp.tokens import Tokens
-
-
-class MeasureError(ValueError):
-    """An unknown, repeated or broken measure."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Block:
 
 def _named(name: str, statistic: Tensor | None) -> Tensor:
     if statistic is None:
-        raise MeasureError(f"the measure reads {name}, which its `statistics` do not name: statistics=frozenset({{{name!r}}})")
+        raise InputError(f"the measure reads {name}, which its `statistics` do not name: statistics=frozenset({{{name!r}}})")
     return statistic
 
 
@@ -138,7 +135,7 @@ class Measure:
     def __post_init__(self) -> None:
         unknown = set(self.statistics) - STATISTICS
         if unknown:
-            raise MeasureError(f"measure {self.info.name} asks for statistics {sorted(unknown)}; known: {', '.join(sorted(STATISTICS))}")
+            raise InputError(f"measure {self.info.name} asks for statistics {sorted(unknown)}; known: {', '.join(sorted(STATISTICS))}")
 
 
 def key_sets(tokens: Tokens, measures: Sequence[Measure], seed: int) -> tuple[KeySets, dict[str, slice], dict[str, int]]:
@@ -156,7 +153,7 @@ def key_sets(tokens: Tokens, measures: Sequence[Measure], seed: int) -> tuple[Ke
         for text, kept in zip(tokens.texts, per_text, strict=True):
             weights = np.atleast_2d(np.asarray(of(text, seed), np.float32))
             if weights.shape[-1] != len(text):
-                raise MeasureError(f"token set {name} gives {weights.shape[-1]} weights for {len(text)} tokens")
+                raise InputError(f"token set {name} gives {weights.shape[-1]} weights for {len(text)} tokens")
             width = weights.shape[0]
             kept.append(weights)
         columns[name] = slice(at, at + width)

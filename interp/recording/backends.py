@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 
 from interp.attention.flash import FLASH_STATISTICS, flash_obstacles
 from interp.attention.masks import LazyMask
-from interp.attention.seam import RecordingError, text_model
+from interp.attention.seam import text_model
 from interp.attention.statistics import KeySets, Scores, Wanted
 from interp.measures.measure import Measure
+from interp.tables.errors import RecordingError
 
 WAYS = ("blocked", "flash", "triton")
 

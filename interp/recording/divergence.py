@@ -35,6 +35,7 @@ from transformers import PreTrainedModel
 from interp.attention.seam import attention_layers
 from interp.checkpoints.adapters import check_switchable
 from interp.recording.recorder import MapBlock, record
+from interp.tables.errors import InputError
 from interp.tables.schema import REGIONS, MeasureInfo
 from interp.tokens import Tokens
 
@@ -56,10 +57,6 @@ ALL = "(all)"
 
 BASE = ""
 """As a student's adapter: none of the model's adapters is on."""
-
-
-class MapDivergenceError(ValueError):
-    """Students whose maps cannot be compared; the message says which, why, and what can be done."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def map_divergence(students: Sequence[Student], tokens: Tokens, *, baseline: str
         model. The value is NaN where a region has no query.
 
     Raises:
-        MapDivergenceError: fewer than two students, names that repeat, an unknown baseline, students that differ in layers, heads or masks,
+        InputError: fewer than two students, names that repeat, an unknown baseline, students that differ in layers, heads or masks,
             an adapter that is not there, a shared model whose student names no adapter.
         CheckpointError: an adapter that cannot be switched.
         RecordingError: as `interp.recording.recorder.record`.
@@ -131,12 +128,12 @@ def _check(students: Sequence[Student], tokens: Tokens, baseline: str) -> tuple[
     """Layers and number of heads of all students."""
     names = [student.name for student in students]
     if len(students) < 2:
-        raise MapDivergenceError(f"a comparison needs two students or more, got {names}")
+        raise InputError(f"a comparison needs two students or more, got {names}")
     repeated = sorted(name for name, n in Counter([*names, ALL]).items() if n > 1)
     if repeated:
-        raise MapDivergenceError(f"students need names of their own: {', '.join(repeated)} occurs twice ({ALL} stands for all of them)")
+        raise InputError(f"students need names of their own: {', '.join(repeated)} occurs twice ({ALL} stands for all of them)")
     if baseline not in names:
-        raise MapDivergenceError(f"the baseline {baseline!r} is not among the students: {', '.join(names)}")
+        raise InputError(f"the baseline {baseline!r} is not among the students: {', '.join(names)}")
     shapes = []
     for student in students:
         text = _text_model(student).config.get_text_config(decoder=True)
@@ -146,12 +143,10 @@ def _check(students: Sequence[Student], tokens: Tokens, baseline: str) -> tuple[
             seen = [
                 f"{s.name} has {len(la)} attention layers with {h} heads on {d}" for s, (la, h, d) in zip(students, shapes, strict=False)
             ]
-            raise MapDivergenceError(
-                f"{seen[0]}, but {seen[-1]}: heads are compared one to one, between models of the same form and device"
-            )
+            raise InputError(f"{seen[0]}, but {seen[-1]}: heads are compared one to one, between models of the same form and device")
         largest = max(int(t.ids.max()) for t in tokens.texts)
         if largest >= text.vocab_size:
-            raise MapDivergenceError(
+            raise InputError(
                 f"{student.name} has {text.vocab_size} tokens, the texts hold id {largest}: they were made with another model's tokenizer"
             )
     return shapes[0][0], shapes[0][1]
@@ -161,7 +156,7 @@ def _text_model(student: Student) -> PreTrainedModel:
     for module in student.model.modules():
         if isinstance(module, PreTrainedModel):
             return module
-    raise MapDivergenceError(f"{student.name}: {type(student.model).__name__} holds no transformers model")
+    raise InputError(f"{student.name}: {type(student.model).__name__} holds no transformers model")
 
 
 def _aligned(blocks: Sequence[object], students: Sequence[Student]) -> list[MapBlock]:
@@ -169,7 +164,7 @@ def _aligned(blocks: Sequence[object], students: Sequence[Student]) -> list[MapB
     first, same = blocks[0], []
     for block, student in zip(blocks, students, strict=True):
         if not isinstance(block, MapBlock) or not isinstance(first, MapBlock) or _place(block) != _place(first):
-            raise MapDivergenceError(
+            raise InputError(
                 f"{student.name} and {students[0].name} have masks or key-value heads of another form, so their maps come in other blocks; "
                 "students of one base can be compared"
             )
@@ -187,7 +182,7 @@ def _same_keys(ends: Sequence[object], layer: int, students: Sequence[Student]) 
     assert isinstance(first, Tensor)  # all blocks of the layer were read together
     for end, student in zip(others, students[1:], strict=True):
         if not isinstance(end, Tensor) or not torch.equal(end.cpu(), first.cpu()):
-            raise MapDivergenceError(f"layer {layer}: {student.name} and {students[0].name} differ in which keys a query may see")
+            raise InputError(f"layer {layer}: {student.name} and {students[0].name} differ in which keys a query may see")
     return first
 
 
@@ -284,13 +279,11 @@ def _switches(students: Sequence[Student]) -> Iterator[list[_Switch]]:
     layers: dict[int, list[Any]] = {}
     for student in students:
         if student.adapter is None and id(student.model) in users:
-            raise MapDivergenceError(
-                f"{student.name} shares its model with students that switch it: name its adapter too, or BASE for none"
-            )
+            raise InputError(f"{student.name} shares its model with students that switch it: name its adapter too, or BASE for none")
         if student.adapter is not None and id(student.model) not in layers:
             layers[id(student.model)] = _tuner_layers(student)
         if student.adapter not in (None, BASE) and student.adapter not in _configs(student):
-            raise MapDivergenceError(f"{student.name}: no adapter {student.adapter!r} on the model; it has {', '.join(_configs(student))}")
+            raise InputError(f"{student.name}: no adapter {student.adapter!r} on the model; it has {', '.join(_configs(student))}")
     switched = [layer for each in layers.values() for layer in each]
     active = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in switched]
     gradients = [(p, p.requires_grad) for layer in switched for p in layer.parameters()]
@@ -315,7 +308,7 @@ def _tuner_layers(student: Student) -> list[Any]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if not isinstance(student.model, PeftModel):
-        raise MapDivergenceError(
+        raise InputError(
             f"{student.name} names adapter {student.adapter!r}, but its model is a {type(student.model).__name__}, not a PeftModel; "
             "interp.checkpoints.adapters.open_adapters opens several adapters on one model"
         )
@@ -323,7 +316,7 @@ def _tuner_layers(student: Student) -> list[Any]:
         check_switchable(config, name)
     layers = [module for module in student.model.modules() if isinstance(module, BaseTunerLayer)]
     if any(layer.merged for layer in layers):
-        raise MapDivergenceError(f"{student.name}: an adapter is merged into the model, so it cannot be switched; unmerge it first")
+        raise InputError(f"{student.name}: an adapter is merged into the model, so it cannot be switched; unmerge it first")
     return layers
 
 

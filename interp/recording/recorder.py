@@ -19,12 +19,13 @@ from transformers import PreTrainedModel
 from interp.attention.blocked import blocked_pass
 from interp.attention.flash import flash_pass
 from interp.attention.masks import LazyMask
-from interp.attention.seam import Connection, RecordingError, attention_layers, connect, text_model
-from interp.attention.statistics import KeySets, NonFiniteAttentionError, RowStatistics, Scores, Wanted, attention_output
+from interp.attention.seam import Connection, attention_layers, connect, text_model
+from interp.attention.statistics import KeySets, RowStatistics, Scores, Wanted, attention_output
 from interp.measures.catalog import load_measures
 from interp.measures.measure import Block, Measure, Rows, key_sets
 from interp.recording.backends import check_way, choose_way, way_of_layer
 from interp.recording.totals import HeadTotals, heads_table
+from interp.tables.errors import NonFiniteError, RecordingError
 from interp.tables.schema import REGIONS
 from interp.tokens import Tokens
 
@@ -294,8 +295,8 @@ class Recording:
                 for kept_map, start, stop in zip(self.maps[layer, head], sets.starts, sets.stops, strict=True):
                     kept_map[:start] = kept_map[stop:] = 0
             return output, rows, blocks
-        except NonFiniteAttentionError as error:
-            raise NonFiniteAttentionError(f"layer {layer}: {error}; is the checkpoint damaged, or float16 too narrow?") from error
+        except NonFiniteError as error:
+            raise NonFiniteError(f"layer {layer}: {error}; is the checkpoint damaged, or float16 too narrow?") from error
 
     def _add(self, layer: int, statistics: RowStatistics, blocks: dict[str, Tensor], first: int = 0) -> None:
         """Evaluate the measures on a layer's rows, the first of which is query `first` of the padded batch."""
@@ -412,8 +413,8 @@ def record(
     Raises:
         RecordingError: on entering: a model without the attention seam, an unknown way or head. On leaving: a layer that was not
             recorded. Inside: a forward over other tokens, a layer recorded twice, beams, static caches.
-        NonFiniteAttentionError: NaN in attention.
-        MeasureError: an unknown measure.
+        NonFiniteError: NaN in attention.
+        InputError: an unknown measure.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give the model itself (checkpoint.model)")

@@ -25,6 +25,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from interp.attention.seam import attention_layers
 from interp.measures.measure import Measure
 from interp.recording.recorder import MapBlock, record
+from interp.tables.errors import RecordingError
 from interp.tables.example import ALTERNATIVES, FAINT, STEP_QUANTITIES, STRONG
 from interp.tables.schema import ROLES, TOKEN_REGIONS
 from interp.tokens import NUMBER, NUMBER_ROLES, AnnotatedText, Tokens
@@ -35,10 +36,6 @@ RESULT_ROLES = ("intermediate_result", "final_answer")
 
 LOGITS_AT_ONCE = 1 << 22
 """Logits brought to float32 at a time: 16 MB."""
-
-
-class TraceError(ValueError):
-    """A text, a step, a head or a model that cannot be traced; the message says which, why, and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -98,29 +95,29 @@ def trace(
         seed: of the shuffled token sets.
 
     Raises:
-        TraceError: several texts, steps of another length, positions that nothing stands before, a threshold that is not above 0, a
+        RecordingError: several texts, steps of another length, positions that nothing stands before, a threshold that is not above 0, a
             watched head that the model does not have, a model without an output head, tokens without a tokenizer where an expectation is
             wanted, logits that are NaN or +inf.
         RecordingError: as `record`.
-        MeasureError: an unknown measure.
-        NonFiniteAttentionError: NaN in attention.
+        InputError: an unknown measure.
+        NonFiniteError: NaN in attention.
     """
     root = _causal_model(model)
     if len(tokens) != 1:
-        raise TraceError(f"{len(tokens)} texts: one at a time can be traced, tokens.select([0])")
+        raise RecordingError(f"{len(tokens)} texts: one at a time can be traced, tokens.select([0])")
     tokens = tokens.select([0], "right")  # a text that a model wrote may have kept its prompt's padding
     text = tokens.texts[0]
     step_of = _checked_steps(step_of, len(text))
     positions = _checked_positions(numbers, text)
     if len(positions) and tokens.tokenizer is None:
-        raise TraceError("these tokens were made without a tokenizer, so what is expected cannot be shown; ask for no numbers")
+        raise RecordingError("these tokens were made without a tokenizer, so what is expected cannot be shown; ask for no numbers")
     for name, threshold in (("faint", faint), ("strong", strong)):
         if threshold is not None and not threshold > 0:
-            raise TraceError(f"{name} is {threshold}; it must be above 0: a table of all entries grows with the square of the text")
+            raise RecordingError(f"{name} is {threshold}; it must be above 0: a table of all entries grows with the square of the text")
     layers, n_heads = attention_layers(root.config), int(root.config.get_text_config(decoder=True).num_attention_heads)
     unknown = [(layer, head) for layer, head in watched if layer not in layers or not 0 <= head < n_heads]
     if unknown:
-        raise TraceError(
+        raise RecordingError(
             f"no head {unknown[0][0]}.{unknown[0][1]}: the model has layers {layers[0]} to {layers[-1]} with heads 0 to {n_heads - 1}"
         )
     thresholds = np.full((len(layers), n_heads), np.inf if strong is None else strong, np.float32)
@@ -144,14 +141,16 @@ def _causal_model(model: nn.Module) -> PreTrainedModel:
     root = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if root is None or root.get_output_embeddings() is None:
         name = type(model if root is None else root).__name__
-        raise TraceError(f"{name} has no output head; a causal language model of transformers is needed")
+        raise RecordingError(f"{name} has no output head; a causal language model of transformers is needed")
     return root
 
 
 def _checked_steps(step_of: np.ndarray, n_tokens: int) -> np.ndarray:
     steps = np.asarray(step_of)
     if steps.shape != (n_tokens,) or not np.issubdtype(steps.dtype, np.integer):
-        raise TraceError(f"step_of is {steps.dtype} {list(steps.shape)}; it must hold an integer for each of the text's {n_tokens} tokens")
+        raise RecordingError(
+            f"step_of is {steps.dtype} {list(steps.shape)}; it must hold an integer for each of the text's {n_tokens} tokens"
+        )
     return np.maximum(steps.astype(np.int64), -1)
 
 
@@ -162,7 +161,7 @@ def _checked_positions(numbers: Sequence[int] | None, text: AnnotatedText) -> np
     found = np.unique(np.asarray(numbers, np.int64))
     wrong = found[(found < 1) | (found >= len(text))]
     if len(wrong):
-        raise TraceError(f"no expectation at position {wrong[0]}: allowed are 1 to {len(text) - 1}, which tokens stand before")
+        raise RecordingError(f"no expectation at position {wrong[0]}: allowed are 1 to {len(text) - 1}, which tokens stand before")
     return found
 
 
@@ -244,7 +243,9 @@ def _logits(root: PreTrainedModel, inputs: Mapping[str, Tensor], rows: np.ndarra
         return root(**inputs, use_cache=False).logits[0, index]
     logits = root(**inputs, use_cache=False, logits_to_keep=index).logits[0]
     if len(logits) != len(rows):
-        raise TraceError(f"{type(root).__name__} was asked for the logits of {len(rows)} tokens (logits_to_keep) and gave {len(logits)}")
+        raise RecordingError(
+            f"{type(root).__name__} was asked for the logits of {len(rows)} tokens (logits_to_keep) and gave {len(logits)}"
+        )
     return logits
 
 
@@ -256,7 +257,7 @@ def _next_table(logits: Tensor, positions: np.ndarray, ids: np.ndarray, tokenize
         part = logits[first : first + at_once].float()
         log_probabilities = part.log_softmax(-1)
         if bool(log_probabilities.isnan().any()):
-            raise TraceError("logits are NaN or infinite; is the checkpoint damaged, or float16 too narrow?")
+            raise RecordingError("logits are NaN or infinite; is the checkpoint damaged, or float16 too narrow?")
         for logit, chances, position in zip(part.cpu().numpy(), log_probabilities.cpu().numpy(), positions[first:], strict=False):
             read = int(ids[position])
             n_first = min(ALTERNATIVES, len(logit))

@@ -12,11 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from interp.tables.schema import REGIONS, ROLES, TOKEN_REGIONS, TableError, TableSchema, plain, text_type
-
-
-class CompareError(ValueError):
-    """Runs that cannot be compared; the message says which, where they differ, and what can be done."""
+from interp.tables.errors import InputError
+from interp.tables.schema import REGIONS, ROLES, TOKEN_REGIONS, TableSchema, plain, text_type
 
 
 @dataclass(frozen=True)
@@ -127,25 +124,25 @@ def read_values(path: Path) -> HeadValues:
     """Read an `examples` table of one model, without ever holding more of it than the values.
 
     Raises:
-        TableError: not a readable table of this schema, several models, or rows that are missing, repeated or out of order.
+        InputError: not a readable table of this schema, several models, or rows that are missing, repeated or out of order.
     """
     try:
         file = pq.ParquetFile(path)
         missing = [name for name in EXAMPLES.arrow.names if name not in file.schema_arrow.names]
         if missing:
-            raise TableError(f"{path}: missing columns {missing}; an examples table of this version has {EXAMPLES.arrow.names}")
+            raise InputError(f"{path}: missing columns {missing}; an examples table of this version has {EXAMPLES.arrow.names}")
         axes: dict[str, dict[Any, int]] = {name: {} for name in EXAMPLES.key}
         for batch in file.iter_batches(columns=list(EXAMPLES.key)):
             for name, known in axes.items():
                 for value in pc.unique(plain(batch.column(name))).to_pylist():
                     known.setdefault(value, len(known))
         if len(axes["model"]) != 1:
-            raise TableError(f"{path}: expected one model, found {len(axes['model'])}: {', '.join(map(str, axes['model']))}")
+            raise InputError(f"{path}: expected one model, found {len(axes['model'])}: {', '.join(map(str, axes['model']))}")
         if tuple(axes["region"]) != REGIONS:
-            raise TableError(f"{path}: regions {', '.join(map(str, axes['region']))}; expected {', '.join(REGIONS)}")
+            raise InputError(f"{path}: regions {', '.join(map(str, axes['region']))}; expected {', '.join(REGIONS)}")
         shape = tuple(len(axes[name]) for name in EXAMPLES.key[1:])
         if int(np.prod(shape)) != file.metadata.num_rows:
-            raise TableError(
+            raise InputError(
                 f"{path}: {file.metadata.num_rows} rows, {' x '.join(map(str, shape))} were expected: rows are missing or repeated"
             )
         values, at = np.empty(file.metadata.num_rows), 0
@@ -156,17 +153,17 @@ def read_values(path: Path) -> HeadValues:
                 if not np.array_equal(
                     pc.index_in(plain(batch.column(name)), known.cast(plain(batch.column(name)).type)).to_numpy(), expected
                 ):
-                    raise TableError(f"{path}: rows are out of order by {name}, near row {at}; write it by `interp.tables.schema.write`")
+                    raise InputError(f"{path}: rows are out of order by {name}, near row {at}; write it by `interp.tables.schema.write`")
             values[at : at + batch.num_rows] = batch.column("value").to_numpy(zero_copy_only=False)
             measured = batch.column("n_queries").to_numpy(zero_copy_only=False) > 0
             wrong = measured != np.isfinite(values[at : at + batch.num_rows])
             if wrong.any():
                 row = {name: batch.column(name)[int(wrong.argmax())].as_py() for name in (*EXAMPLES.key, "value", "n_queries")}
-                raise TableError(f"{path}: {int(wrong.sum())} rows are measured but not finite, or finite but not measured: {row}")
+                raise InputError(f"{path}: {int(wrong.sum())} rows are measured but not finite, or finite but not measured: {row}")
             at += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise TableError(f"{path}: not a readable Parquet file ({error})") from error
+        raise InputError(f"{path}: not a readable Parquet file ({error})") from error
     examples, layers, heads, measures = (tuple(axes[name]) for name in ("example", "layer", "head", "measure"))
     if list(examples) != sorted(examples) or list(layers) != sorted(layers) or heads != tuple(range(len(heads))):
-        raise TableError(f"{path}: examples, layers or heads are not in ascending order")
+        raise InputError(f"{path}: examples, layers or heads are not in ascending order")
     return HeadValues(str(next(iter(axes["model"]))), examples, layers, len(heads), measures, values.reshape(shape))

@@ -22,6 +22,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from interp.tables.errors import InputError
+
 REGIONS = ("question", "response", "all")
 """Where the query token stands. `all` also has the tokens of the chat template and special tokens."""
 
@@ -31,10 +33,6 @@ TOKEN_REGIONS = ("template", "question", "response")
 
 ROLES = ("none", "special", "operator", "question_number", "operand", "intermediate_result", "final_answer")
 """In rising precedence: a token that covers characters of two roles has the later one."""
-
-
-class TableError(ValueError):
-    """A table breaks its schema; the message names the table, the column and the first offending value."""
 
 
 @dataclass(frozen=True)
@@ -80,30 +78,30 @@ def validate(frame: pd.DataFrame, schema: TableSchema) -> pa.Table:
         schema: one of `HEADS`, `EXAMPLES`, `INPUTS`, or of `analyses.shifts.differences`'s.
 
     Raises:
-        TableError: a column is missing, unknown, of another type, null (numbers may be NaN), or holds a value outside its choices; the
+        InputError: a column is missing, unknown, of another type, null (numbers may be NaN), or holds a value outside its choices; the
             key is repeated; a value is not finite where it was measured (`n_queries` > 0), or the interval does not hold the value.
     """
     missing = [name for name in schema.arrow.names if name not in frame.columns]
     unknown = [name for name in frame.columns if name not in schema.arrow.names]
     if missing or unknown:
-        raise TableError(f"table {schema.name}: missing columns {missing}, unknown columns {unknown}; expected {schema.arrow.names}")
+        raise InputError(f"table {schema.name}: missing columns {missing}, unknown columns {unknown}; expected {schema.arrow.names}")
     for field in schema.arrow:
         if not pa.types.is_floating(field.type) and frame[field.name].isna().any():  # an undefined number is NaN
-            raise TableError(f"table {schema.name}: column {field.name} holds nulls")
+            raise InputError(f"table {schema.name}: column {field.name} holds nulls")
     for name, allowed in schema.choices.items():
         seen = set(pd.unique(frame[name].astype(str))) - set(allowed)
         if seen:
-            raise TableError(f"table {schema.name}: column {name} holds {sorted(seen)}; allowed: {', '.join(allowed)}")
+            raise InputError(f"table {schema.name}: column {name} holds {sorted(seen)}; allowed: {', '.join(allowed)}")
     repeated = frame.duplicated(list(schema.key))
     if repeated.any():
         first = frame.loc[repeated, list(schema.key)].iloc[0].to_dict()
-        raise TableError(f"table {schema.name}: {int(repeated.sum())} rows repeat a key, the first is {first}")
+        raise InputError(f"table {schema.name}: {int(repeated.sum())} rows repeat a key, the first is {first}")
     if "value" in frame.columns:
         _validate_values(frame, schema)
     try:
         return pa.Table.from_pandas(frame[schema.arrow.names], schema=schema.arrow, preserve_index=False)
     except pa.ArrowException as error:
-        raise TableError(f"table {schema.name}: {error}") from error
+        raise InputError(f"table {schema.name}: {error}") from error
 
 
 def _validate_values(frame: pd.DataFrame, schema: TableSchema) -> None:
@@ -112,7 +110,7 @@ def _validate_values(frame: pd.DataFrame, schema: TableSchema) -> None:
     wrong = measured != np.isfinite(value)
     if wrong.any():
         row = frame.loc[wrong].iloc[0].to_dict()
-        raise TableError(f"table {schema.name}: {int(wrong.sum())} rows are measured but not finite, or finite but not measured: {row}")
+        raise InputError(f"table {schema.name}: {int(wrong.sum())} rows are measured but not finite, or finite but not measured: {row}")
     if "ci_low" in frame.columns:
         low, high = frame["ci_low"].to_numpy(float), frame["ci_high"].to_numpy(float)
         slack = 1e-9 * np.maximum(1.0, np.abs(value))
@@ -120,14 +118,14 @@ def _validate_values(frame: pd.DataFrame, schema: TableSchema) -> None:
         wrong = several & ~((low <= high + slack) & np.isfinite(low) & np.isfinite(high))
         if wrong.any():
             row = frame.loc[wrong].iloc[0].to_dict()
-            raise TableError(f"table {schema.name}: {int(wrong.sum())} rows with a broken interval, the first is {row}")
+            raise InputError(f"table {schema.name}: {int(wrong.sum())} rows with a broken interval, the first is {row}")
 
 
 def write(frame: pd.DataFrame, schema: TableSchema, path: Path) -> None:
     """Validate and write one table as Parquet.
 
     Raises:
-        TableError: as `validate`.
+        InputError: as `validate`.
     """
     pq.write_table(validate(frame, schema), path, compression="zstd")
 
@@ -136,22 +134,22 @@ def read(path: Path, schema: TableSchema) -> pd.DataFrame:
     """Read and validate one table.
 
     Raises:
-        TableError: the file is not Parquet, is torn, or breaks the schema; the message names the file.
+        InputError: the file is not Parquet, is torn, or breaks the schema; the message names the file.
     """
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise TableError(f"{path}: not a readable Parquet file ({error})") from error
+        raise InputError(f"{path}: not a readable Parquet file ({error})") from error
     names = set(table.schema.names)
     for field in schema.arrow:
         if field.name in names and table.schema.field(field.name).type != field.type:
             seen = table.schema.field(field.name).type
-            raise TableError(f"{path}: column {field.name} is {seen}, expected {field.type}")
+            raise InputError(f"{path}: column {field.name} is {seen}, expected {field.type}")
     frame = table.to_pandas()
     try:
         validate(frame, schema)
-    except TableError as error:
-        raise TableError(f"{path}: {error}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return frame
 
 

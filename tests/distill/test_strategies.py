@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from distill.strategies import PLACES, STRATEGIES, Strategy, StrategyError, choose_strategies, load_strategies
+from distill.strategies import PLACES, STRATEGIES, Strategy, choose_strategies, load_strategies
+from interp.tables.errors import StudyError
 from interp.tokens import annotate
 
 QUESTION = "Ann has 12 pens and buys 3 packs of 4. How many pens?"
@@ -39,7 +40,7 @@ def test_template_without_system_turn(tiny_tokenizer: Callable[..., Any]) -> Non
     refuses = tiny_tokenizer("{{ raise_exception('no system') if messages[0]['role'] == 'system' }}{{ messages[-1]['content'] }}")
     drops = tiny_tokenizer("{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}")
     for tokenizer in (refuses, drops):
-        with pytest.raises(StrategyError, match='place = "before"'):
+        with pytest.raises(StudyError, match='place = "before"'):
             Strategy("s", "SAY IT SIMPLY", "system").prompt(tokenizer, QUESTION, True)
 
 
@@ -77,12 +78,12 @@ def test_bad_files(tmp_path: Path, content: str | None, words: str) -> None:
     file = tmp_path / "mine.toml"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(StrategyError) as raised:
+    with pytest.raises(StudyError) as raised:
         load_strategies([file])
     assert words in str(raised.value)
     assert "mine.toml" in str(raised.value)
 
 
 def test_unknown_condition_lists_the_known() -> None:
-    with pytest.raises(StrategyError, match=r"did you mean 'socratic'.*untouched, finetune, none, teacher"):
+    with pytest.raises(StudyError, match=r"did you mean 'socratic'.*untouched, finetune, none, teacher"):
         choose_strategies(["socratik"], STRATEGIES)

@@ -20,7 +20,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from interp.checkpoints.opening import open_checkpoint
-from interp.circuits import LoraGeometryError, lora_geometry, lora_spectrum
+from interp.circuits import lora_geometry, lora_spectrum
+from interp.tables.errors import CheckpointError
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj"]
 KEY = ["layer", "head", "circuit"]
@@ -422,7 +423,7 @@ def test_what_cannot_be_told_is_refused(tiny_model: TinyModel, case: str) -> Non
     model = randomise(adapted(tiny_model))
     change(model)
     for table in (lora_geometry, lora_spectrum):
-        with pytest.raises(LoraGeometryError, match=message):
+        with pytest.raises(CheckpointError, match=message):
             table(model)
 
 
@@ -438,7 +439,7 @@ def test_what_cannot_be_told_is_refused(tiny_model: TinyModel, case: str) -> Non
     ],
 )
 def test_other_adapters_are_refused(tiny_model: TinyModel, lora: dict[str, Any], message: str) -> None:
-    with pytest.raises(LoraGeometryError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         lora_geometry(adapted(tiny_model, **lora))
 
 
@@ -446,7 +447,7 @@ def test_a_rewritten_base_is_refused_though_its_adapter_is_not_active(tiny_model
     model = adapted(tiny_model)
     start: Any = "pissa_niter_2"
     model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=start, task_type="CAUSAL_LM"))
-    with pytest.raises(LoraGeometryError, match="'other' was initialised by pissa_niter_2"):
+    with pytest.raises(CheckpointError, match="'other' was initialised by pissa_niter_2"):
         lora_geometry(model)
 
 
@@ -458,13 +459,13 @@ def test_a_rewritten_base_is_refused_though_its_adapter_is_not_active(tiny_model
     ],
 )
 def test_unknown_attention_is_refused(tiny_model: TinyModel, family: str, targets: list[str], message: str) -> None:
-    with pytest.raises(LoraGeometryError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         lora_geometry(adapted(tiny_model, family, targets))
 
 
 def test_what_is_no_adapter_is_refused(tiny_model: TinyModel) -> None:
-    with pytest.raises(LoraGeometryError, match="LlamaForCausalLM is not an adapter"):
+    with pytest.raises(CheckpointError, match="LlamaForCausalLM is not an adapter"):
         lora_geometry(tiny_model("llama"))
     config = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM")
-    with pytest.raises(LoraGeometryError, match="is not a LoRA adapter but IA3"):
+    with pytest.raises(CheckpointError, match="is not a LoRA adapter but IA3"):
         lora_geometry(get_peft_model(tiny_model("llama"), config))

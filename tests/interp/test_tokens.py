@@ -19,9 +19,10 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
+from interp.tables.errors import InputError
 from interp.tables.heads import INPUTS
 from interp.tables.schema import ROLES, TOKEN_REGIONS, validate
-from interp.tokens import NUMBER_ROLES, AnnotatedText, TokenError, Tokens, annotate, decoded_offsets, number_roles
+from interp.tokens import NUMBER_ROLES, AnnotatedText, Tokens, annotate, decoded_offsets, number_roles
 
 CHAT = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"
@@ -312,10 +313,10 @@ def test_nothing_written_changes_no_annotation() -> None:
 def test_what_cannot_be_written_on_is_refused() -> None:
     tokenizer, new = make_tokenizer("singly"), np.ones((2, 1), np.int64)
     right = annotate(tokenizer, ["2 pens", "a longer question"], chat=False)
-    with pytest.raises(TokenError, match="must be padded on the left"):
+    with pytest.raises(InputError, match="must be padded on the left"):
         right.extend(new, [])
     bare = Tokens(right.texts, "left")
-    with pytest.raises(TokenError, match="made without a tokenizer"):
+    with pytest.raises(InputError, match="made without a tokenizer"):
         bare.extend(new, [])
 
 
@@ -329,17 +330,17 @@ class SlowTokenizer:
 def test_texts_and_tokenizers_that_cannot_be_annotated() -> None:
     tokenizer = make_tokenizer("singly")
     for empty in ("", "  \n"):
-        with pytest.raises(TokenError, match="example 4: the question is empty"):
+        with pytest.raises(InputError, match="example 4: the question is empty"):
             annotate(tokenizer, ["2 pens", empty], chat=False, examples=[2, 4])
-    with pytest.raises(TokenError, match="2 questions but 1 responses"):
+    with pytest.raises(InputError, match="2 questions but 1 responses"):
         annotate(tokenizer, ["1", "2"], ["3"])
-    with pytest.raises(TokenError, match="SlowTokenizer gives no offsets; a fast tokenizer"):
+    with pytest.raises(InputError, match="SlowTokenizer gives no offsets; a fast tokenizer"):
         annotate(SlowTokenizer(), "2 pens")
-    with pytest.raises(TokenError, match="no chat template"):
+    with pytest.raises(InputError, match="no chat template"):
         annotate(tokenizer, "2 pens", chat=True)
-    with pytest.raises(TokenError, match="no texts"):
+    with pytest.raises(InputError, match="no texts"):
         annotate(tokenizer, [], chat=False)
-    with pytest.raises(TokenError, match="padding_side is 'middle'; allowed: right, left"):
+    with pytest.raises(InputError, match="padding_side is 'middle'; allowed: right, left"):
         annotate(tokenizer, "2 pens", chat=False, padding_side="middle")
 
 
@@ -348,10 +349,10 @@ def test_templates_that_fail_or_change_the_question() -> None:
     original = tokenizer.chat_template
     try:
         tokenizer.chat_template = "{{ messages[0]['content'] | upper }}"
-        with pytest.raises(TokenError, match="the chat template changes the question's text"):
+        with pytest.raises(InputError, match="the chat template changes the question's text"):
             annotate(tokenizer, "2 pens")
         tokenizer.chat_template = "{{ raise_exception('no user turns') }}"
-        with pytest.raises(TokenError, match=r"the chat template failed \(no user turns\)"):
+        with pytest.raises(InputError, match=r"the chat template failed \(no user turns\)"):
             annotate(tokenizer, "2 pens")
     finally:
         tokenizer.chat_template = original
@@ -370,7 +371,7 @@ def test_offsets_that_do_not_fit_the_tokens_are_refused() -> None:
             offsets = [(max(a - 1, 0), max(b - 1, 0)) for a, b in coded["offset_mapping"]]
             return {"input_ids": coded["input_ids"], "offset_mapping": offsets}
 
-    with pytest.raises(TokenError, match=r"offsets do not fit its tokens: token .* decodes to '1' but covers"):
+    with pytest.raises(InputError, match=r"offsets do not fit its tokens: token .* decodes to '1' but covers"):
         annotate(Shifted(), "pay 1 now", chat=False)
 
 

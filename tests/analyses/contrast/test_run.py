@@ -20,14 +20,12 @@ import pytest
 
 from analyses.command import guarded
 from analyses.contrast.answers import written_answers
-from analyses.contrast.options import ContrastConfig, ContrastInputError
+from analyses.contrast.options import ContrastConfig
 from analyses.contrast.run import contrast
-from analyses.contrast.statistics import ContrastError
-from distill.problems.grading import GradingError
-from distill.problems.sets import ProblemError
 from interp.tables.contrast import ANSWERS, CONTRAST, PAIRED
+from interp.tables.errors import InputError
 from interp.tables.heads import EXAMPLES, INPUTS
-from interp.tables.schema import REGIONS, TableError, read, write
+from interp.tables.schema import REGIONS, read, write
 
 N = 24
 NEW = 24
@@ -58,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, save_checkpoint: Callable[..
     for name, seed in (("one", 1), ("two", 2)):
         save_checkpoint(place / name, num_hidden_layers=2, seed=seed)
     blank = write_problems(place / "blank.jsonl", [NO_NUMBER] * N)
-    with pytest.raises(ContrastError):
+    with pytest.raises(InputError):
         contrast(options(place / "first", blank, place / "one", place / "two"), COMMAND)
     said = pd.read_parquet(place / "first" / "answers.parquet")
     extracted = {name: part.set_index("problem")["extracted"] for name, part in said.groupby("model", observed=True)}
@@ -221,7 +219,7 @@ def test_finished_head_runs_are_not_measured_again(place: Path, tmp_path: Path, 
     contrast(config, COMMAND)
     before = (out / "heads" / "two" / "run.json").stat().st_mtime_ns
     capsys.readouterr()
-    with pytest.raises(ContrastInputError, match="finished contrast; --force replaces it"):
+    with pytest.raises(InputError, match="finished contrast; --force replaces it"):
         contrast(config, COMMAND)
     contrast(replace(config, force=True, grader="flexible"), COMMAND)
     assert (out / "heads" / "two" / "run.json").stat().st_mtime_ns == before
@@ -253,7 +251,7 @@ def test_an_unfinished_head_run_goes_on(place: Path, tmp_path: Path, capsys: pyt
     contrast(config, COMMAND)
     assert "resuming: 2 of" in capsys.readouterr().err
     assert not (tmp_path / "heads" / "two.partial").exists()
-    with pytest.raises(ContrastInputError):
+    with pytest.raises(InputError):
         contrast(config, COMMAND)
 
 
@@ -282,57 +280,57 @@ def test_nothing_right_is_one_line_and_code_2(place: Path, tmp_path: Path, capsy
 )
 def test_runs_of_other_settings_are_refused(runs: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     changed(runs[1], **changes)
-    with pytest.raises(ContrastInputError, match=message):
+    with pytest.raises(InputError, match=message):
         contrast(options(tmp_path / "out", None, *runs), COMMAND)
 
 
 def test_other_problems_than_the_runs_are_refused(runs: tuple[Path, Path], place: Path, tmp_path: Path) -> None:
     for asked in ({"problems": place / "blank.jsonl"}, {"problems": place / "planted.jsonl", "limit": 20}, {"problems": None, "limit": 5}):
-        with pytest.raises(ContrastInputError, match=rf"one \(.*\) read {N} problems of .*planted.jsonl"):
+        with pytest.raises(InputError, match=rf"one \(.*\) read {N} problems of .*planted.jsonl"):
             contrast(options(tmp_path / "out", asked.pop("problems"), *runs, **asked), COMMAND)
     for folder in runs:
         changed(folder, problems={**run_json(folder)["problems"], "source": "/nowhere/planted.jsonl"})
-    with pytest.raises(ContrastInputError, match="name them with --problems"):
+    with pytest.raises(InputError, match="name them with --problems"):
         contrast(options(tmp_path / "out", None, *runs), COMMAND)
     assert contrast(options(tmp_path / "out", place / "planted.jsonl", *runs), COMMAND) == 0
 
 
 def test_names_graders_and_folders_are_checked_before_anything_is_measured(place: Path, done: Path, tmp_path: Path) -> None:
     problems = place / "planted.jsonl"
-    with pytest.raises(ContrastInputError, match="two models are called 'one'"):
+    with pytest.raises(InputError, match="two models are called 'one'"):
         contrast(options(tmp_path, problems, place / "one", place / "one"), COMMAND)
-    with pytest.raises(ContrastInputError, match="--grader 'mine' is not known; known: first_final"):
+    with pytest.raises(InputError, match="--grader 'mine' is not known; known: first_final"):
         contrast(options(tmp_path, problems, place / "one", grader="mine"), COMMAND)
-    with pytest.raises(ContrastInputError, match="no model"):
+    with pytest.raises(InputError, match="no model"):
         contrast(options(tmp_path, problems), COMMAND)
-    with pytest.raises(ContrastInputError, match="another kind"):
+    with pytest.raises(InputError, match="another kind"):
         contrast(options(done / "heads" / "one", problems, place / "one"), COMMAND)
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ContrastInputError, match=r"holds 'mine\.txt', which no contrast wrote"):
+    with pytest.raises(InputError, match=r"holds 'mine\.txt', which no contrast wrote"):
         contrast(options(tmp_path, problems, place / "one"), COMMAND)
-    with pytest.raises(ContrastInputError, match="is a file"):
+    with pytest.raises(InputError, match="is a file"):
         contrast(options(tmp_path / "mine.txt", problems, place / "one"), COMMAND)
-    with pytest.raises(ProblemError):
+    with pytest.raises(InputError):
         contrast(options(tmp_path / "out", tmp_path / "absent.jsonl", place / "one"), COMMAND)
 
 
 def test_damaged_tables_and_references_without_a_number(runs: tuple[Path, Path], place: Path, tmp_path: Path) -> None:
     inputs = read(runs[0] / "inputs.parquet", INPUTS)
     write(inputs[inputs["example"] != 3].reset_index(drop=True), INPUTS, runs[0] / "inputs.parquet")
-    with pytest.raises(ContrastInputError, match=f"one has tables of {N - 1} examples, and there are {N} problems"):
+    with pytest.raises(InputError, match=f"one has tables of {N - 1} examples, and there are {N} problems"):
         contrast(options(tmp_path / "out", None, *runs), COMMAND)
     (runs[1] / "inputs.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"inputs\.parquet.*measure two again"):
         contrast(options(tmp_path / "out", None, runs[1]), COMMAND)
     no_number = write_problems(tmp_path / "words.jsonl", ["#### none"] * N)
-    with pytest.raises(GradingError, match="ends in no number"):
+    with pytest.raises(InputError, match="ends in no number"):
         contrast(options(tmp_path / "out", no_number, place / "one", limit=2), COMMAND)
 
 
 def test_tables_are_whole_or_not_there(done: Path) -> None:
     assert not [path for path in done.iterdir() if "draft" in path.name]
     assert pq.read_schema(done / "contrast.parquet").names == CONTRAST.arrow.names
-    with pytest.raises(TableError):
+    with pytest.raises(InputError):
         read(done / "answers.parquet", CONTRAST)
     text = (done / "run.json").read_text(encoding="utf-8")
     assert "NaN" not in text

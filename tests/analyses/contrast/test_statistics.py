@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analyses.contrast.statistics import Contrasted, ContrastError, _Design, contrast_table, lengths_table, top_rows, two_groups, two_way
+from analyses.contrast.statistics import Contrasted, _Design, contrast_table, lengths_table, top_rows, two_groups, two_way
 from interp.inference import benjamini_hochberg
 from interp.tables.contrast import CONTRAST, PAIRED
+from interp.tables.errors import InputError
 from interp.tables.heads import HeadValues
 from interp.tables.schema import REGIONS, validate
 
@@ -331,11 +332,11 @@ def test_models_of_other_grids_are_not_paired():
 
 def test_too_few_right_answers_are_named():
     runs, _ = planted()
-    with pytest.raises(ContrastError, match=r"x: 0 right, 50 wrong.*at least 3 right and 3 wrong"):
+    with pytest.raises(InputError, match=r"x: 0 right, 50 wrong.*at least 3 right and 3 wrong"):
         contrast_table(runs[:1], np.zeros((1, 50), bool))
     few = np.zeros((2, 50), bool)
     few[0, :2] = True
-    with pytest.raises(ContrastError, match="some solve and some do not: 2"):
+    with pytest.raises(InputError, match="some solve and some do not: 2"):
         contrast_table(runs, few)
     few[0, :3] = True
     table = contrast_table(runs, few)
@@ -355,11 +356,11 @@ def test_pairing_can_do_what_no_model_alone_can():
 
 def test_other_examples_and_measures_are_refused():
     runs, right = planted()
-    with pytest.raises(ContrastError, match="other examples"):
+    with pytest.raises(InputError, match="other examples"):
         contrast_table([runs[0], heads("y", runs[1].values[:40])], right)
-    with pytest.raises(ContrastError, match="other measures"):
+    with pytest.raises(InputError, match="other measures"):
         contrast_table([runs[0], heads("y", runs[1].values[:, :, :, :1])], right)
-    with pytest.raises(ContrastError, match="shape"):
+    with pytest.raises(InputError, match="shape"):
         contrast_table(runs, right[:1])
 
 

@@ -9,40 +9,40 @@ from typing import Any
 
 import pytest
 
+from interp.tables.errors import InputError
+
 
 def test_a_notebook_is_told_what_is_wrong(checkpoint: Path) -> None:
-    from analyses.examples.request import ExampleError
     from interp import open_checkpoint, show
 
     opened = open_checkpoint(checkpoint, device="cpu")
-    with pytest.raises(ExampleError, match="empty"):
+    with pytest.raises(InputError, match="empty"):
         show(opened, question=" ")
-    with pytest.raises(ExampleError, match="answer"):
+    with pytest.raises(InputError, match="answer"):
         show(opened, question="How?", text="gold")
-    with pytest.raises(ExampleError, match="two models"):
+    with pytest.raises(InputError, match="two models"):
         show(opened, opened, question="How?")
-    with pytest.raises(ExampleError, match="no head 7"):
+    with pytest.raises(InputError, match="no head 7"):
         show(opened, question="How?", heads="7", max_new_tokens=4)
-    with pytest.raises(ExampleError, match="LlamaForCausalLM; give Checkpoint"):
+    with pytest.raises(InputError, match="LlamaForCausalLM; give Checkpoint"):
         show(opened.model, question="How?")
-    with pytest.raises(ExampleError, match="region is 'zz'"):
+    with pytest.raises(InputError, match="region is 'zz'"):
         show(opened, question="How?", region="zz")  # type: ignore[arg-type]
-    with pytest.raises(ExampleError, match="surrogate"):
+    with pytest.raises(InputError, match="surrogate"):
         show(opened, question="\ud800?")
     opened.model.train()
-    with pytest.raises(ExampleError, match="training mode"):
+    with pytest.raises(InputError, match="training mode"):
         show(opened, question="How?", max_new_tokens=4)
 
 
 def test_a_model_without_a_head_cannot_write(checkpoint: Path) -> None:
     from transformers import AutoModel
 
-    from analyses.examples.request import ExampleError
     from interp import open_checkpoint, show
 
     opened = open_checkpoint(checkpoint, device="cpu")
     bare = dataclasses.replace(opened, model=AutoModel.from_pretrained(checkpoint).eval(), identity={})
-    with pytest.raises(ExampleError, match="cannot generate; text='gold' lets it read"):
+    with pytest.raises(InputError, match="cannot generate; text='gold' lets it read"):
         show(bare, question="How?", max_new_tokens=4)
 
 
@@ -55,7 +55,6 @@ def test_a_model_of_ones_own_is_compared_with_problems_measured_for_it(checkpoin
 
 
 def test_messages_name_the_arguments_of_the_call(checkpoint: Path) -> None:
-    from analyses.examples.request import ExampleError
     from interp import open_checkpoint, show
 
     opened = open_checkpoint(checkpoint, device="cpu")
@@ -67,7 +66,7 @@ def test_messages_name_the_arguments_of_the_call(checkpoint: Path) -> None:
         ({"by": "entropy"}, "by='entropy' is no measure; "),
     )
     for asked, told in refusals:
-        with pytest.raises(ExampleError) as refused:
+        with pytest.raises(InputError) as refused:
             show(opened, question="How?", max_new_tokens=4, **asked)
         assert str(refused.value).startswith(told)
     page = show(opened, question="How much is 3 times 4?", max_new_tokens=4)
@@ -80,19 +79,17 @@ def test_models_of_other_forms_are_refused_before_one_is_loaded(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from analyses.examples.request import ExampleError
     from interp import open_checkpoint, show
 
     opened = open_checkpoint(checkpoint, device="cpu")
     deeper = save_checkpoint(tmp_path / "deeper", num_hidden_layers=3)
     monkeypatch.delattr(AutoModelForCausalLM, "from_pretrained")
-    with pytest.raises(ExampleError, match="2 layers of 4 heads, deeper 3 of 4"):
+    with pytest.raises(InputError, match="2 layers of 4 heads, deeper 3 of 4"):
         show(opened, deeper, question="How?")
 
 
 def test_an_empty_name_is_no_model() -> None:
     from interp import show
-    from interp.tables.results import InputError
 
     with pytest.raises(InputError, match="the name of a model is empty"):
         show(" ", question="How?")

@@ -20,9 +20,10 @@ from statsmodels.stats.proportion import proportion_confint
 
 from analyses.grades import run as grades
 from analyses.grades.__main__ import main
-from analyses.grades.responses import ResponsesError, by_model, facts_table, number_problems, read_sources
+from analyses.grades.responses import by_model, facts_table, number_problems, read_sources
 from analyses.grades.tables import accuracy_table, pairs_table
 from distill.problems.grading import GRADERS
+from interp.tables.errors import InputError
 
 DATA = os.environ.get("PRIMED_HEADS_DATA")
 ROOT = Path(__file__).parents[3]
@@ -522,7 +523,7 @@ def test_a_folder_of_tables_without_responses_names_them(tmp_path: Path, run: Ca
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    with pytest.raises(ResponsesError, match="does not exist"):
+    with pytest.raises(InputError, match="does not exist"):
         main([str(tmp_path / "none"), "--debug"])
 
 

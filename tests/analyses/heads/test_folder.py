@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.heads.folder import Part, RunError, RunFolder, peak_memory_bytes, write_json
-from interp.tables.schema import TableError
+from analyses.heads.folder import Part, RunFolder, peak_memory_bytes, write_json
+from interp.tables.errors import InputError, OptionError
 
 
 def make_part(*examples: int, role: str = "none") -> Part:
@@ -77,7 +77,7 @@ def test_a_part_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(stage, fail)
-        with pytest.raises(RunError if isinstance(error, OSError) else KeyboardInterrupt):
+        with pytest.raises(OptionError if isinstance(error, OSError) else KeyboardInterrupt):
             folder.write_part(1, make_part(1))
     assert {path.name: path.read_bytes() for path in folder.partial.iterdir()} == before
     assert not folder.has(1)
@@ -104,7 +104,7 @@ def test_an_interruption_between_the_two_files_leaves_no_part(tmp_path: Path, mo
 
 def test_a_part_that_breaks_the_schema_is_not_written(tmp_path: Path) -> None:
     folder = begin(tmp_path / "run")
-    with pytest.raises(TableError, match="digit"):
+    with pytest.raises(InputError, match="digit"):
         folder.write_part(0, make_part(0, role="digit"))
     assert sorted(path.name for path in folder.partial.iterdir()) == [".lock", "settings.json"]
 
@@ -118,7 +118,7 @@ def test_a_torn_part_counts_as_not_written(tmp_path: Path, capsys: pytest.Captur
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     assert not folder.has(4)
     assert "part 4" in capsys.readouterr().err
-    with pytest.raises(RunError, match=r"part 4 of .* is damaged"):
+    with pytest.raises(OptionError, match=r"part 4 of .* is damaged"):
         folder.read_part(4)
 
 
@@ -151,31 +151,31 @@ def test_an_empty_folder_may_be_used(tmp_path: Path) -> None:
 def test_a_folder_of_other_things_is_refused(tmp_path: Path, force: bool, resume: bool) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("dear")
-    with pytest.raises(RunError, match="other things than a run"):
+    with pytest.raises(OptionError, match="other things than a run"):
         RunFolder(tmp_path / "run", force=force, resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("dear")
-    with pytest.raises(RunError, match="is a file"):
+    with pytest.raises(OptionError, match="is a file"):
         RunFolder(tmp_path / "run", force=True, resume=False)
 
 
 def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("dear")
-    with pytest.raises(RunError, match="cannot be written: Not a directory"):
+    with pytest.raises(OptionError, match="cannot be written: Not a directory"):
         RunFolder(tmp_path / "file" / "run", force=False, resume=False)
 
 
 def test_the_root_is_refused() -> None:
-    with pytest.raises(RunError, match="root of the file system"):
+    with pytest.raises(OptionError, match="root of the file system"):
         RunFolder(Path("/"), force=True, resume=False)
 
 
 def test_an_unfinished_run_waits_for_resume_or_force(tmp_path: Path) -> None:
     begin(tmp_path / "run").write_part(0, make_part(0))
-    with pytest.raises(RunError, match=r"unfinished run .* --resume .* --force"):
+    with pytest.raises(OptionError, match=r"unfinished run .* --resume .* --force"):
         RunFolder(tmp_path / "run", force=False, resume=False)
     assert RunFolder(tmp_path / "run", force=False, resume=True).has(0)
     assert not RunFolder(tmp_path / "run", force=True, resume=False).has(0)
@@ -185,7 +185,7 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
     begin(tmp_path / "run", measures=["entropy_nats"], chat=True).write_part(0, make_part(0))
     folder = RunFolder(tmp_path / "run", force=False, resume=True)
     folder.begin({"seed": 0, "measures": ("entropy_nats",), "chat": True})  # a tuple is a list in JSON
-    with pytest.raises(RunError, match=r"other settings \(seed, chat; seed: 0, now 1\)"):
+    with pytest.raises(OptionError, match=r"other settings \(seed, chat; seed: 0, now 1\)"):
         folder.begin({"seed": 1, "measures": ["entropy_nats"], "chat": False})
     assert folder.has(0)
 
@@ -206,7 +206,7 @@ def test_publish_drops_the_parts_and_moves_the_folder(tmp_path: Path) -> None:
 
 def test_publish_replaces_a_run_that_force_allows(tmp_path: Path) -> None:
     finish(tmp_path / "run", "old")
-    with pytest.raises(RunError, match="--force replaces it"):
+    with pytest.raises(OptionError, match="--force replaces it"):
         RunFolder(tmp_path / "run", force=False, resume=False)
     finish(tmp_path / "run", "new", force=True)
     assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"content": "new"}

@@ -911,7 +911,7 @@ def test_bad_input_is_refused_in_two_lines_and_leaves_nothing(heads: Heads, benc
 
 
 def test_debug_shows_the_traceback(heads: Heads, tmp_path: Path) -> None:
-    from interp.checkpoints.found import CheckpointError
+    from interp.tables.errors import CheckpointError
 
     with pytest.raises(CheckpointError, match="no such model"):
         heads("--out", tmp_path / "run", "--model", tmp_path / "none", "--debug")

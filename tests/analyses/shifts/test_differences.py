@@ -24,7 +24,8 @@ from analyses.shifts.differences import (
     top_heads,
 )
 from interp.inference import crossed_test
-from interp.tables.heads import CompareError, HeadValues, Run
+from interp.tables.errors import InputError
+from interp.tables.heads import HeadValues, Run
 from interp.tables.schema import REGIONS, validate
 from interp.tables.shifts import ACCURACY, AGREEMENT, CONDITIONS, DIVERGENCES, LAYERS, RANKS, SHIFTS
 
@@ -162,7 +163,7 @@ def test_seeds_pair_with_the_baseline_of_their_seed() -> None:
     table = conditions_table(bases, others)
     np.testing.assert_allclose(table["difference"], 0.3, atol=0.02)
     assert (table["q"] < 0.05).all()
-    with pytest.raises(CompareError, match=r"none has the seeds \[0, 1, 2\], told \[4, 5, 6\]: they share none"):
+    with pytest.raises(InputError, match=r"none has the seeds \[0, 1, 2\], told \[4, 5, 6\]: they share none"):
         conditions_table(bases, [replace(o, seed=4 + k) for k, o in enumerate(others)])
     assert [len(group) for group in by_condition([*bases, *others]).values()] == [3, 3]
 
@@ -227,7 +228,7 @@ def test_accuracy_by_permutation_is_scipys() -> None:
     assert few["p"].isna().all()
     assert few["q"].isna().all()
     assert few["spearman"].notna().all()
-    with pytest.raises(CompareError, match="at least two"):
+    with pytest.raises(InputError, match="at least two"):
         accuracy_table(run("base", base).values, students[:1], accuracy[:1])
 
 
@@ -271,29 +272,29 @@ def test_runs_are_put_on_common_ground() -> None:
     assert first.values.examples == second.values.examples == (0, 1, 2, 3)
     assert first.values.measures == ("numeric_mass",)
     np.testing.assert_array_equal(first.values.values, one.values.values[:, :, :, 1:])
-    with pytest.raises(CompareError, match="a has 4 examples, c 6: example 4 is in c and not in a"):
+    with pytest.raises(InputError, match="a has 4 examples, c 6: example 4 is in c and not in a"):
         align([one, run("c", texts(6))])
 
 
 def test_what_cannot_be_compared_is_said() -> None:
     one = run("a", texts(4))
     other = run("b", texts(4))
-    with pytest.raises(CompareError, match="1 model to compare \\(a\\)"):
+    with pytest.raises(InputError, match="1 model to compare \\(a\\)"):
         align([one])
-    with pytest.raises(CompareError, match="two runs are of a model called 'a'"):
+    with pytest.raises(InputError, match="two runs are of a model called 'a'"):
         align([one, one])
     moved = replace(other, values=replace(other.values, examples=(10, 11, 12, 13)))
-    with pytest.raises(CompareError, match="no example is common to a, b"):
+    with pytest.raises(InputError, match="no example is common to a, b"):
         align([one, moved])
     measured = replace(other, values=replace(other.values, measures=("x", "y")))
-    with pytest.raises(CompareError, match="no measure is common"):
+    with pytest.raises(InputError, match="no measure is common"):
         align([one, measured])
-    with pytest.raises(CompareError, match=r"example 0, position 0: 't0' \(question\) against 't0'.*--match"):
+    with pytest.raises(InputError, match=r"example 0, position 0: 't0' \(question\) against 't0'.*--match"):
         align([one, replace(other, inputs=inputs(4, offset=5))])
     cut = other.inputs[~((other.inputs["example"] == 3) & (other.inputs["position"] == 3))]
-    with pytest.raises(CompareError, match=r"example 3, position 3: 't3' \(response\) against nothing more"):
+    with pytest.raises(InputError, match=r"example 3, position 3: 't3' \(response\) against nothing more"):
         align([one, replace(other, inputs=cut)])
     wide = HeadValues("w", (0, 1, 2, 3), (0, 1), 4, MEASURES, texts(4)[:, :2])
-    with pytest.raises(CompareError, match=r"w has 2 layers of 4 heads, a 3 of 4.*--match"):
+    with pytest.raises(InputError, match=r"w has 2 layers of 4 heads, a 3 of 4.*--match"):
         align([one, Run(wide, inputs(4), "w")])
     assert differences(one.values, one.values).shape == (4, *SHAPE)

@@ -16,9 +16,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from analyses.shifts.profiles import PROFILE_MEASURES, HeadProfiles, MatchingError, match_heads, match_layers, profiles, same_words
+from analyses.shifts.profiles import PROFILE_MEASURES, HeadProfiles, match_heads, match_layers, profiles, same_words
 from interp.measures.catalog import MEASURES
 from interp.recording.recorder import record
+from interp.tables.errors import InputError
 from interp.tables.heads import EXAMPLES
 from interp.tables.schema import REGIONS, validate
 from interp.tokens import annotate
@@ -237,7 +238,7 @@ def test_depth_of_one_layer_and_of_layers_without_attention() -> None:
     sparse = table(random_values(3, 2, 2, 0)).replace({"layer": {1: 3}})
     ends = [profiles(sparse, examples_in_common=range(3), measures=NAMES, n_layers=n).depths.tolist() for n in (None, 7)]
     assert ends == [[0, 0, 1, 1], [0, 0, 0.5, 0.5]]
-    with pytest.raises(MatchingError, match="n_layers is 3, but the table holds layer 3"):
+    with pytest.raises(InputError, match="n_layers is 3, but the table holds layer 3"):
         profiles(sparse, examples_in_common=range(3), measures=NAMES, n_layers=3)
 
 
@@ -343,7 +344,7 @@ def test_a_text_that_differs_is_named() -> None:
         (short, long, "example 1, response, word 3: 'nights' against 'knights'"),
         (long, trimmed, "example 1, response, word 3: 'nights' against 'knights🙂ever.'"),
     ):
-        with pytest.raises(MatchingError, match=message):
+        with pytest.raises(InputError, match=message):
             same_words(inputs(one), inputs(other, changed))
         same_words(inputs(one), inputs(other, changed), regions=["question"])
     for answers, message in (
@@ -351,7 +352,7 @@ def test_a_text_that_differs_is_named() -> None:
         ((ANSWERS[0][:-1], ANSWERS[1]), "example 0, response, word 6: '42' against '4'"),
         ((ANSWERS[0].replace("€", "$"), ANSWERS[1]), r"example 0, response, word 4: '€' against '\$'"),
     ):
-        with pytest.raises(MatchingError, match=message + ";"):
+        with pytest.raises(InputError, match=message + ";"):
             same_words(inputs(short), inputs(long, answers))
 
 
@@ -365,7 +366,7 @@ def test_only_examples_of_both_are_compared() -> None:
     one = written((3, "template", "Q"), (3, "question", "two"), (3, "question", " eggs"), (4, "question", "x"))
     other = written((3, "template", "User"), (3, "question", "tw"), (3, "question", "o"), (3, "question", " eggs"), (5, "question", "y"))
     assert same_words(one, other).to_dict("records") == [{"example": 3, "n_words": 2, "n_tokens_one": 2, "n_tokens_other": 3}]
-    with pytest.raises(MatchingError, match="no example in common: 4 against 5"):
+    with pytest.raises(InputError, match="no example in common: 4 against 5"):
         same_words(one[one["example"] == 4], other[other["example"] == 5])
 
 
@@ -373,29 +374,29 @@ def test_a_character_cut_into_tokens_is_one() -> None:
     cut = written((0, "question", "a"), (0, "question", " é"), (0, "question", " ét"), (0, "question", "té"), (0, "question", "é"))
     found = same_words(cut, written((0, "question", "a étté")))
     assert found["n_words"].tolist() == [2]
-    with pytest.raises(MatchingError, match="word 2: 'étté' against 'été'"):  # a repeated ASCII character is two
+    with pytest.raises(InputError, match="word 2: 'étté' against 'été'"):  # a repeated ASCII character is two
         same_words(cut, written((0, "question", "a été")))
 
 
 def test_half_characters_leave_only_ascii_to_compare() -> None:
     one = written((0, "question", "a \ufffd"), (0, "question", "\ufffdt b"))
     assert same_words(one, written((0, "question", "a é"), (0, "question", "t b")))["n_words"].tolist() == [3]
-    with pytest.raises(MatchingError, match="example 0, question, word 3: 'b' against 'c'"):
+    with pytest.raises(InputError, match="example 0, question, word 3: 'b' against 'c'"):
         same_words(one, written((0, "question", "a ét c")))
     whole = written((0, "question", "a ét b"))
-    with pytest.raises(MatchingError, match="word 2: 'ét' against 'èt'"):
+    with pytest.raises(InputError, match="word 2: 'ét' against 'èt'"):
         same_words(whole, written((0, "question", "a èt b")))
 
 
 def test_nothing_to_compare_is_an_error() -> None:
     empty = written((0, "question", ""), (0, "response", " "))
-    with pytest.raises(MatchingError, match="example 0 has no word in question or response"):
+    with pytest.raises(InputError, match="example 0 has no word in question or response"):
         same_words(empty, empty)
-    with pytest.raises(MatchingError, match="word 1: 'a' against ''"):
+    with pytest.raises(InputError, match="word 1: 'a' against ''"):
         same_words(written((0, "question", "a")), empty)
-    with pytest.raises(MatchingError, match="regions all are not among those of tokens: template, question, response"):
+    with pytest.raises(InputError, match="regions all are not among those of tokens: template, question, response"):
         same_words(empty, empty, regions=["all"])
-    with pytest.raises(MatchingError, match=r"table inputs: missing columns \['token'\]"):
+    with pytest.raises(InputError, match=r"table inputs: missing columns \['token'\]"):
         same_words(empty.drop(columns="token"), empty)
 
 
@@ -425,7 +426,7 @@ def test_profiles_say_what_they_lack() -> None:
         (frame.where(frame["head"] > 0, frame.assign(value=np.nan)), {}, "m: no measure has a value for every head"),
         (table(np.full_like(values, 0.5)), {}, "m: all 4 heads are the same in each of 12 values"),
     ):
-        with pytest.raises(MatchingError, match=message):
+        with pytest.raises(InputError, match=message):
             profiles(wrong, **{"examples_in_common": common, **settings})
 
 
@@ -448,7 +449,7 @@ def test_matching_says_what_it_lacks() -> None:
         ),
     ):
         for match in (match_heads, match_layers):
-            with pytest.raises(MatchingError, match=message):
+            with pytest.raises(InputError, match=message):
                 match(one, wrong)
     wrong_settings: list[tuple[dict[str, Any], str]] = [
         ({"depth_weight": -1}, "depth_weight is -1; it must be 0 or more"),
@@ -456,7 +457,7 @@ def test_matching_says_what_it_lacks() -> None:
         ({"n_resamples": -1}, "n_resamples is -1"),
     ]
     for settings, message in wrong_settings:
-        with pytest.raises(MatchingError, match=message):
+        with pytest.raises(InputError, match=message):
             match_heads(one, one, **settings)
 
 
@@ -464,9 +465,9 @@ def test_a_head_without_variation_is_named() -> None:
     values = random_values(3, 1, 2, 32)  # of two heads, one is always above their mean: z is 1 or -1
     values[:, 0, 0], values[:, 0, 1] = abs(values[:, 0, 0]), -abs(values[:, 0, 1])
     other = profiles_of(random_values(3, 2, 2, 33))
-    with pytest.raises(MatchingError, match="m: head 0 of layer 0 is the same in all 18 features in common: give more"):
+    with pytest.raises(InputError, match="m: head 0 of layer 0 is the same in all 18 features in common: give more"):
         match_heads(profiles_of(values), other)
-    with pytest.raises(MatchingError, match="m: layer 0 is the same in all 18 features"):
+    with pytest.raises(InputError, match="m: layer 0 is the same in all 18 features"):
         match_layers(profiles_of(values), other)
 
 

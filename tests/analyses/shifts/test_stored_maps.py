@@ -21,15 +21,8 @@ from scipy.spatial.distance import cosine
 from scipy.stats import entropy
 
 from analyses.shifts import stored_maps
-from analyses.shifts.stored_maps import (
-    StoredMaps,
-    StoredMapsError,
-    open_published,
-    published_curves,
-    published_heads,
-    variance_ranking,
-    write_maps,
-)
+from analyses.shifts.stored_maps import StoredMaps, open_published, published_curves, published_heads, variance_ranking, write_maps
+from interp.tables.errors import InputError
 from interp.tables.published import CURVES
 
 DATA = os.environ.get("PRIMED_HEADS_DATA")
@@ -223,7 +216,7 @@ def test_an_archive_may_begin_at_any_layer(tmp_path: Path) -> None:
     assert model.layers == (10, 11, 12)
     frame = published_curves(model)
     assert frame.loc[frame["curve"] == "layer_cosine", "layer"].tolist() == [11, 12]
-    with pytest.raises(StoredMapsError, match=r"has no layer 0; it has 10 to 12"):
+    with pytest.raises(InputError, match=r"has no layer 0; it has 10 to 12"):
         model.layer(0)
 
 
@@ -343,7 +336,7 @@ def test_a_faulty_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     write_folder(tmp_path / "maps" / "raw-other", attention(1))
     root = write_folder(tmp_path / "maps" / "raw-M", attention(0))
     damage(root)
-    with pytest.raises(StoredMapsError, match=said) as caught:
+    with pytest.raises(InputError, match=said) as caught:
         open_published(tmp_path / "maps")
     assert "raw-other" not in str(caught.value)
     assert not (tmp_path / "trapped").exists()
@@ -363,7 +356,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, place: str) -> None:
     mode = (root / place).stat().st_mode
     (root / place).chmod(0)
     try:
-        with pytest.raises(StoredMapsError, match=f"{place or 'raw-M'}.*Permission denied"):
+        with pytest.raises(InputError, match=f"{place or 'raw-M'}.*Permission denied"):
             open_published(tmp_path)
     finally:
         (root / place).chmod(mode)
@@ -374,7 +367,7 @@ def test_many_faults_are_counted(tmp_path: Path) -> None:
         root = write_folder(tmp_path / name, attention(0, heads=6))
         for head in range(5):
             head_file(root, 1, head).unlink()
-    with pytest.raises(StoredMapsError) as caught:
+    with pytest.raises(InputError) as caught:
         open_published(tmp_path)
     lines = str(caught.value).splitlines()
     assert lines[0].endswith(": 10 missing, damaged or odd files:")
@@ -429,7 +422,7 @@ def test_a_faulty_npz_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
             if kind == "twice":
                 with pytest.warns(UserWarning, match="Duplicate name"):
                     archive.writestr("layer_1.npy", parts["layer_1.npy"])
-    with pytest.raises(StoredMapsError, match=said):
+    with pytest.raises(InputError, match=said):
         open_published(tmp_path)
     assert not (tmp_path / "trapped").exists()
 
@@ -441,19 +434,19 @@ def test_a_faulty_safetensors_archive_is_named(tmp_path: Path) -> None:
     write_maps(path, attention(0))
     whole = path.read_bytes()
     path.write_bytes(whole[:-10])
-    with pytest.raises(StoredMapsError, match=r"M\.safetensors: no readable archive"):
+    with pytest.raises(InputError, match=r"M\.safetensors: no readable archive"):
         open_published(tmp_path)
     header = json.dumps({"layer_0": {"dtype": "BF16", "shape": [1, 2, 2], "data_offsets": [0, 8]}}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
-    with pytest.raises(StoredMapsError, match=r"M\.safetensors/layer_0: entries are BF16, expected F16, F32 or F64"):
+    with pytest.raises(InputError, match=r"M\.safetensors/layer_0: entries are BF16, expected F16, F32 or F64"):
         open_published(tmp_path)
     stored = attention(0)
     stored[1][1, 2] = 0
     save_file({f"layer_{n}": np.ascontiguousarray(map_) for n, map_ in stored.items()}, path)
-    with pytest.raises(StoredMapsError, match=r"M\.safetensors/layer_1: 1 rows sum to 0, the first at \[1, 2\]"):
+    with pytest.raises(InputError, match=r"M\.safetensors/layer_1: 1 rows sum to 0, the first at \[1, 2\]"):
         open_published(tmp_path)
     save_file({"layer_0": attention(0)[0], "layer_1": attention(0, heads=3)[1], "layer_2": attention(0)[2]}, path)
-    with pytest.raises(StoredMapsError, match=r"M\.safetensors/layer_1: 3 heads, but 2 of 3 have 2 heads"):
+    with pytest.raises(InputError, match=r"M\.safetensors/layer_1: 3 heads, but 2 of 3 have 2 heads"):
         open_published(tmp_path)
 
 
@@ -476,7 +469,7 @@ def test_a_faulty_safetensors_archive_is_named(tmp_path: Path) -> None:
 )
 def test_a_folder_without_maps(tmp_path: Path, make: Callable[[Path], object], said: str) -> None:
     make(tmp_path / "maps")
-    with pytest.raises(StoredMapsError, match=said):
+    with pytest.raises(InputError, match=said):
         open_published(tmp_path / "maps")
 
 
@@ -491,18 +484,18 @@ def test_a_folder_without_maps(tmp_path: Path, make: Callable[[Path], object], s
 def test_models_that_differ(tmp_path: Path, other: dict[str, int], said: str) -> None:
     for name, shape in (("a", {}), ("b", other), ("c", {})):
         write_folder(tmp_path / f"raw-{name}", attention(0, **shape))
-    with pytest.raises(StoredMapsError, match=said):
+    with pytest.raises(InputError, match=said):
         open_published(tmp_path)
     alone = [one(tmp_path / "raw-a"), one(tmp_path / "raw-b")]
     assert len(published_curves(alone[1])) > 0
-    with pytest.raises(StoredMapsError, match="models differ"):
+    with pytest.raises(InputError, match="models differ"):
         variance_ranking(alone)
 
 
 def test_a_variance_needs_two_models(tmp_path: Path) -> None:
     model = one(write_folder(tmp_path / "raw-AI", attention(0)))
     for models in ([], [model]):
-        with pytest.raises(StoredMapsError, match="needs two or more"):
+        with pytest.raises(InputError, match="needs two or more"):
             variance_ranking(models)
 
 
@@ -511,13 +504,13 @@ def test_a_file_that_changes_after_opening_is_named(tmp_path: Path) -> None:
     path = head_file(tmp_path / "raw-AI", 1, 1)
     content = path.read_bytes()
     path.unlink()
-    with pytest.raises(StoredMapsError, match=r"layer 1 cannot be read: .*layer_1_head_1\.npy"):
+    with pytest.raises(InputError, match=r"layer 1 cannot be read: .*layer_1_head_1\.npy"):
         published_curves(model)
     np.save(path, np.full((TOKENS, TOKENS), np.nan, np.float32))
-    with pytest.raises(StoredMapsError, match=r"layer 1 changed since it was opened: 25 entries are not finite"):
+    with pytest.raises(InputError, match=r"layer 1 changed since it was opened: 25 entries are not finite"):
         model.layer(1)
     np.save(path, np.eye(4))
-    with pytest.raises(StoredMapsError, match="layer 1 cannot be read"):
+    with pytest.raises(InputError, match="layer 1 cannot be read"):
         model.layer(1)
     path.write_bytes(content)
     assert model.layer(1).shape == (HEADS, TOKENS, TOKENS)
@@ -526,13 +519,13 @@ def test_a_file_that_changes_after_opening_is_named(tmp_path: Path) -> None:
         write_maps(archive, attention(0))
         model = one(archive)
         write_maps(archive, attention(0, tokens=3))
-        with pytest.raises(StoredMapsError, match=r"layer 1 changed since it was opened: shape is \[2, 3, 3\]"):
+        with pytest.raises(InputError, match=r"layer 1 changed since it was opened: shape is \[2, 3, 3\]"):
             model.layer(1)
         write_maps(archive, {0: attention(0)[0]})
-        with pytest.raises(StoredMapsError, match="layer 1 cannot be read"):
+        with pytest.raises(InputError, match="layer 1 cannot be read"):
             model.layer(1)
         archive.unlink()
-        with pytest.raises(StoredMapsError, match="layer 1 cannot be read: no readable archive"):
+        with pytest.raises(InputError, match="layer 1 cannot be read: no readable archive"):
             model.layer(1)
 
 
@@ -554,7 +547,7 @@ def test_a_file_that_changes_after_opening_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_attention_is_not_written(tmp_path: Path, name: str, maps: dict[int, np.ndarray], said: str) -> None:
-    with pytest.raises(StoredMapsError, match=said):
+    with pytest.raises(InputError, match=said):
         write_maps(tmp_path / name, maps)
     assert list(tmp_path.iterdir()) == []
 
@@ -571,7 +564,7 @@ def test_an_archive_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(stage, fail)
-        with pytest.raises(StoredMapsError, match=rf"M\{suffix} cannot be written \(No space left on device\)"):
+        with pytest.raises(InputError, match=rf"M\{suffix} cannot be written \(No space left on device\)"):
             write_maps(path, attention(1))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
@@ -579,7 +572,7 @@ def test_an_archive_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
     np.testing.assert_array_equal(one(path).layer(0), attention(1)[0])
     (tmp_path / "plain").touch()
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
-    with pytest.raises(StoredMapsError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot be written"):
         write_maps(tmp_path / "nowhere" / f"M{suffix}", attention(0))
 
 

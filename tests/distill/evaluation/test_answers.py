@@ -19,13 +19,13 @@ import pytest
 import torch
 
 from distill.evaluation import answers as evaluate
-from distill.evaluation.answers import EvaluationError, answer_problems, read_answers
+from distill.evaluation.answers import answer_problems, read_answers
 from distill.evaluation.likelihood import score_texts
 from distill.evaluation.options import EvaluationConfig
 from distill.evaluation.statistics import students_table
 from distill.objectives import chunked as losses
 from distill.objectives.aligned import aligned_texts
-from distill.problems.grading import GRADERS, GradingError, grade
+from distill.problems.grading import GRADERS, grade
 from distill.problems.sets import Problem, load_problems
 from distill.records.record import Record
 from distill.sources.texts import Text
@@ -33,6 +33,7 @@ from distill.strategies import Strategy
 from distill.teachers.generate import Generated, Sampling
 from interp.checkpoints.opening import open_checkpoint
 from interp.checkpoints.unembedding import Head, hidden_states, output_head
+from interp.tables.errors import InputError, StudyError
 
 QUICK = EvaluationConfig(max_new_tokens=12, batch_size=3)
 CONTEXT = Strategy("student", "Give the number.", "after")
@@ -366,7 +367,7 @@ def test_other_settings_are_refused_by_name(
         with pytest.raises(Stopped):
             answer(tmp_path / "e")
     done = len(calls)
-    with pytest.raises(EvaluationError, match=words):
+    with pytest.raises(StudyError, match=words):
         answer(tmp_path / "e", **change)
     assert len(calls) == done
 
@@ -390,7 +391,7 @@ def test_what_cannot_be_graded_is_refused_before_the_work(
     tmp_path: Path, answer: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], words: str
 ) -> None:
     calls = stop_at(monkeypatch, 0)
-    with pytest.raises(GradingError, match=words):
+    with pytest.raises(InputError, match=words):
         answer(tmp_path / "e", **change)
     assert not calls
     assert list(tmp_path.iterdir()) == []
@@ -407,15 +408,15 @@ def test_the_untouched_student_has_no_seed(tmp_path: Path, answer: Callable[...,
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path, answer: Callable[..., Path]) -> None:
-    with pytest.raises(EvaluationError, match=r"absent holds no whole evaluation .* run evaluate"):
+    with pytest.raises(StudyError, match=r"absent holds no whole evaluation .* run evaluate"):
         read_answers(tmp_path / "absent", "strict")
     folder = answer(tmp_path / "e")
-    with pytest.raises(EvaluationError, match="no verdicts of 'mine'; it has those of first_final, strict"):
+    with pytest.raises(StudyError, match="no verdicts of 'mine'; it has those of first_final, strict"):
         read_answers(folder, "mine")
     for name, content in (("evaluation.json", b"{"), ("grades.parquet", b"PAR1"), ("evaluation.json", b"{}")):
         kept = (folder / name).read_bytes()
         (folder / name).write_bytes(content)
-        with pytest.raises(EvaluationError, match="holds no whole evaluation"):
+        with pytest.raises(StudyError, match="holds no whole evaluation"):
             read_answers(folder, "strict")
         (folder / name).write_bytes(kept)
 
@@ -543,5 +544,5 @@ def test_no_divergence_from_itself(student: Any, records: list[Record]) -> None:
 
 def test_a_model_in_training_mode_is_refused(student: Any, records: list[Record]) -> None:
     model = copy.deepcopy(student.model).train()
-    with pytest.raises(EvaluationError, match=r"training mode.*model.eval"):
+    with pytest.raises(StudyError, match=r"training mode.*model.eval"):
         score_texts(model, texts_of(records, student.tokenizer), 0, batch_size=2)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from distill.evaluation.statistics import (
-    StatisticsError,
     calibration,
     conditions_table,
     holm,
@@ -22,6 +21,7 @@ from distill.evaluation.statistics import (
     students_table,
     wilson_interval,
 )
+from interp.tables.errors import InputError
 
 
 def answers(verdicts: Mapping[Any, list[int]], samples: int = 1) -> pd.DataFrame:
@@ -180,14 +180,14 @@ def test_several_samples_have_no_mcnemar() -> None:
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
-    with pytest.raises(StatisticsError, match="baseline 'none' has no answers; there are those of teacher"):
+    with pytest.raises(InputError, match="baseline 'none' has no answers; there are those of teacher"):
         students_table(answers({("teacher", 0): [1]}), "none")
     uneven = answers({("none", 0): [1, 0], ("teacher", 0): [1]})
     for table in (students_table, conditions_table):
-        with pytest.raises(StatisticsError, match="cannot be paired"):
+        with pytest.raises(InputError, match="cannot be paired"):
             table(uneven, "none")
     twice = pd.concat([answers({("none", 0): [1, 0]})] * 2)
-    with pytest.raises(StatisticsError, match="several answers"):
+    with pytest.raises(InputError, match="several answers"):
         students_table(twice, "none")
 
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import distill.objectives.chunked
-from distill.objectives.checks import LossError
 from distill.objectives.chunked import LossSums, distillation_loss
 from distill.objectives.divergences import LOSSES, forward_kl, jsd, reverse_kl
 from distill.records.signals import Dense, Hidden, Signal, TopK, missing_mass
 from interp.checkpoints.unembedding import Head
+from interp.tables.errors import InputError
 
 TOKENS, VOCABULARY, WIDTH, TEACHER_WIDTH = 7, 19, 5, 6
 TEMPERATURES = (1.0, 2.5, 5.94)
@@ -510,7 +510,7 @@ def test_missing_mass_at_temperature_1_is_what_is_left_over() -> None:
 def test_a_top_k_at_a_temperature_is_refused_with_the_missing_mass_unless_it_is_whole() -> None:
     case = make()
     lower, upper = (bound.mean().item() for bound in missing_mass(case.signal("top4").log_probs, VOCABULARY, 5.94))  # pyright: ignore
-    with pytest.raises(LossError, match=re.escape(f"top 4 of 19 tokens cannot give temperature 5.94: there, {lower:.1%} to {upper:.1%}")):
+    with pytest.raises(InputError, match=re.escape(f"top 4 of 19 tokens cannot give temperature 5.94: there, {lower:.1%} to {upper:.1%}")):
         our_sums(case, "top4", temperature=5.94, topk_at_temperature="refuse")
     assert 0.1 < lower < upper
     whole = our_sums(case, "all", temperature=5.94, topk_at_temperature="refuse")
@@ -707,7 +707,7 @@ def test_default_chunks_hold_their_budget(monkeypatch: pytest.MonkeyPatch) -> No
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
     case = make()
     arguments: dict[str, Any] = {"teacher": case.signal("hidden")} | options
-    with pytest.raises(LossError, match=re.escape(message)):
+    with pytest.raises(InputError, match=re.escape(message)):
         distillation_loss(case.hidden, case.head, case.targets, **arguments)
 
 
@@ -769,7 +769,7 @@ def test_bad_input_is_named_with_its_place(name: str) -> None:
     change, message = bad_inputs()[name]
     case = make()
     arguments = {"hidden": case.hidden, "head": case.head, "targets": case.targets, "teacher": case.signal("hidden")} | change(case)
-    with pytest.raises(LossError, match=re.escape(message)):
+    with pytest.raises(InputError, match=re.escape(message)):
         distillation_loss(**arguments)
 
 
@@ -777,14 +777,14 @@ def test_a_bad_token_is_counted_before_tokens_are_left_out() -> None:
     case = make()
     hidden = case.hidden.detach().clone()
     hidden[5] = math.inf
-    with pytest.raises(LossError, match=r"hidden: token 5 is not finite; .* \(1 of 4 tokens\)"):
+    with pytest.raises(InputError, match=r"hidden: token 5 is not finite; .* \(1 of 4 tokens\)"):
         distillation_loss(hidden, case.head, case.targets, None, alpha=1.0, weights=torch.tensor([0.0, 0, 1, 1, 0, 1, 1]))
 
 
 def test_other_padding_without_a_shared_vocabulary_is_refused_and_says_what_to_set() -> None:
     case = make()
     wide = replace(case.teacher_head, weight=torch.randn(25, TEACHER_WIDTH, dtype=torch.float64))
-    with pytest.raises(LossError, match=r"the student has 19 tokens, the teacher 25, and vocabulary is None.* set vocabulary"):
+    with pytest.raises(InputError, match=r"the student has 19 tokens, the teacher 25, and vocabulary is None.* set vocabulary"):
         distillation_loss(case.hidden, case.head, case.targets, Hidden(case.teacher_states, wide))
 
 

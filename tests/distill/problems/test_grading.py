@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from distill.problems.grading import (
     DEFAULT_GRADER,
     GRADERS,
-    GradingError,
     _published,
     first_final,
     flexible,
@@ -26,6 +25,7 @@ from distill.problems.grading import (
     stated,
     strict,
 )
+from interp.tables.errors import InputError
 
 DATA = os.environ.get("PRIMED_HEADS_DATA")
 
@@ -252,9 +252,9 @@ def test_references_are_solutions_or_numbers() -> None:
     assert is_correct("18", "18")
     assert not is_correct(None, "18")
     assert not is_correct("-18", "18")
-    with pytest.raises(GradingError, match="ends in no number"):
+    with pytest.raises(InputError, match="ends in no number"):
         is_correct("18", "no idea")
-    with pytest.raises(GradingError, match="ends in no number"):
+    with pytest.raises(InputError, match="ends in no number"):
         grade("18", "no idea", ["math_verify"])
 
 
@@ -268,7 +268,7 @@ def test_all_graders_side_by_side() -> None:
 
 
 def test_unknown_grader() -> None:
-    with pytest.raises(GradingError, match="unknown grader 'fist'; known: first_final, strict"):
+    with pytest.raises(InputError, match="unknown grader 'fist'; known: first_final, strict"):
         grade("18", "#### 18", ["fist"])
 
 

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RevisionResolutionError
 
-from distill.problems.sets import Problem, ProblemError, calculator_steps, load_problems, problems_digest
+from distill.problems.sets import Problem, calculator_steps, load_problems, problems_digest
+from interp.tables.errors import InputError
 
 SHIPPED = load_problems()
 ROOT = Path(__file__).parents[3]
@@ -78,8 +79,8 @@ def run_python(code: str, **environment: str) -> str:
 
 
 def error_of(call: Callable[[], object]) -> str:
-    """The message of the ProblemError that `call` raises, which must be short."""
-    with pytest.raises(ProblemError) as caught:
+    """The message of the InputError that `call` raises, which must be short."""
+    with pytest.raises(InputError) as caught:
         call()
     message = str(caught.value)
     assert 1 <= len(message.splitlines()) <= 2, message
@@ -438,9 +439,9 @@ def test_gsm8k_http_library_error(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gsm8k_offline_for_real(tmp_path: Path) -> None:
     """The hub's client itself, in its offline mode, with an empty cache."""
     command = (
-        "from distill.problems.sets import ProblemError, load_problems\n"
+        "from distill.problems.sets import InputError, load_problems\n"
         "try:\n    load_problems('gsm8k', 'train')\n"
-        "except ProblemError as error:\n    print(error)\n"
+        "except InputError as error:\n    print(error)\n"
     )
     message = run_python(command, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path), HF_HUB_CACHE=str(tmp_path))
     assert "LocalEntryNotFoundError" in message

@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 import distill.records.store
 from distill.problems.sets import Problem
 from distill.records.inspect import sample_rows, summary
-from distill.records.record import Record, RecordError
+from distill.records.record import Record
 from distill.records.store import RecordStore
 from interp.checkpoints.unembedding import Head
+from interp.tables.errors import StudyError
 
 WHO: dict[str, Any] = {
     "strategy": {"place": "before", "text": "Be clear."},
@@ -146,17 +147,17 @@ def test_who_may_read_the_folder_may_read_its_files(tmp_path: Path) -> None:
 def test_missing_answers_are_named(tmp_path: Path) -> None:
     group = RecordStore(tmp_path).group(WHO)
     group.collect(PROBLEMS[:4], answer(), 4)
-    with pytest.raises(RecordError, match=r"lacks 6 of 10 answers, the first to problem 4 .*run collect"):
+    with pytest.raises(StudyError, match=r"lacks 6 of 10 answers, the first to problem 4 .*run collect"):
         group.read(PROBLEMS)
 
 
 def test_a_store_of_another_study_says_what_it_holds(tmp_path: Path) -> None:
     store = RecordStore(tmp_path)
-    with pytest.raises(RecordError, match="holds no records"):
+    with pytest.raises(StudyError, match="holds no records"):
         store.group(WHO).read(PROBLEMS)
     store.group(WHO).collect(PROBLEMS, answer(), 4)
     other = {**WHO, "teacher": {"name": "wide", "weights_sha256": "def"}}
-    with pytest.raises(RecordError) as raised:
+    with pytest.raises(StudyError) as raised:
         store.group(other).read(PROBLEMS)
     for words in ("tiny, hidden: 'Be clear.'", "teacher.name: was 'tiny', is 'wide'", "run collect"):
         assert words in str(raised.value)
@@ -164,9 +165,9 @@ def test_a_store_of_another_study_says_what_it_holds(tmp_path: Path) -> None:
 
 def test_answers_to_other_problems_are_refused(tmp_path: Path) -> None:
     group = RecordStore(tmp_path).group(WHO)
-    with pytest.raises(RecordError, match="not those"):
+    with pytest.raises(StudyError, match="not those"):
         group.collect(PROBLEMS, lambda problems: answer()(problems)[::-1], 4)
-    with pytest.raises(RecordError, match=r"3 answers .* 4 problems"):
+    with pytest.raises(StudyError, match=r"3 answers .* 4 problems"):
         group.collect(PROBLEMS, lambda problems: answer()(problems)[:3], 4)
     assert not list(group.folder.glob("*.parquet"))
 
@@ -201,7 +202,7 @@ def test_damage_is_found_named_and_redone(tmp_path: Path, suffix: str, damage: s
     else:
         hurt.write_bytes(made[damage])
         os.utime(hurt, ns=(1, 1))  # later than the clock of the file system can tell
-    with pytest.raises(RecordError, match=rf"{re.escape(hurt.name)}.*run collect again") as raised:
+    with pytest.raises(StudyError, match=rf"{re.escape(hurt.name)}.*run collect again") as raised:
         [r.signals["hidden"] for r in group.read(PROBLEMS)]
     assert str(group.folder) in str(raised.value)
     group.collect(PROBLEMS, answer("hidden"), 4)
@@ -216,7 +217,7 @@ def test_other_versions_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     group = RecordStore(tmp_path).group(WHO)
     group.collect(PROBLEMS, answer(), 4)
     monkeypatch.setattr(distill.records.store, "FORMAT", 2)
-    with pytest.raises(RecordError, match="another version"):
+    with pytest.raises(StudyError, match="another version"):
         group.read(PROBLEMS)
 
 
@@ -227,7 +228,7 @@ def test_shards_that_contradict_each_other(tmp_path: Path) -> None:
     other.collect(PROBLEMS[:2], lambda ps: [Record(p.index, p.question, p.answer, (), (), "else", "eos") for p in ps], 4)
     (shard,) = other.folder.glob("*.parquet")
     shard.rename(group.folder / shard.name)
-    with pytest.raises(RecordError, match="otherwise"):
+    with pytest.raises(StudyError, match="otherwise"):
         group.read(PROBLEMS[:4])
 
 
@@ -298,7 +299,7 @@ def test_damage_that_keeps_size_and_time_of_change(tmp_path: Path) -> None:
         same.write(flip(content, len(content) - 1))
     os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
     assert (file.stat().st_mtime_ns, file.stat().st_ino) == (was.st_mtime_ns, was.st_ino)
-    with pytest.raises(RecordError, match=re.escape(file.name)):
+    with pytest.raises(StudyError, match=re.escape(file.name)):
         group.read(PROBLEMS)
 
 
@@ -313,7 +314,7 @@ def test_states_that_are_lost_after_reading(tmp_path: Path, damage: str) -> None
     else:
         file.write_bytes(b"")
     for use in (lambda r: len(r.signals), lambda r: list(r.signals), lambda r: r.signals["hidden"], lambda r: dict(r.signals)):
-        with pytest.raises(RecordError, match=rf"{re.escape(str(file))}.*run collect again"):
+        with pytest.raises(StudyError, match=rf"{re.escape(str(file))}.*run collect again"):
             use(records[3])
 
 
@@ -335,7 +336,7 @@ def test_order_of_shards_and_rows_plays_no_part(tmp_path: Path) -> None:
 
 def test_half_of_a_surrogate_pair(tmp_path: Path) -> None:
     group = RecordStore(tmp_path).group(WHO)
-    with pytest.raises(RecordError, match="surrogate"):
+    with pytest.raises(StudyError, match="surrogate"):
         group.collect(PROBLEMS[:1], lambda ps: [Record(0, ps[0].question, ps[0].answer, (), (), "\ud83d", "eos")], 4)
     assert not list(group.folder.glob("0*"))
 
@@ -346,7 +347,7 @@ def test_a_damaged_description_is_written_anew(tmp_path: Path) -> None:
     group.collect(PROBLEMS, answer(), 4)
     whole = files(group.folder)
     (group.folder / "group.json").write_bytes(b'{"format": 1')
-    with pytest.raises(RecordError, match=r"group\.json is damaged .*run collect again.*keeps the answers"):
+    with pytest.raises(StudyError, match=r"group\.json is damaged .*run collect again.*keeps the answers"):
         store.groups()
     store.group(dict(reversed(WHO.items()))).collect(PROBLEMS, lambda _: pytest.fail("all answers are there"), 4)
     assert files(group.folder) == whole
@@ -359,7 +360,7 @@ def test_a_description_of_another_folder(tmp_path: Path) -> None:
     group.collect(PROBLEMS, answer(), 4)
     place = group.folder / "group.json"
     place.write_text(place.read_text("utf-8").replace("Be clear.", "Be brief."), "utf-8")  # edited by hand
-    with pytest.raises(RecordError, match=rf"{re.escape(str(place))} is damaged .*another folder.*run collect again"):
+    with pytest.raises(StudyError, match=rf"{re.escape(str(place))} is damaged .*another folder.*run collect again"):
         summary(store, lambda *_: True)
 
 
@@ -587,7 +588,7 @@ def test_the_head_comes_back(tmp_path: Path, head: Head) -> None:
 
 
 def test_a_head_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match=r"missing.*collect"):
+    with pytest.raises(StudyError, match=r"missing.*collect"):
         RecordStore(tmp_path).read_head({"name": "x"})
 
 
@@ -599,13 +600,13 @@ def test_a_damaged_head_is_found_and_redone(tmp_path: Path, damage: str) -> None
     content = file.read_bytes()
     at = content.index(b"0.25") + 2 if damage == "flipped scale" else len(content) - 3
     file.write_bytes({"truncated": content[:40], "empty": b""}.get(damage, flip(content, at)))
-    with pytest.raises(RecordError, match=rf"{re.escape(str(file))} is damaged.*collect"):
+    with pytest.raises(StudyError, match=rf"{re.escape(str(file))} is damaged.*collect"):
         store.read_head({"name": "x"})
     (file.parent / f".{file.name.partition('-')[0]}.safetensors.draft-1").mkdir()  # of a killed process
     store.write_head(head, {"name": "x"})
     assert files(file.parent) == {file.name: content}
     assert torch.equal(store.read_head({"name": "x"}).weight, head.weight)
-    with pytest.raises(RecordError, match="missing"):
+    with pytest.raises(StudyError, match="missing"):
         store.read_head({"name": "y"})
 
 
@@ -623,7 +624,7 @@ def test_summary_tells_counts_lengths_and_accuracy(tmp_path: Path) -> None:
     shard.write_bytes(b"PAR1")
     assert summary(store, lambda *_: True)[["records", "damaged"]].to_numpy().tolist() == [[6, 1]]
     assert [line.partition("]")[0] for line in sample_rows(group, 2)] == [f"\n[{group.key}, problem {i}" for i in (4, 5)]
-    with pytest.raises(RecordError, match="no folder of records"):
+    with pytest.raises(StudyError, match="no folder of records"):
         summary(RecordStore(tmp_path / "none"), lambda *_: True)
 
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from distill.objectives.aligned import aligned_texts
 from distill.objectives.published import published_texts
 from distill.records.record import Record
-from distill.sources.texts import BatchError, Text
+from distill.sources.texts import Text
 from distill.strategies import Strategy
 from distill.training.batches import BLANK, collate
+from interp.tables.errors import StudyError
 from interp.tokens import annotate
 
 CONTEXT = Strategy("student")
@@ -86,18 +87,18 @@ def test_long_answers_are_shortened_and_counted(tokenizer: Any) -> None:
     assert len(short.texts[0].ids) + 1 == length - 3
     assert short.counts["shortened"] == 1
     assert short.texts[0].targets == whole.texts[0].targets[:-3]
-    with pytest.raises(BatchError, match=r"problem 0.*max_tokens is 4"):
+    with pytest.raises(StudyError, match=r"problem 0.*max_tokens is 4"):
         aligned([record(0)], tokenizer, max_tokens=4)
 
 
 def test_nothing_left_says_what_was_dropped(tokenizer: Any) -> None:
-    with pytest.raises(BatchError, match=r"records 2, wrong 2.*objective\.keep"):
+    with pytest.raises(StudyError, match=r"records 2, wrong 2.*objective\.keep"):
         aligned([record(0), record(1)], tokenizer, keep=lambda _: False)
 
 
 def test_a_tokenizer_without_an_end_is_refused(tokenizer: Any) -> None:
     tokenizer.eos_token = None
-    with pytest.raises(BatchError, match="end-of-text"):
+    with pytest.raises(StudyError, match="end-of-text"):
         aligned([record(0)], tokenizer)
 
 

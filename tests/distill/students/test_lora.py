@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.students.lora import CARD, StudentError, new_student, read_card, read_student, save_student
+from distill.students.lora import CARD, new_student, read_card, read_student, save_student
 from distill.students.options import StudentConfig
-from interp.checkpoints.found import CheckpointError
 from interp.checkpoints.opening import open_checkpoint
+from interp.tables.errors import CheckpointError, StudyError
 
 ABOUT: dict[str, Any] = {
     "condition": "teacher",
@@ -82,7 +82,7 @@ def test_the_adapter_is_float32_on_a_bfloat16_base(checkpoint: Path) -> None:
     ],
 )
 def test_targets_that_cannot_be_adapted(checkpoint: Path, targets: tuple[str, ...], words: list[str]) -> None:
-    with pytest.raises(StudentError) as raised:
+    with pytest.raises(StudyError) as raised:
         make(checkpoint, targets=targets)
     for word in words:
         assert word in str(raised.value)
@@ -90,7 +90,7 @@ def test_targets_that_cannot_be_adapted(checkpoint: Path, targets: tuple[str, ..
 
 
 def test_an_adapter_is_no_base(adapter: Path) -> None:
-    with pytest.raises((StudentError, CheckpointError), match="adapter"):
+    with pytest.raises((StudyError, CheckpointError), match="adapter"):
         make(adapter)
 
 
@@ -115,7 +115,7 @@ def test_a_full_disk_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatc
 def test_cards_that_cannot_be_read(tmp_path: Path, content: str | None, words: str) -> None:
     if content is not None:
         (tmp_path / CARD).write_text(content)
-    with pytest.raises(StudentError, match=words):
+    with pytest.raises(StudyError, match=words):
         read_card(tmp_path)
 
 

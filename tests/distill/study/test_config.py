@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.settings import StudyError, as_tables, differences
+from distill.settings import as_tables, differences
 from distill.study.config import Study, read_study, study_from
 from distill.training.options import PRESETS, TrainConfig
+from interp.tables.errors import StudyError
 
 
 def test_defaults_are_a_whole_study() -> None:

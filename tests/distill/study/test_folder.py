@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from distill.students.lora import CARD, StudentError
+from distill.students.lora import CARD
 from distill.study.config import study_from
 from distill.study.folder import StudyFolder, student_name
+from interp.tables.errors import StudyError
 
 
 @pytest.fixture
@@ -47,6 +48,6 @@ def test_a_damaged_student_is_told_and_left_where_it_is(study: StudyFolder) -> N
     card = study.student_folder("none", 0) / CARD
     card.parent.mkdir(parents=True)
     card.write_text("{")
-    with pytest.raises(StudentError, match="none-seed0"):
+    with pytest.raises(StudyError, match="none-seed0"):
         study.is_trained("none", 0)
     assert card.read_text() == "{"

@@ -17,9 +17,9 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from distill.settings import StudyError
 from distill.study.config import SearchConfig, study_from
-from distill.study.search import SearchError, search
+from distill.study.search import search
+from interp.tables.errors import StudyError
 
 TRIALS = 13
 """Above ten, where TPE stops drawing at random and begins to learn from the trials before."""
@@ -176,7 +176,7 @@ def test_a_torn_journal_and_a_dead_lock_do_not_matter(tmp_path: Path) -> None:
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     def again(settings: dict[str, Any]) -> float:
-        with pytest.raises(SearchError, match="another process"):
+        with pytest.raises(StudyError, match="another process"):
             search(SearchConfig(trials=1), tmp_path, bowl)
         return bowl(settings)
 
@@ -210,7 +210,7 @@ def test_a_student_that_diverged_counts_as_the_worst(tmp_path: Path, metric: Any
 def test_other_settings_are_refused_by_name(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     search(SearchConfig(trials=1), tmp_path, bowl)
     before = (tmp_path / "trials.log").read_bytes()
-    with pytest.raises(SearchError, match=words):
+    with pytest.raises(StudyError, match=words):
         search(SearchConfig(**{"trials": 2, **change}), tmp_path, bowl)
     assert (tmp_path / "trials.log").read_bytes() == before
 

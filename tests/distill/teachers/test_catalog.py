@@ -21,11 +21,11 @@ from distill.problems.sets import Problem
 from distill.strategies import Strategy
 from distill.teachers.catalog import TEACHERS, TIERS, open_teacher
 from distill.teachers.options import TeacherConfig
-from distill.teachers.teacher import TeacherError, same_tokenizer, tokenizer_digest
+from distill.teachers.teacher import same_tokenizer, tokenizer_digest
 from distill.teachers.vllm import prompt_topk
-from interp.checkpoints.found import CheckpointError
 from interp.checkpoints.opening import identify, open_checkpoint, open_tokenizer
 from interp.checkpoints.unembedding import output_head
+from interp.tables.errors import CheckpointError, StudyError
 
 PROBLEMS = [Problem(i, f"How many are {i} and 3?", f"{i}+3 = {i + 3}\n#### {i + 3}") for i in range(4)]
 TOLD = Strategy("told", "Be clear.")
@@ -121,7 +121,7 @@ def test_a_live_teacher_gives_its_model(config: TeacherConfig) -> None:
 def test_chat_needs_a_template(config: TeacherConfig, save_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     bare = save_checkpoint(tmp_path / "bare", template=None)
     for kind in ("transformers", "vllm"):
-        with pytest.raises(TeacherError, match="no chat template"):
+        with pytest.raises(StudyError, match="no chat template"):
             open_teacher(replace(config, kind=kind, signal="topk", model=str(bare), chat=True))
     assert open_teacher(replace(config, model=str(bare))).identity["chat"] is False
 
@@ -147,7 +147,7 @@ def test_replay_pairs_by_question(tmp_path: Path) -> None:
         *((f"said {i}", "eos") for i in range(3)),
         ("said 3", "length"),
     ]
-    with pytest.raises(TeacherError, match="no response to 1 of 5 questions, the first to problem 9"):
+    with pytest.raises(StudyError, match="no response to 1 of 5 questions, the first to problem 9"):
         replay(file).answer([*PROBLEMS, Problem(9, "Why?", "#### 1")], TOLD)
 
 
@@ -167,7 +167,7 @@ def test_bad_replays(tmp_path: Path, content: str | None, words: str) -> None:
     file = tmp_path / "said.jsonl"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(TeacherError, match=words):
+    with pytest.raises(StudyError, match=words):
         replay(file)
 
 
@@ -209,7 +209,7 @@ def test_a_real_server_answers_as_the_model_in_process(server: str, checkpoint: 
 
 
 def test_a_model_that_the_server_does_not_have(server: str) -> None:
-    with pytest.raises(TeacherError, match=r"problem 0: the server says 4\d\d"):
+    with pytest.raises(StudyError, match=r"problem 0: the server says 4\d\d"):
         open_teacher(TeacherConfig(kind="openai", url=server, model="no/such", signal="text", retries=0)).answer(PROBLEMS[:1], TOLD)
 
 
@@ -282,7 +282,7 @@ def ask(bad: Bad, problems: list[Problem] | None = None, strategy: Strategy = TO
 )
 def test_what_a_server_does_wrong_is_said(bad: Bad, reply: Any, words: str) -> None:
     bad.replies = [reply]
-    with pytest.raises(TeacherError, match=words) as raised:
+    with pytest.raises(StudyError, match=words) as raised:
         ask(bad)
     assert bad.url in str(raised.value)
     assert "problem 0" in str(raised.value)
@@ -290,12 +290,12 @@ def test_what_a_server_does_wrong_is_said(bad: Bad, reply: Any, words: str) -> N
 
 def test_a_server_that_is_down_or_slow(bad: Bad) -> None:
     bad.replies = [3.0]
-    with pytest.raises(TeacherError, match=r"no answer within 0\.2 s, 1 times; raise teacher\.timeout_s"):
+    with pytest.raises(StudyError, match=r"no answer within 0\.2 s, 1 times; raise teacher\.timeout_s"):
         ask(bad, timeout_s=0.2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(TeacherError, match=r"no connection .*is the server running"):
+    with pytest.raises(StudyError, match=r"no connection .*is the server running"):
         ask(replace(bad, url=nobody))
 
 
@@ -358,7 +358,7 @@ def test_every_answer_has_a_seed_of_its_own(bad: Bad) -> None:
 def test_one_failure_ends_the_others(bad: Bad) -> None:
     """A shard is answered whole or not at all, and nothing more is asked for what would be thrown away."""
     bad.replies = [(200, {}, said()), (500, {}, {}), (200, {}, said())]
-    with pytest.raises(TeacherError, match="problem 1: the server says 500"):
+    with pytest.raises(StudyError, match="problem 1: the server says 500"):
         ask(bad, PROBLEMS, concurrency=1)
     assert len(bad.seen) <= 3
 
@@ -372,7 +372,7 @@ def test_an_empty_answer_is_kept(bad: Bad) -> None:
 def test_the_key_comes_from_the_environment(bad: Bad, monkeypatch: pytest.MonkeyPatch) -> None:
     bad.replies = [(401, {}, {"error": {"message": "bad key"}})]
     monkeypatch.setenv("MY_KEY", "very-dear")
-    with pytest.raises(TeacherError, match=r"\$MY_KEY holds the key") as raised:
+    with pytest.raises(StudyError, match=r"\$MY_KEY holds the key") as raised:
         ask(bad, api_key_env="MY_KEY")
     assert "very-dear" not in str(raised.value)
 
@@ -409,7 +409,7 @@ def test_top_k_from_token_ids(bad: Bad, knowing: Callable[[], list[Any]]) -> Non
 )
 def test_log_probabilities_that_cannot_be_used(bad: Bad, knowing: Callable[[], list[Any]], logprobs: Any, words: str) -> None:
     bad.replies = [(200, {}, said("5", logprobs))]
-    with pytest.raises(TeacherError, match=words):
+    with pytest.raises(StudyError, match=words):
         knowing()
 
 
@@ -427,7 +427,7 @@ def test_top_k_from_vllms_prompt_log_probabilities() -> None:
     found = prompt_topk(entries, 2, 2, "problem 0")
     assert found["topk_ids"].tolist() == [[7, 3], [9, 2]]
     assert found["topk_log_probs"].flatten().tolist() == pytest.approx([-0.1, -2.5, -0.2, -3.0])
-    with pytest.raises(TeacherError, match="problem 0"):
+    with pytest.raises(StudyError, match="problem 0"):
         prompt_topk([None, None], 1, 2, "problem 0")
 
 
@@ -486,29 +486,29 @@ def test_vllm_answers_as_the_model_in_process(config: TeacherConfig, engine: lis
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_vllm_is_an_extra(checkpoint: Path) -> None:
     teacher = open_teacher(TeacherConfig(kind="vllm", model=str(checkpoint), signal="topk"))
-    with pytest.raises(TeacherError, match=r"primed-heads\[vllm\]"):
+    with pytest.raises(StudyError, match=r"primed-heads\[vllm\]"):
         teacher.answer(PROBLEMS, TOLD)
 
 
 def test_what_a_teacher_cannot_do() -> None:
-    with pytest.raises(TeacherError, match=r"unknown teacher\.kind 'tranformers'; known: transformers, vllm"):
+    with pytest.raises(StudyError, match=r"unknown teacher\.kind 'tranformers'; known: transformers, vllm"):
         open_teacher(TeacherConfig(kind="tranformers"))
-    with pytest.raises(TeacherError, match=r"openai cannot give teacher\.signal = 'hidden'; it can give text, topk"):
+    with pytest.raises(StudyError, match=r"openai cannot give teacher\.signal = 'hidden'; it can give text, topk"):
         open_teacher(TeacherConfig(kind="openai", url="http://localhost/v1"))
-    with pytest.raises(TeacherError, match="at most 20"):
+    with pytest.raises(StudyError, match="at most 20"):
         open_teacher(TeacherConfig(kind="openai", url="http://localhost/v1", signal="topk", top_k=21))
-    with pytest.raises(TeacherError, match=r"teacher\.tokenizer"):
+    with pytest.raises(StudyError, match=r"teacher\.tokenizer"):
         open_teacher(TeacherConfig(kind="openai", url="http://localhost/v1", signal="topk", top_k=20))
-    with pytest.raises(TeacherError, match=r"teacher\.url"):
+    with pytest.raises(StudyError, match=r"teacher\.url"):
         open_teacher(TeacherConfig(kind="openai", signal="text"))
-    with pytest.raises(TeacherError, match=r"teacher\.responses"):
+    with pytest.raises(StudyError, match=r"teacher\.responses"):
         open_teacher(TeacherConfig(kind="replay", signal="text"))
     with pytest.raises(CheckpointError, match="no such model"):
         open_teacher(TeacherConfig(model="./nowhere"))
     reference = open_teacher(TeacherConfig(kind="reference", signal="text"))
-    with pytest.raises(TeacherError, match="published"):
+    with pytest.raises(StudyError, match="published"):
         reference.score_prompts(PROBLEMS, TOLD, 10)
-    with pytest.raises(TeacherError, match="live"):
+    with pytest.raises(StudyError, match="live"):
         reference.model_and_head()
     assert set(TEACHERS) == set(TIERS)
 

@@ -10,9 +10,10 @@ import torch
 from scipy import stats
 
 from distill.strategies import Strategy
-from distill.teachers.generate import GenerationError, Sampling, _draw, _Row, end_ids, generate
+from distill.teachers.generate import Sampling, _draw, _Row, end_ids, generate
 from interp.checkpoints.opening import open_checkpoint
 from interp.checkpoints.unembedding import output_head
+from interp.tables.errors import InputError
 
 PROMPTS = [[5, 9, 11, 30, 7], [8, 8, 21], [3, 17, 40, 41, 6, 12, 19, 33], [25]]
 
@@ -218,16 +219,16 @@ def test_draws_follow_transformers_warpers(top_p: float) -> None:
 
 def test_what_cannot_be_answered(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model("llama")
-    with pytest.raises(GenerationError, match="prompt 1 is empty"):
+    with pytest.raises(InputError, match="prompt 1 is empty"):
         generate(model, Letters(), [[1], []], Sampling(3), batch_size=2)
-    with pytest.raises(GenerationError, match=r"prompt 0 has 250 tokens.*256 positions.*to 6 or less"):
+    with pytest.raises(InputError, match=r"prompt 0 has 250 tokens.*256 positions.*to 6 or less"):
         generate(model, Letters(), [[1] * 250], Sampling(10), batch_size=1)
-    with pytest.raises(GenerationError, match="training mode"):
+    with pytest.raises(InputError, match="training mode"):
         generate(model.train(), Letters(), [[1]], Sampling(3), batch_size=1)
     assert generate(model.eval(), Letters(), [], Sampling(3), batch_size=1) == []
     with torch.no_grad():
         model.get_output_embeddings().weight[3, 0] = float("nan")
-    with pytest.raises(GenerationError, match=r"NaN.*at token 0"):
+    with pytest.raises(InputError, match=r"NaN.*at token 0"):
         generate(model, Letters(), [[1]], Sampling(3), batch_size=1)
 
 
@@ -243,7 +244,7 @@ def test_what_cannot_be_answered(tiny_model: Callable[..., Any]) -> None:
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(GenerationError, match=words):
+    with pytest.raises(InputError, match=words):
         Sampling(**{"max_new_tokens": 3, **settings})
 
 

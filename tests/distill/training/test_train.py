@@ -21,12 +21,12 @@ from distill.sources.texts import Texts
 from distill.strategies import Strategy
 from distill.students.lora import new_student
 from distill.students.options import StudentConfig
-from distill.training.arguments import DivergedError, TrainError
 from distill.training.options import TrainConfig
 from distill.training.train import train_student
 from distill.training.trainer import TextStream
 from interp.checkpoints.opening import open_checkpoint
 from interp.checkpoints.unembedding import Head, hidden_states, output_head
+from interp.tables.errors import NonFiniteError, StudyError
 
 CARD: dict[str, Any] = {
     "condition": "none",
@@ -300,7 +300,7 @@ def test_text_only_records_need_alpha_one(
     bare = aligned_texts(
         [replace(r, signals={}) for r in records], tiny_tokenizer(), Strategy("s"), True, max_tokens=500, same_tokenizer=True
     )
-    with pytest.raises(TrainError, match="text only"):
+    with pytest.raises(StudyError, match="text only"):
         learn(tmp_path / "s", texts=bare)
 
 
@@ -319,7 +319,7 @@ def test_text_only_records_need_alpha_one(
     ],
 )
 def test_names_that_the_trainer_does_not_know(tmp_path: Path, learn: Callable[..., Any], change: dict[str, Any], words: str) -> None:
-    with pytest.raises(TrainError, match=words):
+    with pytest.raises(StudyError, match=words):
         learn(tmp_path / "s", train=replace(QUICK, **change))
 
 
@@ -327,10 +327,10 @@ def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path: Path, learn: Call
     partial = tmp_path / "s.partial"
     partial.mkdir()
     (partial / "settings.json").write_text(json.dumps({**{k: CARD[k] for k in ("settings", "parents", "seed")}, "seed": 4}))
-    with pytest.raises(TrainError, match="seed: was 4, is 0"):
+    with pytest.raises(StudyError, match="seed: was 4, is 0"):
         learn(tmp_path / "s")
     (partial / "settings.json").write_text("{")
-    with pytest.raises(TrainError, match="damaged"):
+    with pytest.raises(StudyError, match="damaged"):
         learn(tmp_path / "s")
 
 
@@ -342,7 +342,7 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path, learn: Callable[.
 def test_an_adapter_that_is_not_finite_is_no_student(tmp_path: Path, learn: Callable[..., Any]) -> None:
     """The last update is seen by no loss."""
     one_step = replace(QUICK, batch_size=8, learning_rate=3e38, max_grad_norm=0.0, optimizer="sgd", schedule="constant")
-    with pytest.raises(DivergedError, match="the adapter holds numbers that are not finite after step 1"):
+    with pytest.raises(NonFiniteError, match="the adapter holds numbers that are not finite after step 1"):
         learn(tmp_path / "s", train=replace(one_step, optimizer_arguments="momentum=0.9", weight_decay=3e38))
     assert not (tmp_path / "s").exists()
 
@@ -352,7 +352,7 @@ def test_a_checkpoint_that_finds_no_room_is_one_error(tmp_path: Path, learn: Cal
         raise RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/0: file write failed")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainError, match="disk full"):
+    with pytest.raises(StudyError, match="disk full"):
         learn(tmp_path / "s", train=replace(QUICK, save_steps=1))
 
 

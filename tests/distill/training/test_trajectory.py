@@ -26,7 +26,6 @@ from distill.objectives.aligned import aligned_texts
 from distill.objectives.options import ObjectiveConfig
 from distill.problems.sets import Problem
 from distill.records.record import Record
-from distill.settings import StudyError
 from distill.strategies import Strategy
 from distill.students.lora import new_student
 from distill.students.options import StudentConfig
@@ -36,7 +35,6 @@ from distill.training.train import train_student
 from distill.training.trajectory import (
     FILE,
     HeadTrajectory,
-    TrajectoryError,
     checkpoint_folders,
     fixed_texts,
     read_trajectory,
@@ -46,12 +44,10 @@ from distill.training.trajectory import (
     summary,
     trajectory_rows,
 )
-from interp.attention.seam import RecordingError
-from interp.attention.statistics import NonFiniteAttentionError
 from interp.checkpoints.opening import open_checkpoint
-from interp.measures.measure import MeasureError
 from interp.recording.recorder import record
-from interp.tables.schema import REGIONS, TableError, validate
+from interp.tables.errors import InputError, NonFiniteError, RecordingError, StudyError
+from interp.tables.schema import REGIONS, validate
 from interp.tables.shifts import TRAJECTORY
 
 CARD: dict[str, Any] = {
@@ -321,7 +317,7 @@ def test_no_two_recordings_are_nearer_than_ten_steps() -> None:
 # --- what cannot be recorded -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [RecordingError("GPT9Model does not use\nthe seam"), NonFiniteAttentionError("layer 1: NaN")])
+@pytest.mark.parametrize("error", [RecordingError("GPT9Model does not use\nthe seam"), NonFiniteError("layer 1: NaN")])
 def test_what_cannot_be_recorded_is_noted_and_trained(
     tmp_path: Path, learn: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
@@ -336,7 +332,7 @@ def test_what_cannot_be_recorded_is_noted_and_trained(
     assert " ".join(str(error).split()) in said[0]
     adapters = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("pupil", "without")]
     assert adapters[0] == adapters[1]
-    with pytest.raises(TrajectoryError, match="has no trajectory"):
+    with pytest.raises(StudyError, match="has no trajectory"):
         read_trajectory(tmp_path / "pupil")
 
 
@@ -348,7 +344,7 @@ def test_what_fails_later_keeps_what_was_recorded(
     def once(*given: Any) -> Any:
         calls.append(1)
         if len(calls) > 2:
-            raise NonFiniteAttentionError("layer 0: NaN")
+            raise NonFiniteError("layer 0: NaN")
         return whole(*given)
 
     monkeypatch.setattr(distill.training.trajectory, "record_heads", once)
@@ -377,18 +373,18 @@ def test_sharded_weights_are_not_recorded(
 def test_errors_say_what_to_do(tmp_path: Path, checkpoint: Path) -> None:
     opened = open_checkpoint(checkpoint, device="cpu")
     tokens = fixed_texts(opened, PROBLEMS)
-    with pytest.raises(MeasureError, match="entropie"):
+    with pytest.raises(InputError, match="entropie"):
         HeadTrajectory(tokens, ["entropie"], "pupil")
-    with pytest.raises(TrajectoryError, match="at least 2"):
+    with pytest.raises(StudyError, match="at least 2"):
         HeadTrajectory(tokens, MEASURES, "pupil", 1)
-    with pytest.raises(TrajectoryError, match=r"problem 7 has .* the model has 512 positions"):
+    with pytest.raises(StudyError, match=r"problem 7 has .* the model has 512 positions"):
         fixed_texts(opened, [Problem(7, "How many? " * 400, "#### 1")])
-    with pytest.raises(TrajectoryError, match="holds no checkpoint-N"):
+    with pytest.raises(StudyError, match="holds no checkpoint-N"):
         checkpoint_folders(tmp_path)
-    with pytest.raises(TrajectoryError, match="at least one"):
+    with pytest.raises(StudyError, match="at least one"):
         record_checkpoints([], PROBLEMS, MEASURES)
     (tmp_path / FILE).write_bytes(b"PAR1")
-    with pytest.raises(TableError, match="not a readable Parquet"):
+    with pytest.raises(InputError, match="not a readable Parquet"):
         read_trajectory(tmp_path)
 
 
@@ -408,9 +404,9 @@ def test_a_table_that_is_none_is_refused(tmp_path: Path, change: Callable[[pd.Da
     from interp.tables.schema import write
 
     write(change(frame), TRAJECTORY, tmp_path / FILE)
-    with pytest.raises(TrajectoryError, match=words):
+    with pytest.raises(StudyError, match=words):
         read_trajectory(tmp_path)
-    with pytest.raises(TableError, match="repeat a key"):
+    with pytest.raises(InputError, match="repeat a key"):
         validate(pd.concat([frame, frame]), TRAJECTORY)
 
 

@@ -16,7 +16,7 @@ from tests.figures.test_catalog import assert_texts_inside_and_apart
 
 from figures.comparison.accuracy import accuracy_against_shift, accuracy_bars, accuracy_heads, rank_correlation
 from figures.drawing import style
-from figures.drawing.columns import ColumnsError
+from interp.tables.errors import InputError
 from interp.tables.schema import MeasureInfo
 
 INFO = MeasureInfo("entropy_nats", "Entropy of attention", "nats", 0.0, None, "")
@@ -81,7 +81,7 @@ def test_students_without_accuracy_are_left_out_and_counted():
     assert accuracy_bars(models.assign(accuracy=np.nan)) is None
     assert accuracy_bars(models.drop(columns="accuracy")) is None
     assert accuracy_against_shift(models.drop(columns="shift"), None, {}) is None
-    with pytest.raises(ColumnsError, match="models lacks the column model"):
+    with pytest.raises(InputError, match="models lacks the column model"):
         accuracy_bars(models.drop(columns="model"))
 
 

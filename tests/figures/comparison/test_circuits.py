@@ -13,7 +13,7 @@ from tests.figures.test_catalog import assert_texts_inside_and_apart
 
 from figures.comparison.circuits import adapter_layers, adapter_map
 from figures.drawing import style
-from figures.drawing.columns import ColumnsError
+from interp.tables.errors import InputError
 
 LONG = "runs/a-study-with-quite-a-long-name · adapters of rank 16 on queries, keys, values and outputs"
 
@@ -80,7 +80,7 @@ def test_seeds_are_thin_and_their_mean_is_thick():
 
 def test_missing_columns_and_rows():
     lora = geometry(2, 2)
-    with pytest.raises(ColumnsError, match="lora lacks the column relative"):
+    with pytest.raises(InputError, match="lora lacks the column relative"):
         adapter_map(lora.drop(columns="relative"))
     assert adapter_map(lora[:0]) is None
     assert adapter_layers(lora[:0]) is None

@@ -23,9 +23,9 @@ from figures import __main__ as command
 from figures.comparison.contrast import contrast_map, draw_contrast, forest, forest_rows, is_contrast
 from figures.drawing import style
 from interp.tables.contrast import CONTRAST, PAIRED
+from interp.tables.errors import InputError
 from interp.tables.heads import HeadValues
-from interp.tables.results import RunFolderError
-from interp.tables.schema import REGIONS, MeasureInfo, TableError, write
+from interp.tables.schema import REGIONS, MeasureInfo, write
 
 INFOS = (
     MeasureInfo("entropy_nats", "Entropy of attention", "nats", 0.0, None, "−Σ p log p"),
@@ -107,7 +107,7 @@ def test_the_figures_say_what_is_compared_and_how(table):
 
 
 def test_a_table_of_several_models_is_refused(table):
-    with pytest.raises(RunFolderError, match="3 models"):
+    with pytest.raises(InputError, match="3 models"):
         contrast_map(table, INFOS[1])
 
 
@@ -179,15 +179,15 @@ def test_one_model_has_maps_of_its_own_and_plain_names(tmp_path):
     ],
 )
 def test_unknown_names_are_refused(table, tmp_path, asked, message):
-    with pytest.raises(RunFolderError, match=message):
+    with pytest.raises(InputError, match=message):
         draw_contrast(make_folder(tmp_path, table), **asked)
 
 
 def test_damaged_folders_are_refused(table, tmp_path):
     folder = make_folder(tmp_path, table)
     (folder / "contrast.parquet").write_bytes(b"PAR1")
-    with pytest.raises(TableError, match=r"contrast\.parquet"):
+    with pytest.raises(InputError, match=r"contrast\.parquet"):
         draw_contrast(folder)
     (folder / "run.json").write_text('{"kind": "contrast"}')
-    with pytest.raises(RunFolderError, match="command, models"):
+    with pytest.raises(InputError, match="command, models"):
         draw_contrast(folder)

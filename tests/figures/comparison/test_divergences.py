@@ -13,7 +13,7 @@ from tests.figures.test_catalog import assert_texts_inside_and_apart
 
 from figures.comparison.divergences import divergence_curves, divergence_map
 from figures.drawing import style
-from figures.drawing.columns import ColumnsError
+from interp.tables.errors import InputError
 from interp.tables.schema import MeasureInfo
 
 LONG = "runs/a-study-with-quite-a-long-name · gold text · chat template"
@@ -94,7 +94,7 @@ def test_models_of_one_condition_share_a_colour():
 
 def test_missing_columns_and_rows():
     frame = divergences(["tuned"], 2, 2)
-    with pytest.raises(ColumnsError, match="divergences lacks the column baseline"):
+    with pytest.raises(InputError, match="divergences lacks the column baseline"):
         divergence_map(frame.drop(columns="baseline"))
     assert divergence_map(frame, region="question") is None
     assert divergence_curves(frame, region="question") is None

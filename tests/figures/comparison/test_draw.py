@@ -24,9 +24,9 @@ from analyses.shifts.differences import (
 )
 from figures.comparison.draw import HEADLINE, draw_comparison, is_comparison
 from figures.drawing import style
+from interp.tables.errors import InputError
 from interp.tables.heads import HeadValues, Run
 from interp.tables.published import CURVES
-from interp.tables.results import RunFolderError
 from interp.tables.schema import REGIONS, MeasureInfo, write
 from interp.tables.shifts import TABLES
 
@@ -140,7 +140,7 @@ def test_models_measures_and_style_are_chosen(folder: Path, tmp_path: Path, monk
     assert "difference_numeric_mass_teacher-seed1" in names
     assert not any(name.startswith("difference") and "teacher-seed1" not in name for name in names)
     for wrong in ({"measures": ("mass",)}, {"models": ("nobody",)}, {"region": "answer"}):
-        with pytest.raises(RunFolderError, match="unknown"):
+        with pytest.raises(InputError, match="unknown"):
             draw_comparison(folder, tmp_path / "o2", **wrong)  # pyright: ignore[reportArgumentType]
 
 
@@ -163,10 +163,10 @@ def test_what_is_no_comparison_is_refused(folder: Path) -> None:
         ({"kind": "shifts", "measures": None}, "missing measures"),
     ):
         change(folder, **changes)
-        with pytest.raises(RunFolderError, match=words):
+        with pytest.raises(InputError, match=words):
             draw_comparison(folder)
     (folder / "run.json").write_text("{")
     assert not is_comparison(folder)
-    with pytest.raises(RunFolderError, match="not readable"):
+    with pytest.raises(InputError, match="not readable"):
         draw_comparison(folder)
     assert set(MEASURES) <= set(HEADLINE)

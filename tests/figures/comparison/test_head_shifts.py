@@ -14,8 +14,9 @@ from matplotlib.colors import to_rgba
 from tests.figures.test_catalog import LONG, assert_texts_inside_and_apart
 
 from analyses.shifts.differences import conditions_table, shifts_table
-from figures.comparison.head_shifts import HeadShiftsError, difference_map, difference_scale, place_labels, volcano, volcano_points
+from figures.comparison.head_shifts import difference_map, difference_scale, place_labels, volcano, volcano_points
 from figures.drawing import style
+from interp.tables.errors import InputError
 from interp.tables.heads import HeadValues, Run
 from interp.tables.schema import REGIONS, MeasureInfo
 
@@ -204,7 +205,7 @@ def test_a_measure_that_was_not_run_has_no_figure(table):
 def test_two_models_in_one_table_are_an_error(table):
     both = pd.concat([table, table.assign(model="another")])
     for draw in (difference_map, volcano):
-        with pytest.raises(HeadShiftsError, match=r"2 names in model \(another, student\)"):
+        with pytest.raises(InputError, match=r"2 names in model \(another, student\)"):
             draw(both, INFO)
 
 

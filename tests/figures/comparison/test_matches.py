@@ -10,7 +10,7 @@ import pytest
 
 from figures.comparison.matches import match_depths
 from figures.drawing import style
-from figures.drawing.columns import ColumnsError
+from interp.tables.errors import InputError
 
 
 def matches(n: int) -> pd.DataFrame:
@@ -39,5 +39,5 @@ def test_it_says_what_is_drawn(tmp_path: Path) -> None:
 
 def test_nothing_and_the_wrong_table() -> None:
     assert match_depths(matches(0), "one", "other") is None
-    with pytest.raises(ColumnsError, match="similarity"):
+    with pytest.raises(InputError, match="similarity"):
         match_depths(matches(3).drop(columns="similarity"), "one", "other")

@@ -17,7 +17,7 @@ from tests.figures.test_catalog import assert_texts_inside_and_apart
 from analyses.shifts.stored_maps import open_published, variance_ranking
 from figures.comparison.published_curves import published_curves, variance_heads, variance_map
 from figures.drawing import style
-from figures.drawing.columns import ColumnsError
+from interp.tables.errors import InputError
 from interp.tables.published import CURVES
 
 DATA = os.environ.get("PRIMED_HEADS_DATA")
@@ -124,9 +124,9 @@ def test_equal_models_have_no_variance_and_a_figure(tmp_path):
 
 def test_missing_columns_are_named():
     curves, heads = tables(["base"], 3, 4)
-    with pytest.raises(ColumnsError, match="curves lacks the column value"):
+    with pytest.raises(InputError, match="curves lacks the column value"):
         published_curves(curves.drop(columns="value"), heads)
-    with pytest.raises(ColumnsError, match="variance lacks the column head"):
+    with pytest.raises(InputError, match="variance lacks the column head"):
         variance_heads(ranking(2, 2).drop(columns="head"))
     assert "n = ?" in texts(published_curves(curves.drop(columns="n_heads"), heads))
     assert published_curves(curves[curves["curve"] == "other"], heads) is None

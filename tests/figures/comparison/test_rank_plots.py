@@ -14,8 +14,9 @@ from scipy import stats
 from tests.figures.test_catalog import assert_texts_inside_and_apart
 
 from analyses.shifts.differences import agreement_table, ranks_table
-from figures.comparison.rank_plots import RankPlotError, agreement_map, model_names, rank_plot, top_of
+from figures.comparison.rank_plots import agreement_map, model_names, rank_plot, top_of
 from figures.drawing import style
+from interp.tables.errors import InputError
 from interp.tables.heads import HeadValues, Run
 from interp.tables.schema import REGIONS, MeasureInfo
 
@@ -80,7 +81,7 @@ def test_another_baseline_stands_first():
 
 
 def test_an_unknown_baseline_is_an_error():
-    with pytest.raises(RankPlotError, match="no model 'none'; it has base, "):
+    with pytest.raises(InputError, match="no model 'none'; it has base, "):
         rank_plot(tables(2, 2, 2)[0], INFO, baseline="none")
 
 

@@ -13,8 +13,9 @@ import pytest
 from tests.figures.test_catalog import assert_texts_inside_and_apart
 
 from analyses.shifts.differences import layers_table
-from figures.comparison.strategy_curves import StrategyCurvesError, by_layer, strategy_curves
+from figures.comparison.strategy_curves import by_layer, strategy_curves
 from figures.drawing import style
+from interp.tables.errors import InputError
 from interp.tables.heads import HeadValues, Run
 from interp.tables.schema import REGIONS, MeasureInfo
 
@@ -111,7 +112,7 @@ def test_all_undefined(tmp_path):
 
 
 def test_a_model_without_a_condition_is_an_error():
-    with pytest.raises(StrategyCurvesError, match="no condition is known for condition number 1, seed 0"):
+    with pytest.raises(InputError, match="no condition is known for condition number 1, seed 0"):
         strategy_curves(table(3, 4, 1, 1)[0], INFO, {"untouched": "untouched"})
 
 

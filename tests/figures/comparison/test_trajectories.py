@@ -13,7 +13,7 @@ from tests.figures.test_catalog import assert_texts_inside_and_apart
 
 from figures.comparison.trajectories import trajectory_curves, trajectory_heads
 from figures.drawing import style
-from figures.drawing.columns import ColumnsError
+from interp.tables.errors import InputError
 from interp.tables.schema import MeasureInfo
 
 INFO = MeasureInfo("numeric_mass", "Attention on numbers", "probability", 0.0, 1.0, "")
@@ -97,9 +97,9 @@ def test_panels_of_nothing_are_left_out():
     assert len(trajectory_curves(frame, losses(), None, INFO).axes) == 2
     assert trajectory_curves(frame, None, None, INFO, region="question") is None
     assert trajectory_heads(frame, INFO, region="question") is None
-    with pytest.raises(ColumnsError, match="trajectory lacks the column step"):
+    with pytest.raises(InputError, match="trajectory lacks the column step"):
         trajectory_curves(frame.drop(columns="step"), None, None, INFO)
-    with pytest.raises(ColumnsError, match="training lacks the column loss"):
+    with pytest.raises(InputError, match="training lacks the column loss"):
         trajectory_curves(frame, losses().drop(columns="loss"), None, INFO)
 
 

@@ -15,7 +15,7 @@ from figures.drawing import style
 from figures.example import token_labels
 from figures.example.attention_arcs import LEAST, MOST_LINES, SAMPLES, WHOLE, _set, attention_arcs, opacity_of, width_of
 from figures.example.read import Example, read_example
-from figures.example.token_labels import HeadError
+from interp.tables.errors import InputError
 
 HEAD = (2, 1)
 
@@ -191,7 +191,7 @@ def test_right_to_left_text_is_said(example_folder):
 
 
 def test_a_head_that_was_not_watched(example_folder):
-    with pytest.raises(HeadError, match=r"watched: 0\.0"):
+    with pytest.raises(InputError, match=r"watched: 0\.0"):
         attention_arcs(read_example(example_folder(watched=[(0, 0)])), HEAD)
 
 

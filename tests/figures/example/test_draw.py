@@ -19,13 +19,13 @@ from PIL import Image
 from figures import __main__ as command
 from figures.drawing import style
 from figures.example.attention_arcs import attention_arcs
-from figures.example.draw import ExampleFiguresError, draw_example, draw_figures, head_of
+from figures.example.draw import draw_example, draw_figures, head_of
 from figures.example.probabilities import number_probabilities
 from figures.example.read import Example, read_example
 from figures.example.standing import standing_map
 from figures.example.steps import step_bars
-from figures.example.token_labels import HeadError
 from figures.example.token_maps import token_map
+from interp.tables.errors import InputError
 
 STEP = "Then she gives 12 clips to each of 3 friends, which is 12*3 = <<12*3=36>>36 clips in all, as $1,250.50 was not enough."
 LONG = "\n".join([STEP] * 6) + "\n#### 36"
@@ -137,9 +137,9 @@ def test_the_first_four_chosen_heads_are_drawn(example_folder, tmp_path, monkeyp
 
 def test_heads_without_a_map_are_refused_before_anything_is_written(example_folder, tmp_path):
     example = read_example(example_folder(watched=[(0, 0), (2, 3)]))
-    with pytest.raises(HeadError, match=r"head 1\.1 was not watched.*watched: 0\.0, 2\.3"):
+    with pytest.raises(InputError, match=r"head 1\.1 was not watched.*watched: 0\.0, 2\.3"):
         draw_figures(example, tmp_path / "out", [(0, 0), (1, 1)])
-    with pytest.raises(ExampleFiguresError, match="no head to draw"):
+    with pytest.raises(InputError, match="no head to draw"):
         draw_figures(example, tmp_path / "out", [])
     assert not (tmp_path / "out").exists()
 
@@ -147,7 +147,7 @@ def test_heads_without_a_map_are_refused_before_anything_is_written(example_fold
 @pytest.mark.parametrize("text", ["3", "3.1.2", "a.b", "-1.2", "3,1", "².1"])
 def test_heads_are_written_with_a_dot(text):
     assert head_of("12.3") == (12, 3)
-    with pytest.raises(ExampleFiguresError, match=r"layer\.head"):
+    with pytest.raises(InputError, match=r"layer\.head"):
         head_of(text)
 
 

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 
 import figures
-from figures.example.page import STANDING_FIELDS, UNIT, ExamplePageError, example_page, in_steps, pack_edges, percent, plain, text_blocks
+from figures.example.page import STANDING_FIELDS, UNIT, example_page, in_steps, pack_edges, percent, plain, text_blocks
 from figures.example.read import Example, read_example
+from interp.tables.errors import InputError
 from interp.tables.example import STEP_QUANTITIES, STRONG
 from interp.tables.schema import REGIONS, ROLES
 
@@ -352,7 +353,7 @@ def test_percentages_are_rounded_half_up():
 def test_a_head_that_is_not_there_is_refused(example, table):
     frame: pd.DataFrame = getattr(example, table)
     frame.loc[frame.index[0], "head"] = 4
-    with pytest.raises(ExamplePageError, match=rf"{table}: head 0\.4 .*4 heads in each of the layers 0 to 2"):
+    with pytest.raises(InputError, match=rf"{table}: head 0\.4 .*4 heads in each of the layers 0 to 2"):
         example_page(example)
 
 
@@ -366,7 +367,7 @@ def test_tables_that_contradict_each_other_are_refused(example):
         frame: pd.DataFrame = getattr(example, table)
         kept = frame[column].copy()
         frame.loc[frame.index[frame[column] == True] if value is False else frame.index[:1], column] = value  # noqa: E712
-        with pytest.raises(ExamplePageError, match=message):
+        with pytest.raises(InputError, match=message):
             example_page(example)
         frame[column] = kept
     assert example_page(example)

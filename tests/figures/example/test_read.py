@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from figures.example.read import ExampleFolderError, is_example, read_example
-from interp.tables.schema import TableError
+from figures.example.read import is_example, read_example
+from interp.tables.errors import InputError
 
 
 def test_a_folder_is_read(example_folder: Callable[..., Path]) -> None:
@@ -35,7 +35,7 @@ def test_other_folders_are_none(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(example_folder: Callable[..., Path], missing: str) -> None:
     folder = example_folder()
     (folder / missing).unlink()
-    with pytest.raises((ExampleFolderError, TableError), match=missing):
+    with pytest.raises(InputError, match=missing):
         read_example(folder)
 
 
@@ -44,7 +44,7 @@ def test_a_key_that_is_missing_is_named(example_folder: Callable[..., Path]) -> 
     run = json.loads((folder / "run.json").read_text())
     del run["chosen"]
     (folder / "run.json").write_text(json.dumps(run))
-    with pytest.raises(ExampleFolderError, match="chosen"):
+    with pytest.raises(InputError, match="chosen"):
         read_example(folder)
 
 
@@ -53,7 +53,7 @@ def test_a_stranger_among_the_models(example_folder: Callable[..., Path]) -> Non
     run = json.loads((folder / "run.json").read_text())
     run["models"] = run["models"][:1]
     (folder / "run.json").write_text(json.dumps(run))
-    with pytest.raises(TableError, match="model-1"):
+    with pytest.raises(InputError, match="model-1"):
         read_example(folder)
 
 

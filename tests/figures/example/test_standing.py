@@ -14,8 +14,9 @@ from figures.drawing import style
 from figures.example import token_labels
 from figures.example.probabilities import number_probabilities
 from figures.example.read import Example, read_example
-from figures.example.standing import LEVEL, ExampleHeadsError, standing_map
+from figures.example.standing import LEVEL, standing_map
 from figures.example.steps import step_bars
+from interp.tables.errors import InputError
 
 
 def texts(figure) -> list[str]:
@@ -109,7 +110,7 @@ def test_layers_have_their_own_numbers(example_folder):
 def test_another_measure_or_none(example_folder):
     example = read_example(example_folder())
     assert any("Attention on the first token" in text for text in texts(standing_map(example, "bos_mass", "question")))
-    with pytest.raises(ExampleHeadsError, match="no row of 'absent' at 'response' queries; measures: entropy_nats"):
+    with pytest.raises(InputError, match="no row of 'absent' at 'response' queries; measures: entropy_nats"):
         standing_map(example, "absent")
 
 
@@ -168,9 +169,9 @@ def test_a_response_without_steps(example_folder):
 
 def test_heads_that_are_not_there(example_folder):
     example = read_example(example_folder(layers=1, heads=2))
-    with pytest.raises(ExampleHeadsError, match=r"head 7\.7 is not in the table of steps; it has 0\.0, 0\.1"):
+    with pytest.raises(InputError, match=r"head 7\.7 is not in the table of steps; it has 0\.0, 0\.1"):
         step_bars(example, [(0, 0), (7, 7)])
-    with pytest.raises(ExampleHeadsError, match="no head to draw"):
+    with pytest.raises(InputError, match="no head to draw"):
         step_bars(example, [])
 
 

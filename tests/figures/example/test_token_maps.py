@@ -10,8 +10,8 @@ from matplotlib.colors import PowerNorm
 
 from figures.drawing import style
 from figures.example.read import Example, read_example
-from figures.example.token_labels import HeadError
-from figures.example.token_maps import TokenMapError, _thinned, token_map
+from figures.example.token_maps import _thinned, token_map
+from interp.tables.errors import InputError
 
 HEAD = (1, 2)
 
@@ -167,11 +167,11 @@ def test_no_cell_is_lost_between_pixels():
 
 def test_errors(example_folder):
     example = read_example(example_folder(watched=[HEAD]))
-    with pytest.raises(HeadError, match=r"watched: 1\.2"):
+    with pytest.raises(InputError, match=r"watched: 1\.2"):
         token_map(example, (0, 0))
-    with pytest.raises(TokenMapError, match="unknown queries 'answer'; known: question, response"):
+    with pytest.raises(InputError, match="unknown queries 'answer'; known: question, response"):
         token_map(example, HEAD, "answer")
-    with pytest.raises(TokenMapError, match="keys 900 to 950 hold no token; positions are 0 to"):
+    with pytest.raises(InputError, match="keys 900 to 950 hold no token; positions are 0 to"):
         token_map(example, HEAD, keys=(900, 950))
 
 

@@ -9,8 +9,7 @@ import pytest
 
 from figures.run.catalog import FIGURES
 from figures.run.draw import draw_run
-from interp.tables.results import RunFolderError
-from interp.tables.schema import TableError
+from interp.tables.errors import InputError
 
 
 def _edit_run(folder: Path, **changes: object) -> None:
@@ -43,28 +42,28 @@ def test_another_region(few_measures):
 
 
 def test_errors_name_what_is_wrong(run_folder, tmp_path):
-    with pytest.raises(RunFolderError, match="no such folder"):
+    with pytest.raises(InputError, match="no such folder"):
         draw_run(tmp_path / "absent")
-    with pytest.raises(RunFolderError, match="unknown region 'answer'; known: question, response, all"):
+    with pytest.raises(InputError, match="unknown region 'answer'; known: question, response, all"):
         draw_run(run_folder, region="answer")
     _edit_run(run_folder, model={"kind": "hub"})
-    with pytest.raises(RunFolderError, match="model needs a name"):
+    with pytest.raises(InputError, match="model needs a name"):
         draw_run(run_folder)
     (run_folder / "run.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(RunFolderError, match="missing command, model"):
+    with pytest.raises(InputError, match="missing command, model"):
         draw_run(run_folder)
     (run_folder / "run.json").write_text("{", encoding="utf-8")
-    with pytest.raises(RunFolderError, match="not readable as JSON"):
+    with pytest.raises(InputError, match="not readable as JSON"):
         draw_run(run_folder)
     (run_folder / "run.json").unlink()
-    with pytest.raises(RunFolderError, match=r"no run\.json"):
+    with pytest.raises(InputError, match=r"no run\.json"):
         draw_run(run_folder)
 
 
 def test_a_torn_table_is_an_error_and_nothing_is_written(run_folder):
     path = run_folder / "heads.parquet"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(TableError, match=r"heads\.parquet"):
+    with pytest.raises(InputError, match=r"heads\.parquet"):
         draw_run(run_folder)
     assert not (run_folder / "figures").exists()
     assert not (run_folder / "report.html").exists()
@@ -72,7 +71,7 @@ def test_a_torn_table_is_an_error_and_nothing_is_written(run_folder):
 
 def test_measures_that_run_json_does_not_describe(run_folder):
     _edit_run(run_folder, measures=[])
-    with pytest.raises(TableError, match="does not describe"):
+    with pytest.raises(InputError, match="does not describe"):
         draw_run(run_folder)
 
 
@@ -81,5 +80,5 @@ def test_a_measures_name_cannot_lead_out_of_the_folder(run_folder, name):
     run = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
     run["measures"][0]["name"] = name
     _edit_run(run_folder, measures=run["measures"])
-    with pytest.raises(RunFolderError, match="letters, digits and underscores"):
+    with pytest.raises(InputError, match="letters, digits and underscores"):
         draw_run(run_folder)

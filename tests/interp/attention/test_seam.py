@@ -15,8 +15,9 @@ from tests.interp.test_recorder import LENGTHS, assert_restored, assert_same, fo
 from transformers import BertConfig, BertLMHeadModel, BertModel, FalconConfig, FalconForCausalLM
 
 from interp.attention import seam
-from interp.attention.seam import RecordingError, attention_layers
+from interp.attention.seam import attention_layers
 from interp.recording.recorder import record
+from interp.tables.errors import RecordingError
 from interp.tokens import Tokens
 
 Make = Callable[..., Any]

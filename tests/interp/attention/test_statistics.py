@@ -15,7 +15,8 @@ from torch import Tensor
 from interp.attention.blocked import blocked_pass
 from interp.attention.flash import flash_obstacles, flash_pass
 from interp.attention.masks import lazy_mask
-from interp.attention.statistics import KeySets, NonFiniteAttentionError, RowStatistics, Scores, Wanted
+from interp.attention.statistics import KeySets, RowStatistics, Scores, Wanted
+from interp.tables.errors import NonFiniteError
 
 PASSES = ("blocked", "flash")
 
@@ -234,7 +235,7 @@ def test_block_sizes_change_nothing(way: str, monkeypatch: pytest.MonkeyPatch) -
 def test_attention_that_is_not_finite_is_refused(way: str, bad: float) -> None:
     query, key, value = tensors(8)
     query[1, 2, 17, 0] = bad
-    with pytest.raises(NonFiniteAttentionError, match="head 2, example 1 of the batch, query 17"):
+    with pytest.raises(NonFiniteError, match="head 2, example 1 of the batch, query 17"):
         run(way, query, key, value, lazy_mask(2, 40, 40), Scores(1.0), make_sets(torch.ones(2, 40, 1)))
 
 

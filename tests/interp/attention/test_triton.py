@@ -29,8 +29,9 @@ from transformers.masking_utils import (
 from interp.attention import triton as module
 from interp.attention.blocked import blocked_pass
 from interp.attention.masks import LazyMask, lazy_mask
-from interp.attention.statistics import KeySets, NonFiniteAttentionError, RowStatistics, Scores, Wanted
+from interp.attention.statistics import KeySets, RowStatistics, Scores, Wanted
 from interp.attention.triton import Blocks, available, triton_obstacles, triton_pass
+from interp.tables.errors import NonFiniteError
 
 DEVICE = torch.device("cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda")
 CAN, WHY = available(DEVICE)
@@ -380,7 +381,7 @@ def test_attention_that_is_not_finite_is_refused(bad: float) -> None:
         return query, key
 
     case = dataclasses.replace(CASES["plain"], change=change)
-    with np.errstate(all="ignore"), pytest.raises(NonFiniteAttentionError, match="head 3, example 1 of the batch, query 17"):
+    with np.errstate(all="ignore"), pytest.raises(NonFiniteError, match="head 3, example 1 of the batch, query 17"):
         run(case)
 
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from interp.checkpoints import loading, opening
-from interp.checkpoints.found import CheckpointError
 from interp.checkpoints.opening import identify, open_checkpoint, open_config, open_tokenizer
+from interp.tables.errors import CheckpointError
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{number}" for number in range(44))]
 """As many as the tiny models' vocabulary."""

@@ -21,10 +21,11 @@ from interp.attention.flash import FLASH_STATISTICS
 from interp.attention.masks import lazy_mask
 from interp.attention.statistics import Scores, Wanted
 from interp.measures.catalog import ENTRY_POINTS, MEASURES, load_measures
-from interp.measures.measure import Block, Measure, MeasureError, Rows, key_sets
+from interp.measures.measure import Block, Measure, Rows, key_sets
 from interp.measures.token_sets import N_SHUFFLES, SHUFFLE_BIN, duplicate_tokens, induction_targets, numeric_shuffles
 from interp.recording import recorder
 from interp.recording.recorder import record
+from interp.tables.errors import InputError
 from interp.tables.schema import REGIONS, ROLES, TOKEN_REGIONS, MeasureInfo
 from interp.tokens import NUMBER_ROLES, AnnotatedText, Tokens
 
@@ -383,12 +384,12 @@ def test_pairs_of_equal_tokens() -> None:
 
 
 def test_an_unknown_measure_lists_the_known() -> None:
-    with pytest.raises(MeasureError, match=r"unknown measures entropie; known: entropy_nats, .*sparsity_010_published"):
+    with pytest.raises(InputError, match=r"unknown measures entropie; known: entropy_nats, .*sparsity_010_published"):
         load_measures(["entropy_nats", "entropie"])
-    with pytest.raises(MeasureError, match="known:"):
+    with pytest.raises(InputError, match="known:"):
         load_measures([])
     assert list(load_measures(["max_prob", "entropy_nats", "max_prob"])) == ["max_prob", "entropy_nats"]
-    with pytest.raises(MeasureError, match=r"asks for statistics \['entropi'\]; known: collision, distance, entropy, max_prob"):
+    with pytest.raises(InputError, match=r"asks for statistics \['entropi'\]; known: collision, distance, entropy, max_prob"):
         Measure(MeasureInfo("x", "x", "1", 0, 1, "x"), lambda rows: rows.entropy, frozenset({"entropi"}))
 
 
@@ -399,7 +400,7 @@ def test_a_measure_names_what_it_reads(name: str, tiny_model: Callable[..., Any]
     with torch.no_grad(), record(model, tokens, {"x": Measure(info, lambda rows: getattr(rows, name), frozenset({name}))}) as heads:
         model(**tokens.inputs)
     assert len(heads.table())
-    with torch.no_grad(), pytest.raises(MeasureError, match=f"reads {name}, which its `statistics` do not name"):  # noqa: SIM117
+    with torch.no_grad(), pytest.raises(InputError, match=f"reads {name}, which its `statistics` do not name"):  # noqa: SIM117
         with record(model, tokens, {"x": Measure(info, lambda rows: getattr(rows, name))}):
             model(**tokens.inputs)
 
@@ -430,7 +431,7 @@ def test_installed_packages_offer_measures(monkeypatch: pytest.MonkeyPatch) -> N
     assert load_measures(["top_two"]) == {"top_two": TOP_TWO}
     for wrong in (EntryPoint("max_prob", TOP_TWO), EntryPoint("another_name", TOP_TWO), EntryPoint("top_two", top_two)):
         offered[:] = [wrong]
-        with pytest.raises(MeasureError, match=wrong.name):
+        with pytest.raises(InputError, match=wrong.name):
             load_measures()
 
 
@@ -466,5 +467,5 @@ def test_a_measure_of_the_probabilities_themselves(
 
 def test_token_sets_of_another_length_are_refused(tiny_tokens: Callable[..., Any]) -> None:
     measure = Measure(MeasureInfo("m", "m", "1", 0, 1, "m"), lambda rows: rows.mass("s"), sets={"s": lambda text, seed: np.ones(3)})
-    with pytest.raises(MeasureError, match="token set s gives 3 weights for 20 tokens"):
+    with pytest.raises(InputError, match="token set s gives 3 weights for 20 tokens"):
         key_sets(tiny_tokens((20,)), [measure], 0)

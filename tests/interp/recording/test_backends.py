@@ -12,12 +12,13 @@ import pytest
 import torch
 from tests.interp.test_recorder import FLASH, LENGTHS, QUESTIONS, assert_same, recorded, toy_tokenizer
 
-from interp.attention.seam import RecordingError, attention_layers
+from interp.attention.seam import attention_layers
 from interp.measures.catalog import MEASURES
 from interp.measures.measure import Measure
 from interp.recording import backends as ways
 from interp.recording.backends import choose_way
 from interp.recording.recorder import record
+from interp.tables.errors import RecordingError
 from interp.tokens import Tokens, annotate
 
 Make = Callable[..., Any]

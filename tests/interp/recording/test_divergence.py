@@ -19,13 +19,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from scipy.spatial.distance import jensenshannon
 
 from interp.attention import seam
-from interp.attention.seam import RecordingError
-from interp.attention.statistics import NonFiniteAttentionError
 from interp.checkpoints.adapters import open_adapters
-from interp.checkpoints.found import CheckpointError
 from interp.checkpoints.opening import open_checkpoint
-from interp.recording.divergence import ALL, BASE, MapDivergenceError, Student, map_divergence
+from interp.recording.divergence import ALL, BASE, Student, map_divergence
 from interp.recording.recorder import MapBlock, record
+from interp.tables.errors import CheckpointError, InputError, NonFiniteError, RecordingError
 from interp.tables.schema import REGIONS
 from interp.tokens import Tokens, annotate
 
@@ -265,7 +263,7 @@ def test_a_student_that_fails_ends_all(broken: int, tiny_model: Make, tiny_token
     models = [tiny_model("llama", seed=s) for s in range(2)]
     with torch.no_grad():
         models[broken].model.layers[1].self_attn.q_proj.weight.fill_(torch.nan)
-    with pytest.raises(NonFiniteAttentionError, match="layer 1") as caught:
+    with pytest.raises(NonFiniteError, match="layer 1") as caught:
         map_divergence(students_of(models), tiny_tokens(LENGTHS), baseline="a")
     assert caught.value.__notes__ == [f"(student {'ab'[broken]})"]
     assert_nothing_is_left(models)
@@ -284,7 +282,7 @@ def test_students_that_cannot_be_compared(tiny_model: Make, tiny_tokens: Make) -
     adapted: Any = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
 
     def refused(match: str, *students: Student, baseline: str = "a") -> None:
-        with pytest.raises(MapDivergenceError, match=match):
+        with pytest.raises(InputError, match=match):
             map_divergence(students, tokens, baseline=baseline)
         assert_nothing_is_left([llama])
 
@@ -308,7 +306,7 @@ def test_students_that_cannot_be_compared(tiny_model: Make, tiny_tokens: Make) -
 @pytest.mark.parametrize("other", [("mistral", {"sliding_window": 4}), ("llama", {"num_key_value_heads": 4})])
 def test_maps_that_come_in_other_blocks(other: tuple[str, Any], tiny_model: Make, tiny_tokens: Make, small_blocks: None) -> None:
     models = [tiny_model("llama"), tiny_model(other[0], **other[1])]
-    with pytest.raises(MapDivergenceError, match="b and a have masks or key-value heads of another form"):
+    with pytest.raises(InputError, match="b and a have masks or key-value heads of another form"):
         map_divergence(students_of(models), tiny_tokens(LENGTHS), baseline="a")
     assert_nothing_is_left(models)
 

@@ -19,11 +19,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from interp.attention import seam
 from interp.attention.flash import FLASH_STATISTICS
-from interp.attention.seam import RecordingError
-from interp.attention.statistics import NonFiniteAttentionError
 from interp.measures.catalog import MEASURES
-from interp.measures.measure import Measure, MeasureError
+from interp.measures.measure import Measure
 from interp.recording.recorder import Recording, record
+from interp.tables.errors import InputError, NonFiniteError, RecordingError
 from interp.tokens import Tokens, annotate
 
 Make = Callable[..., Any]
@@ -352,14 +351,14 @@ def test_nan_weights_are_found(tiny_model: Make, tiny_tokens: Make) -> None:
     for way in ("blocked", "flash"):
         model = tiny_model("llama")
         model.model.layers[1].self_attn.q_proj.weight.data[9, 3] = float("nan")
-        with pytest.raises(NonFiniteAttentionError, match=r"layer 1: attention is not finite: head 1, .*checkpoint damaged"):
+        with pytest.raises(NonFiniteError, match=r"layer 1: attention is not finite: head 1, .*checkpoint damaged"):
             recorded(model, tiny_tokens((20, 30)), FLASH, way=way)
         assert model.config._attn_implementation == "sdpa"
 
 
 def test_wrong_requests_are_refused_before_the_pass(tiny_model: Make, tiny_tokens: Make) -> None:
     model, tokens = tiny_model("llama"), tiny_tokens((20,))
-    with pytest.raises(MeasureError, match="unknown measures entropy; known: entropy_nats"):
+    with pytest.raises(InputError, match="unknown measures entropy; known: entropy_nats"):
         record(model, tokens, ["entropy"])
     with pytest.raises(RecordingError, match=r"flash way cannot be taken: max_prob, mean_distance, sparsity_010, .* cannot"):
         record(model, tokens, way="flash")

@@ -20,12 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModel, BertConfig, BertLMHeadModel
 
-from interp.attention.seam import RecordingError
-from interp.attention.statistics import NonFiniteAttentionError
 from interp.checkpoints.opening import open_checkpoint, open_tokenizer
-from interp.measures.measure import MeasureError
 from interp.recording.recorder import record
-from interp.recording.trace import TraceError, _next_table, token_rows, token_text, trace
+from interp.recording.trace import _next_table, token_rows, token_text, trace
+from interp.tables.errors import InputError, NonFiniteError, RecordingError
 from interp.tables.example import ALTERNATIVES, EDGES, FAINT, NEXT, STEP_QUANTITIES, STEPS, STRONG, TOKENS
 from interp.tables.schema import ROLES, TOKEN_REGIONS, validate
 from interp.tokens import NUMBER, NUMBER_ROLES, AnnotatedText, Tokens, annotate
@@ -333,7 +331,7 @@ def test_a_forward_that_knows_no_logits_to_keep(tiny_model: Make, random_text: M
     found = trace(model, tokens, ["max_prob"], step_of=step_of, watched=[]).next
     pd.testing.assert_frame_equal(found, expected, rtol=1e-5)
     model.__class__ = Deaf
-    with pytest.raises(TraceError, match=r"Deaf was asked for the logits of \d+ tokens"):
+    with pytest.raises(RecordingError, match=r"Deaf was asked for the logits of \d+ tokens"):
         trace(model, tokens, ["max_prob"], step_of=step_of, watched=[])
 
 
@@ -346,29 +344,29 @@ def test_refusals(tiny_model: Make, tiny_tokens: Make, random_text: Make) -> Non
     def call(of: Any = model, read: Tokens = tokens, measures: Any = ("max_prob",), **arguments: Any) -> None:
         trace(of, read, measures, **{"step_of": step_of, "watched": [], **arguments})
 
-    with pytest.raises(TraceError, match=r"2 texts: one at a time"):
+    with pytest.raises(RecordingError, match=r"2 texts: one at a time"):
         call(read=tiny_tokens((30, 20)))
     for wrong in (step_of[:-1], step_of[None], step_of.astype(float)):
-        with pytest.raises(TraceError, match=r"an integer for each of the text's 30 tokens"):
+        with pytest.raises(RecordingError, match=r"an integer for each of the text's 30 tokens"):
             call(step_of=wrong)
     for layer, head in ((40, 3), (0, 4), (-1, 0), (1, -1)):
-        with pytest.raises(TraceError, match=rf"no head {layer}\.{head}: the model has layers 0 to 1 with heads 0 to 3"):
+        with pytest.raises(RecordingError, match=rf"no head {layer}\.{head}: the model has layers 0 to 1 with heads 0 to 3"):
             call(watched=[(0, 0), (layer, head)])
     for wrong in (0, 30, -1):
-        with pytest.raises(TraceError, match=rf"no expectation at position {wrong}: allowed are 1 to 29"):
+        with pytest.raises(RecordingError, match=rf"no expectation at position {wrong}: allowed are 1 to 29"):
             call(numbers=[3, wrong])
     for wrong in (0.0, -1.0, float("nan")):
-        with pytest.raises(TraceError, match=r"faint is .*above 0"):
+        with pytest.raises(RecordingError, match=r"faint is .*above 0"):
             call(faint=wrong)
-        with pytest.raises(TraceError, match=r"strong is .*above 0"):
+        with pytest.raises(RecordingError, match=r"strong is .*above 0"):
             call(strong=wrong)
-    with pytest.raises(TraceError, match="without a tokenizer"):
+    with pytest.raises(RecordingError, match="without a tokenizer"):
         call(read=tiny_tokens((30,)))
-    with pytest.raises(MeasureError, match="unknown measures nonsense"):
+    with pytest.raises(InputError, match="unknown measures nonsense"):
         call(measures=["nonsense"])
-    with pytest.raises(TraceError, match="LlamaModel has no output head"):
+    with pytest.raises(RecordingError, match="LlamaModel has no output head"):
         call(of=AutoModel.from_config(model.config))
-    with pytest.raises(TraceError, match="Linear has no output head"):
+    with pytest.raises(RecordingError, match="Linear has no output head"):
         call(of=torch.nn.Linear(2, 2))
     bert = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=48, is_decoder=False)
     with pytest.raises(RecordingError, match="causal"):
@@ -380,11 +378,11 @@ def test_damaged_weights_are_refused(tiny_model: Make, random_text: Make) -> Non
     (tokens, step_of), model = random_text(30), tiny_model("llama")
     with torch.no_grad():
         model.lm_head.weight[5] = torch.nan
-    with pytest.raises(TraceError, match="logits are NaN"):
+    with pytest.raises(RecordingError, match="logits are NaN"):
         trace(model, tokens, ["max_prob"], step_of=step_of, watched=[])
     with torch.no_grad():
         model.model.embed_tokens.weight[:] = torch.nan
-    with pytest.raises(NonFiniteAttentionError):
+    with pytest.raises(NonFiniteError):
         trace(model, tokens, ["max_prob"], step_of=step_of, watched=[])
 
 

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from interp.tables.errors import InputError
 from interp.tables.heads import EXAMPLES, HEADS, INPUTS, TABLES, read_values
-from interp.tables.schema import REGIONS, ROLES, TOKEN_REGIONS, TableError, TableSchema, read, validate, write
+from interp.tables.schema import REGIONS, ROLES, TOKEN_REGIONS, TableSchema, read, validate, write
 
 
 def make(schema: TableSchema) -> pd.DataFrame:
@@ -59,16 +60,16 @@ def test_an_empty_table_is_allowed(schema: TableSchema, tmp_path: Path) -> None:
 @pytest.mark.parametrize("schema", TABLES.values(), ids=TABLES)
 def test_columns_must_be_those_of_the_schema(schema: TableSchema) -> None:
     for name in schema.arrow.names:
-        with pytest.raises(TableError, match=rf"table {schema.name}: missing columns \['{name}'\], unknown columns \[\]"):
+        with pytest.raises(InputError, match=rf"table {schema.name}: missing columns \['{name}'\], unknown columns \[\]"):
             validate(make(schema).drop(columns=name), schema)
-    with pytest.raises(TableError, match=r"unknown columns \['extra'\]"):
+    with pytest.raises(InputError, match=r"unknown columns \['extra'\]"):
         validate(make(schema).assign(extra=1), schema)
 
 
 @pytest.mark.parametrize("schema", TABLES.values(), ids=TABLES)
 def test_keys_do_not_repeat(schema: TableSchema) -> None:
     frame = make(schema)
-    with pytest.raises(TableError, match=rf"table {schema.name}: 1 rows repeat a key, the first is"):
+    with pytest.raises(InputError, match=rf"table {schema.name}: 1 rows repeat a key, the first is"):
         validate(pd.concat([frame, frame.iloc[:1]]), schema)
 
 
@@ -77,7 +78,7 @@ def test_nulls_are_refused_outside_the_values(schema: TableSchema) -> None:
     for name in set(schema.arrow.names) - {"value", "ci_low", "ci_high"}:
         frame = make(schema).astype({name: object})
         frame.loc[1, name] = None
-        with pytest.raises(TableError, match=f"table {schema.name}: column {name} holds nulls"):
+        with pytest.raises(InputError, match=f"table {schema.name}: column {name} holds nulls"):
             validate(frame, schema)
 
 
@@ -89,7 +90,7 @@ def test_nulls_are_refused_outside_the_values(schema: TableSchema) -> None:
 def test_choices_are_checked(schema: TableSchema, column: str, allowed: tuple[str, ...]) -> None:
     frame = make(schema)
     frame.loc[1, column] = "nowhere"
-    with pytest.raises(TableError, match=rf"column {column} holds \['nowhere'\]; allowed: {', '.join(allowed)}"):
+    with pytest.raises(InputError, match=rf"column {column} holds \['nowhere'\]; allowed: {', '.join(allowed)}"):
         validate(frame, schema)
 
 
@@ -97,7 +98,7 @@ def test_choices_are_checked(schema: TableSchema, column: str, allowed: tuple[st
 def test_types_are_checked(column: str, value: Any) -> None:
     frame = make(HEADS).astype({column: object})
     frame[column] = value if column != "n_queries" else [value, 0, value]
-    with pytest.raises(TableError, match="table heads"):
+    with pytest.raises(InputError, match="table heads"):
         validate(frame.assign(head=[0, 1, 2]) if column == "layer" else frame, HEADS)
 
 
@@ -106,7 +107,7 @@ def test_types_are_checked(column: str, value: Any) -> None:
 def test_a_value_is_finite_exactly_where_it_was_measured(schema: TableSchema, row: int, value: float) -> None:
     frame = make(schema)
     frame.loc[row, "value"] = value
-    with pytest.raises(TableError, match=rf"table {schema.name}: 1 rows are measured but not finite, or finite but not measured"):
+    with pytest.raises(InputError, match=rf"table {schema.name}: 1 rows are measured but not finite, or finite but not measured"):
         validate(frame, schema)
 
 
@@ -115,7 +116,7 @@ def test_intervals_of_several_examples_are_whole(broken: dict[str, float]) -> No
     frame = make(HEADS)
     for name, value in broken.items():
         frame.loc[0, name] = value
-    with pytest.raises(TableError, match="table heads: 1 rows with a broken interval"):
+    with pytest.raises(InputError, match="table heads: 1 rows with a broken interval"):
         validate(frame, HEADS)
 
 
@@ -125,33 +126,33 @@ def test_torn_and_foreign_files_are_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for kept in (0, 3, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:kept])
-        with pytest.raises(TableError, match=r"heads\.parquet: not a readable Parquet file"):
+        with pytest.raises(InputError, match=r"heads\.parquet: not a readable Parquet file"):
             read(path, HEADS)
-    with pytest.raises(TableError, match="not a readable Parquet file"):
+    with pytest.raises(InputError, match="not a readable Parquet file"):
         read(tmp_path / "absent.parquet", HEADS)
     path.write_text("layer,head\n0,0\n")
-    with pytest.raises(TableError, match="not a readable Parquet file"):
+    with pytest.raises(InputError, match="not a readable Parquet file"):
         read(path, HEADS)
 
 
 def test_files_of_other_columns_and_types_are_named(tmp_path: Path) -> None:
     path = tmp_path / "heads.parquet"
     write(make(EXAMPLES), EXAMPLES, path)
-    with pytest.raises(TableError, match=r"heads\.parquet: (column|table heads: missing columns)"):
+    with pytest.raises(InputError, match=r"heads\.parquet: (column|table heads: missing columns)"):
         read(path, HEADS)
     table = validate(make(HEADS), HEADS)
     pq.write_table(table.set_column(1, "layer", table["layer"].cast(pa.int64())), path)
-    with pytest.raises(TableError, match=r"heads\.parquet: column layer is int64, expected int16"):
+    with pytest.raises(InputError, match=r"heads\.parquet: column layer is int64, expected int16"):
         read(path, HEADS)
     frame = make(HEADS)
     frame.loc[0, "value"] = np.nan
     pq.write_table(pa.Table.from_pandas(frame[HEADS.arrow.names], HEADS.arrow, preserve_index=False), path)
-    with pytest.raises(TableError, match=r"heads\.parquet: table heads: 1 rows are measured but not finite"):
+    with pytest.raises(InputError, match=r"heads\.parquet: table heads: 1 rows are measured but not finite"):
         read(path, HEADS)
 
 
 def test_nothing_is_written_where_validation_fails(tmp_path: Path) -> None:
-    with pytest.raises(TableError):
+    with pytest.raises(InputError):
         write(make(HEADS).drop(columns="layer"), HEADS, tmp_path / "heads.parquet")
     assert list(tmp_path.iterdir()) == []
 
@@ -198,16 +199,16 @@ def test_values_that_are_no_whole_grid(change: Any, words: str, tmp_path: Path) 
     pq.write_table(
         pa.Table.from_pandas(change(grid_of_examples())[EXAMPLES.arrow.names], EXAMPLES.arrow, preserve_index=False), tmp_path / "e"
     )
-    with pytest.raises(TableError, match=words):
+    with pytest.raises(InputError, match=words):
         read_values(tmp_path / "e")
 
 
 def test_values_of_another_version_or_torn(tmp_path: Path) -> None:
     pq.write_table(pa.table({"model": ["m"], "mean": [1.0]}), tmp_path / "old")
-    with pytest.raises(TableError, match="missing columns"):
+    with pytest.raises(InputError, match="missing columns"):
         read_values(tmp_path / "old")
     pq.write_table(validate(grid_of_examples(), EXAMPLES), tmp_path / "e")
     (tmp_path / "torn").write_bytes((tmp_path / "e").read_bytes()[:100])
     for name in ("torn", "none"):
-        with pytest.raises(TableError, match="not a readable Parquet file"):
+        with pytest.raises(InputError, match="not a readable Parquet file"):
             read_values(tmp_path / name)
