@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from interp.tables.errors import draw_again, error_line
+from interp.tables.errors import OptionError, draw_again, error_line
+from interp.tables.versions import current_options
+
+T = TypeVar("T")
 
 
 def say(text: str) -> None:
     """A line of progress, to standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+def parse(options: type[T], prog: str, examples: str, arguments: Sequence[str] | None) -> T | int:
+    """Return a command's options from its arguments, or, after printing why they cannot be used, exit code 2.
+
+    Options of earlier versions (`interp.tables.versions.OLD_OPTIONS`) are accepted.
+    """
+    import tyro
+
+    given = current_options(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        return tyro.cli(options, prog=prog, description=(options.__doc__ or "").split("\n")[0] + "\n" + examples, args=given)
+    except OptionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def guarded(

@@ -98,14 +98,14 @@ class Study:
     strategies: tuple[str, ...] = ()
     out: str | None = None
     baseline: str = "none"
-    data: DataConfig = DataConfig()
-    teacher: TeacherConfig = TeacherConfig()
-    student: StudentConfig = StudentConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    evaluation: EvaluationConfig = EvaluationConfig()
-    heads: HeadsConfig = HeadsConfig()
-    search: SearchConfig = SearchConfig()
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
         """Checks what concerns several sections."""
