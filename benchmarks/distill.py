@@ -96,7 +96,7 @@ def runner(way: str, config: BenchConfig) -> Callable[[], Any]:
 
     from distill.objectives.chunked import distillation_loss
     from distill.records.signals import Hidden, TopK
-    from interp.checkpoints.unembedding import Head
+    from interp.checkpoints.unembedding import OutputHead
 
     generator = torch.Generator().manual_seed(0)
     dtype, temperature, n_tokens, vocabulary = getattr(torch, config.dtype), config.temperature, config.tokens, config.vocabulary
@@ -108,7 +108,7 @@ def runner(way: str, config: BenchConfig) -> Callable[[], Any]:
     targets = torch.randint(vocabulary, (n_tokens,), generator=generator)
     ids = torch.arange(K) * (vocabulary // K) + torch.randint(vocabulary // K, (n_tokens, K), generator=generator)
     log_probs = torch.randn(n_tokens, K + 1, generator=generator).log_softmax(-1)[:, :K]
-    head = Head(weight)
+    head = OutputHead(weight)
 
     def products() -> None:
         torch.mm(torch.mm(hidden.detach(), weight.T), weight)

@@ -2,7 +2,7 @@
 
 One command, three parts (`--parts` chooses among them):
 
-table: attention of Llama-3.1-8B's shape (32 heads, 8 key-value heads) in bfloat16, causal, random tensors. All ways in one process, taken
+table: attention of Llama-3.1-8B's shape (32 heads, 8 key-value heads) in bfloat16, causal, random tensors. All backends in one process, taken
 in turn, CUDA events, median of the rounds, printed as ratios to torch's scaled_dot_product_attention with the flash backend; peak memory
 above the inputs; whether the kernel stays within 1.25 times that forward.
 
@@ -18,7 +18,7 @@ Examples:
 
   python -m benchmarks.gpu                                          everything
   python -m benchmarks.gpu --parts table errors --lengths 512 4096  two parts at two lengths
-  python -m benchmarks.gpu --parts model --way blocked              the long text, recorded another way
+  python -m benchmarks.gpu --parts model --backend blocked              the long text, recorded another backend
   python -m benchmarks.gpu --smoke                                  every part in its smallest form, on any machine
 """
 
@@ -42,8 +42,8 @@ WAYS = {
     "triton": "the kernel: output, entropy, collision, distance, 25 masses, largest probability, count above 0.1, two chosen keys a query",
     "no count": "the kernel without the count above 0.1",
     "output": "the kernel without masses, counts and chosen keys",
-    "flash": "the flash way: fused calls and algebra, no distance, no largest probability, no count",
-    "blocked": "the blocked way: plain torch, everything",
+    "flash": "the flash backend: fused calls and algebra, no distance, no largest probability, no count",
+    "blocked": "the blocked backend: plain torch, everything",
 }
 COLUMNS = 25
 """Token sets of all measures together."""
@@ -65,11 +65,11 @@ class GpuConfig:
         heads: query heads.
         kv_heads: key-value heads.
         batch_tokens: texts are stacked up to this many tokens.
-        longest_blocked: the blocked way is left out above this length, and the flash way above four times it.
-        rounds: how often each way of the table is timed.
+        longest_blocked: the blocked backend is left out above this length, and the flash backend above four times it.
+        rounds: how often each backend of the table is timed.
         model_rounds: how often the long text is run, plain and recorded in turn.
         tokens: length of the long text.
-        way: how it is recorded, with every measure (the flash way has not all).
+        backend: how it is recorded, with every measure (the flash backend has not all).
         layers: of the model.
         smoke: every part in its smallest form on any machine, times not worth reading.
     """
@@ -84,7 +84,7 @@ class GpuConfig:
     rounds: int = 9
     model_rounds: int = 3
     tokens: int = 32768
-    way: Literal["triton", "blocked"] = "triton"
+    backend: Literal["triton", "blocked"] = "triton"
     layers: int = 32
     smoke: bool = False
 
@@ -100,10 +100,10 @@ class GpuConfig:
         """Texts of this length that are taken together."""
         return max(1, self.batch_tokens // length)
 
-    def ways(self, length: int) -> tuple[str, ...]:
-        """The ways that are timed at this length."""
+    def backends(self, length: int) -> tuple[str, ...]:
+        """The backends that are timed at this length."""
         limits = {"flash": 4 * self.longest_blocked, "blocked": self.longest_blocked}
-        return tuple(way for way in WAYS if length <= limits.get(way, length))
+        return tuple(backend for backend in WAYS if length <= limits.get(backend, length))
 
 
 def tensors(config: GpuConfig, length: int, head_dim: int, device: str, batch: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,8 +130,8 @@ def key_sets(batch: int, length: int, device: str) -> Any:
     return KeySets(columns, (pairs,) * batch, 2, (0,) * batch, (length,) * batch).to(torch.device(device))
 
 
-def runner(way: str, query: Tensor, key: Tensor, value: Tensor, sets: Any) -> Callable[[], Any]:
-    """A function that runs one way once. The mask is shared by its calls, as by the layers of a model."""
+def runner(backend: str, query: Tensor, key: Tensor, value: Tensor, sets: Any) -> Callable[[], Any]:
+    """A function that runs one backend once. The mask is shared by its calls, as by the layers of a model."""
     import torch
 
     from interp.attention.blocked import blocked_pass
@@ -142,9 +142,9 @@ def runner(way: str, query: Tensor, key: Tensor, value: Tensor, sets: Any) -> Ca
 
     batch, _, length, dim = query.shape
     mask = lazy_mask(batch, length, length)
-    scores = Scores(dim**-0.5 / 2)  # random queries of 128 dimensions would else pass the scores that the flash way takes
+    scores = Scores(dim**-0.5 / 2)  # random queries of 128 dimensions would else pass the scores that the flash backend takes
     wanted = Wanted(thresholds=(0.1,))
-    if way == "sdpa":
+    if backend == "sdpa":
 
         def sdpa() -> Any:
             function = torch.nn.functional.scaled_dot_product_attention
@@ -154,13 +154,13 @@ def runner(way: str, query: Tensor, key: Tensor, value: Tensor, sets: Any) -> Ca
                 return function(query, key, value, is_causal=True, enable_gqa=True)
 
         return sdpa
-    if way == "flash":
+    if backend == "flash":
         return lambda: flash_pass(query, key, value, mask, scores, sets)
-    if way == "blocked":
+    if backend == "blocked":
         return lambda: blocked_pass(query, key, value, mask, scores, sets, wanted)
-    if way == "output":
+    if backend == "output":
         sets = KeySets(sets.columns[..., :0], tuple(pairs[:, :0] for pairs in sets.pairs), 0, sets.starts, sets.stops)
-    if way != "triton":
+    if backend != "triton":
         wanted = Wanted()
     return lambda: triton_pass(query, key, value, mask, scores, sets, wanted)
 
@@ -197,24 +197,24 @@ def peak_megabytes(run: Callable[[], Any], device: str) -> float:
 
 def table(config: GpuConfig, device: str) -> None:
     """Print times and memory, and after each head size at which lengths the kernel meets the target."""
-    print(f"\n{'dim':>4} {'batch x tokens':>15} {'sdpa, ms':>9} " + " ".join(f"{way + ' /sdpa':>14}" for way in WAYS) + "   and MB")
+    print(f"\n{'dim':>4} {'batch x tokens':>15} {'sdpa, ms':>9} " + " ".join(f"{backend + ' /sdpa':>14}" for backend in WAYS) + "   and MB")
     for head_dim in config.head_dims:
         ratio: dict[int, float] = {}
         for length in config.lengths:
             query, key, value = tensors(config, length, head_dim, device)
             sets = key_sets(query.shape[0], length, device)
-            runs = {way: runner(way, query, key, value, sets) for way in ("sdpa", *config.ways(length))}
-            taken: dict[str, list[float]] = {way: [] for way in runs}
+            runs = {backend: runner(backend, query, key, value, sets) for backend in ("sdpa", *config.backends(length))}
+            taken: dict[str, list[float]] = {backend: [] for backend in runs}
             for number in range(config.rounds + 2):
-                for way, run in runs.items():
+                for backend, run in runs.items():
                     spent = milliseconds(run, device)
                     if number > 1:  # the first rounds compile and warm up
-                        taken[way].append(spent)
-            median = {way: statistics.median(times) for way, times in taken.items()}
+                        taken[backend].append(spent)
+            median = {backend: statistics.median(times) for backend, times in taken.items()}
             ratio[length] = median["triton"] / median["sdpa"]
-            peak = {way: peak_megabytes(run, device) for way, run in runs.items()}
-            ratios = " ".join(f"{median[way] / median['sdpa']:14.3f}" if way in median else f"{'':>14}" for way in WAYS)
-            memory = ", ".join(f"{way} {megabytes:.0f}" for way, megabytes in peak.items())
+            peak = {backend: peak_megabytes(run, device) for backend, run in runs.items()}
+            ratios = " ".join(f"{median[backend] / median['sdpa']:14.3f}" if backend in median else f"{'':>14}" for backend in WAYS)
+            memory = ", ".join(f"{backend} {megabytes:.0f}" for backend, megabytes in peak.items())
             print(f"{head_dim:4} {query.shape[0]:6} x {length:6} {median['sdpa']:9.3f} {ratios}   {memory}", flush=True)
         verdicts = ", ".join(f"{length} {'met' if cost <= TARGET else 'missed'} ({cost:.2f})" for length, cost in ratio.items())
         print(f"{head_dim:4} target {TARGET} x sdpa: {verdicts}", flush=True)
@@ -359,13 +359,15 @@ def long_text(config: GpuConfig, device: str, *, tiny: bool = False) -> None:
         decoder(**inputs, use_cache=False)
 
     def recorded() -> None:
-        with record(model, tokens, way=config.way) as recording:
+        with record(model, tokens, backend=config.backend) as recording:
             decoder(**inputs, use_cache=False)
         kept["recording"] = recording
 
     billions = sum(p.numel() for p in model.parameters()) / 1e9
     shape = "a thin model" if tiny else "Llama-3.1-8B's shape"
-    print(f"\n{config.layers} layers of {shape} ({billions:.2f} billion parameters), bfloat16, {config.tokens} tokens, way {config.way}")
+    print(
+        f"\n{config.layers} layers of {shape} ({billions:.2f} billion parameters), bfloat16, {config.tokens} tokens, backend {config.backend}"
+    )
     runs = {"plain forward": plain, "recorded": recorded}
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
@@ -383,8 +385,8 @@ def long_text(config: GpuConfig, device: str, *, tiny: bool = False) -> None:
     by_round = [ours / theirs for theirs, ours in zip(taken["plain forward"], taken["recorded"], strict=True)]
     print(f"recorded / plain {statistics.median(by_round):.3f}, median of the rounds ({min(by_round):.3f} to {max(by_round):.3f})")
     print(f"eager attention maps of all layers would take {2 * config.layers * 32 * config.tokens**2 / 1e12:.3g} TB")
-    ways = list(kept["recording"].ways.values())
-    print(f"layers by way: {', '.join(f'{way} {ways.count(way)}' for way in sorted(set(ways)))}")
+    backends = list(kept["recording"].backends.values())
+    print(f"layers by backend: {', '.join(f'{backend} {backends.count(backend)}' for backend in sorted(set(backends)))}")
     print(kept["recording"].table().groupby("measure")["value"].mean().to_string())
 
 
@@ -392,8 +394,8 @@ def run_parts(config: GpuConfig, device: str, *, tiny: bool = False) -> int:
     """Run what was asked for; 1 where an error of the kernel exceeds the target."""
     beyond = []
     if "table" in config.parts:
-        for way, text in WAYS.items():
-            print(f"  {way:8} {text}")
+        for backend, text in WAYS.items():
+            print(f"  {backend:8} {text}")
         table(config, device)
     if "errors" in config.parts:
         beyond = errors(config, device)
@@ -411,7 +413,7 @@ def smoke(config: GpuConfig) -> int:
     from interp.attention.triton import available
 
     for length in config.lengths:
-        print(f"{config.batch(length)} x {length}: {', '.join(config.ways(length))}")
+        print(f"{config.batch(length)} x {length}: {', '.join(config.backends(length))}")
     can, why = available(torch.device("cpu"))
     tiny = GpuConfig(
         parts=config.parts,
@@ -428,7 +430,7 @@ def smoke(config: GpuConfig) -> int:
     if can:
         return run_parts(tiny, "cpu", tiny=True)
     print(f"the kernel was left out: {why}; TRITON_INTERPRET=1 runs it slowly")
-    return run_parts(replace(tiny, parts=("model",), way="blocked"), "cpu", tiny=True) if "model" in config.parts else 0
+    return run_parts(replace(tiny, parts=("model",), backend="blocked"), "cpu", tiny=True) if "model" in config.parts else 0
 
 
 def main() -> int:

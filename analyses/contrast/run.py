@@ -255,7 +255,7 @@ def _on_common_measures(runs: list[Run]) -> list[Run]:
 
 
 def _infos(model: Named, measures: Sequence[str]) -> list[dict[str, Any]]:
-    known = {info["name"]: {key: value for key, value in info.items() if key != "way"} for info in _about(model)["measures"]}
+    known = {info["name"]: {key: value for key, value in info.items() if key != "backend"} for info in _about(model)["measures"]}
     return [known[name] for name in measures]
 
 
@@ -278,7 +278,7 @@ def _accuracy(model: Named, answers: pd.DataFrame) -> dict[str, Any]:
         "accuracy_high": high,
         "n_right": n_right,
         "n_problems": n,
-        "n_cut": int(answers["cut"].sum()),
+        "n_truncated": int(answers["cut"].sum()),
     }
 
 

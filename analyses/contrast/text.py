@@ -24,7 +24,7 @@ def summarise(table: pd.DataFrame, about: dict[str, Any], out: Path) -> None:
     for warning in about["warnings"]:
         print(f"warning: {warning}")
     print(f"\nAnswers to {about['n_examples']} problems, graded by {about['grader']}; Wilson's 95 % intervals:\n")
-    columns = {"name": "model", "n_right": "right", "n_problems": "of", "n_cut": "cut", "accuracy": "accuracy"}
+    columns = {"name": "model", "n_right": "right", "n_problems": "of", "n_truncated": "cut", "accuracy": "accuracy"}
     accuracies = [{shown_as: m[key] for key, shown_as in columns.items()} for m in about["models"]]
     for row, model in zip(accuracies, about["models"], strict=True):
         row |= {"low": model["accuracy_low"], "high": model["accuracy_high"]}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analyses.examples.request import Wish
+from analyses.examples.request import Request
 from distill.problems.sets import Problem
 from interp.tables.errors import InputError
 from interp.tables.example import EXAMPLE_TABLES
@@ -66,7 +66,7 @@ def write_example(
     measures: dict[str, Measure],
     heads: tuple[Sequence[tuple[int, int]], ...],
     problem: Problem,
-    wish: Wish,
+    request: Request,
     out: Path,
     about: dict[str, Any],
 ) -> None:
@@ -78,7 +78,7 @@ def write_example(
         measures: that the heads were measured by.
         heads: (layer, head) of those watched, chosen and foremost.
         problem: that was read.
-        wish: what was to be looked at.
+        request: what was to be looked at.
         out: the folder; tables and figures of an earlier look are replaced.
         about: for run.json: command and `problem` (source, index, n).
     """
@@ -109,20 +109,20 @@ def write_example(
         **about,
         "kind": "example",
         "versions": versions(),
-        "seed": wish.seed,
-        "text": wish.text,
-        "chat": wish.chat,
-        "max_new_tokens": wish.max_new_tokens if wish.text == "generated" else None,
+        "seed": request.seed,
+        "text": request.text,
+        "chat": request.chat,
+        "max_new_tokens": request.max_new_tokens if request.text == "generated" else None,
         "problem": {**about["problem"], "question": problem.question, "answer": problem.answer or None},
         "models": [_about(reading) for reading in readings],
         "measures": [dataclasses.asdict(m.info) for m in measures.values()],
         "layers": list(readings[0].layers),
         "n_heads": readings[0].n_heads,
         **{key: [list(head) for head in of] for key, of in zip(("watched", "chosen", "foremost"), heads, strict=True)},
-        "by": wish.by,
-        "region": wish.region,
+        "by": request.by,
+        "region": request.region,
         "shared_tokens": shared_tokens(readings),
-        "warnings": [warning for reading in readings for warning in _warnings(reading, wish, measures)],
+        "warnings": [warning for reading in readings for warning in _warnings(reading, request, measures)],
     }
     write_text(out / "run.json", json.dumps(run, indent=1, ensure_ascii=False, default=str) + "\n")
 
@@ -157,17 +157,17 @@ def _about(reading: Reading) -> dict[str, Any]:
     }
 
 
-def _warnings(reading: Reading, wish: Wish, measures: dict[str, Measure]) -> list[str]:
+def _warnings(reading: Reading, request: Request, measures: dict[str, Measure]) -> list[str]:
     """What a reader must know of one model."""
     name = reading.model.name
     warnings = [*reading.notes]
     if reading.finish == "length":
-        warnings.append(f"{name}: the answer ran into the cut of {wish.max_new_tokens} tokens ({wish.spelt('max_new_tokens')})")
+        warnings.append(f"{name}: the answer ran into the cut of {request.max_new_tokens} tokens ({request.spelt('max_new_tokens')})")
     if reading.compared_with is None:
-        wanted = "" if wish.text == "gold" else " --text generated"
+        wanted = "" if request.text == "reference" else " --text generated"
         warnings.append(
             f"{name}: nothing to compare with, so heads are chosen by their value alone; a run of "
-            f"python -m analyses.heads{wanted} says what is usual, and so does {wish.spelt('others', 12)}"
+            f"python -m analyses.heads{wanted} says what is usual, and so does {request.spelt('others', 12)}"
         )
     else:
         n = reading.compared_with["n_examples"]
@@ -175,12 +175,12 @@ def _warnings(reading: Reading, wish: Wish, measures: dict[str, Measure]) -> lis
             warnings.append(f"{name}: compared with {n} other problems only; a run of more says more (python -m analyses.heads)")
     if reading.identity.get("unused_weights"):
         warnings.append(f"{name}: {len(reading.identity['unused_weights'])} weights of the checkpoint were not used")
-    rows = reading.standing[(reading.standing["measure"] == wish.by) & (reading.standing["region"] == wish.region)]
+    rows = reading.standing[(reading.standing["measure"] == request.by) & (reading.standing["region"] == request.region)]
     if not (rows["value"].abs() > 0).any():
-        title = measures[wish.by].info.title.lower()
+        title = measures[request.by].info.title.lower()
         warnings.append(
             f"{name}: no head has any {title} in this text, so the heads shown are arbitrary; choose by another measure "
-            f"({wish.spelt('by')})"
+            f"({request.spelt('by')})"
         )
     return warnings
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analyses.examples.request import Wish
+from analyses.examples.request import Request
 from interp.tables.errors import InputError
 
 AUTO = 6
@@ -37,33 +37,33 @@ def parse_heads(typed: Sequence[str], layers: Sequence[int], n_heads: int, optio
     return list(found)
 
 
-def named_heads(wish: Wish, layers: Sequence[int], n_heads: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def named_heads(request: Request, layers: Sequence[int], n_heads: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """The heads that are named to be shown, and those to be watched.
 
     Raises:
         InputError: one that does not exist, or that is to be shown and not watched.
     """
-    named = parse_heads(wish.heads, layers, n_heads, wish.spelt("heads"))
-    watched = parse_heads(wish.watch, layers, n_heads, wish.spelt("watch"))
+    named = parse_heads(request.heads, layers, n_heads, request.spelt("heads"))
+    watched = parse_heads(request.watch, layers, n_heads, request.spelt("watch"))
     if watched and named and not set(named) <= set(watched):
         missing = "{}.{}".format(*next(head for head in named if head not in watched))
-        raise InputError(f"{wish.spelt('heads', missing)} is not among the heads of {wish.spelt('watch')}: name it there too")
+        raise InputError(f"{request.spelt('heads', missing)} is not among the heads of {request.spelt('watch')}: name it there too")
     return named, watched
 
 
 def choose_heads(
-    wish: Wish, layers: Sequence[int], n_heads: int, order: Sequence[tuple[int, int]]
+    request: Request, layers: Sequence[int], n_heads: int, order: Sequence[tuple[int, int]]
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """The heads whose maps are kept, and those that are shown first.
 
     Args:
-        wish: which were named.
+        request: which were named.
         layers: of the models.
         n_heads: of a layer.
         order: as `standing_out` gives it.
     """
-    named, watched = named_heads(wish, layers, n_heads)
-    asked = {part.strip() for given in wish.heads for part in given.split(",")}
+    named, watched = named_heads(request, layers, n_heads)
+    asked = {part.strip() for given in request.heads for part in given.split(",")}
     if watched:
         chosen = named or [head for head in order if head in set(watched)]
         return watched, [*chosen, *(head for head in watched if head not in chosen)][: max(AUTO, len(named))]

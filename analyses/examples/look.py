@@ -10,7 +10,7 @@ from analyses.command import say
 from analyses.examples.folder import write_example
 from analyses.examples.heads import choose_heads, named_heads, standing_out
 from analyses.examples.reading import Opens, Reading, read_problem
-from analyses.examples.request import Wish
+from analyses.examples.request import Request
 from analyses.models.named import Named
 from distill.problems.sets import Problem
 from interp.tables.errors import InputError
@@ -27,7 +27,7 @@ FOREMOST = 12
 
 
 def look(
-    models: Sequence[Named], opened: Opens, problem: Problem, wish: Wish, out: Path, about: dict[str, Any], pool: Sequence[Problem]
+    models: Sequence[Named], opened: Opens, problem: Problem, request: Request, out: Path, about: dict[str, Any], pool: Sequence[Problem]
 ) -> Path:
     """Look at one problem with every model, and write the folder that figures and page are drawn from.
 
@@ -35,7 +35,7 @@ def look(
         models: one or more, of names of their own.
         opened: opens them.
         problem: its answer may be "", where it is not known.
-        wish: what to look at.
+        request: what to look at.
         out: the folder; of an earlier look, its tables are replaced.
         about: for run.json: command, versions, and `problem` (source, index, n).
         pool: problems from which those that a model is compared on are taken, where it has no run.
@@ -46,18 +46,18 @@ def look(
     from interp.measures.catalog import load_measures
 
     measures = load_measures()
-    if wish.by not in measures:
-        raise InputError(f"{wish.spelt('by', wish.by)} is no measure; known: {', '.join(measures)}")
+    if request.by not in measures:
+        raise InputError(f"{request.spelt('by', request.by)} is no measure; known: {', '.join(measures)}")
     layers, n_heads = _form(models, opened)  # from configs, before a model is loaded and answers
-    named_heads(wish, layers, n_heads)
-    readings = [read_problem(model, opened, problem, wish, measures, out, pool) for model in models]
-    order = standing_out([r.standing for r in readings], wish.by, wish.region)
-    watched, chosen = choose_heads(wish, layers, n_heads, order)
+    named_heads(request, layers, n_heads)
+    readings = [read_problem(model, opened, problem, request, measures, out, pool) for model in models]
+    order = standing_out([r.standing for r in readings], request.by, request.region)
+    watched, chosen = choose_heads(request, layers, n_heads, order)
     traces: dict[str, Trace] = {}
     for reading in reversed(readings):  # the last is open still
         say(f"looking at the heads of {reading.model.name}")
-        traces[reading.model.name] = _trace(opened.open(reading.model), reading, measures, watched, bool(wish.watch), wish.seed)
-    write_example(readings, traces, measures, (watched, chosen, order[:FOREMOST]), problem, wish, out, about)
+        traces[reading.model.name] = _trace(opened.open(reading.model), reading, measures, watched, bool(request.watch), request.seed)
+    write_example(readings, traces, measures, (watched, chosen, order[:FOREMOST]), problem, request, out, about)
     return out
 
 

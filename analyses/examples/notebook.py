@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from analyses.examples.look import look
-from analyses.examples.request import Wish
+from analyses.examples.request import Request
 from analyses.models.named import Named, named
 from distill.problems.sets import Problem, load_problems
 from figures.example.page import example_page
@@ -68,7 +68,7 @@ def show(
     *models: Checkpoint | str | Path,
     question: str,
     answer: str | float | None = None,
-    text: Literal["generated", "gold"] = "generated",
+    text: Literal["generated", "reference"] = "generated",
     heads: str | Sequence[str] = "auto",
     watch: str | Sequence[str] = (),
     by: str = "numeric_mass",
@@ -108,7 +108,7 @@ def show(
     if not isinstance(question, str) or not question.strip():
         raise InputError(f"the question is {question!r}; a text is needed (empty ones cannot be looked at)")
     answer = None if answer is None else str(answer).strip()
-    if text == "gold" and not answer:
+    if text == "reference" and not answer:
         raise InputError("text='gold' reads a reference solution: give it as answer")
     for model in models:
         if not isinstance(model, (Checkpoint, str, Path)):
@@ -127,7 +127,7 @@ def show(
     if repeated is not None:
         raise InputError(f"two models are called {repeated!r}; give one another name: dataclasses.replace(checkpoint, name=...)")
     opened = _Open({m.name: m for m in known if isinstance(m, Checkpoint)}, {e.name: str(e.source) for e in entries})
-    wish = Wish(
+    request = Request(
         text=text,
         heads=(heads,) if isinstance(heads, str) else tuple(heads),
         watch=(watch,) if isinstance(watch, str) else tuple(watch),
@@ -141,5 +141,5 @@ def show(
     )
     about = {"command": "interp.show(...)", "problem": {"source": "notebook", "index": None, "n": None}}
     with tempfile.TemporaryDirectory(prefix="primed-heads-") as place:
-        folder = look(entries, opened, Problem(0, question, answer or ""), wish, Path(place), about, load_problems())
+        folder = look(entries, opened, Problem(0, question, answer or ""), request, Path(place), about, load_problems())
         return Page(example_page(read_example(folder)), height)

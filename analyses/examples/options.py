@@ -58,7 +58,7 @@ class ExamplesConfig:
     answer: str | None = None
     problems: str | None = None
     split: str = "test"
-    text: Literal["generated", "gold"] | None = None
+    text: Literal["generated", "reference"] | None = None
     heads: tuple[str, ...] = ("auto",)
     watch: tuple[str, ...] = ()
     by: str = "numeric_mass"
@@ -101,7 +101,7 @@ class ExamplesConfig:
                 raise OptionError("--problem and --question both name a problem: give one of them")
             if not self.question.strip():
                 raise OptionError("--question is empty; type the problem's text")
-            if self.text == "gold" and not (self.answer or "").strip():
+            if self.text == "reference" and not (self.answer or "").strip():
                 raise OptionError("--text gold reads a reference solution: give it with --answer")
         elif self.answer is not None:
             raise OptionError("--answer goes with --question; the problems of a set have their own")
@@ -116,7 +116,7 @@ class ExamplesConfig:
             raise OptionError("--contrast tests every head under every measure: leave out --others, --by and --answer")
         if self.contrast and self.open:
             raise OptionError("--contrast makes figures and no page: leave out --open")
-        if self.contrast and self.text == "gold":
+        if self.contrast and self.text == "reference":
             raise OptionError("--contrast needs the models' own answers: leave out --text gold")
         if not self.contrast and (self.limit is not None or self.measures or self.force):
             raise OptionError("--limit, --measures and --force go with --contrast")

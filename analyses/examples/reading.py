@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.command import say
-from analyses.examples.request import Wish
+from analyses.examples.request import Request
 from analyses.examples.standing import compared_values, standing_table
 from analyses.models.named import Named
 from distill.problems.arithmetic import Step, steps
@@ -57,7 +57,7 @@ class Reading:
 
 
 def read_problem(
-    model: Named, opened: Opens, problem: Problem, wish: Wish, measures: dict[str, Measure], out: Path, pool: Sequence[Problem]
+    model: Named, opened: Opens, problem: Problem, request: Request, measures: dict[str, Measure], out: Path, pool: Sequence[Problem]
 ) -> Reading:
     """Let a model answer (or read the reference), and measure its heads on that text."""
     import torch
@@ -68,18 +68,18 @@ def read_problem(
     from interp.recording.recorder import record
 
     checkpoint = opened.open(model)
-    config = HeadsConfig(model=str(model.source), text=wish.text, max_new_tokens=wish.max_new_tokens, chat=wish.chat)
-    chat = wish.chat and getattr(checkpoint.tokenizer, "chat_template", None) is not None
+    config = HeadsConfig(model=str(model.source), text=request.text, max_new_tokens=request.max_new_tokens, chat=request.chat)
+    chat = request.chat and getattr(checkpoint.tokenizer, "chat_template", None) is not None
     if checkpoint.model.training:
         raise InputError(f"{model.name} is in training mode, so dropout would change its numbers; call model.eval()")
     prompts, _ = plan(config, checkpoint, [problem], chat)
-    others, compared, notes = compared_values(model, checkpoint, prompts, wish, list(measures), out, pool, problem)
+    others, compared, notes = compared_values(model, checkpoint, prompts, request, list(measures), out, pool, problem)
     finish = None
-    if wish.text == "generated":
+    if request.text == "generated":
         if not checkpoint.model.can_generate():
-            raise InputError(f"{model.name} cannot generate; {wish.spelt('text', 'gold')} lets it read the reference solution")
+            raise InputError(f"{model.name} cannot generate; {request.spelt('text', 'gold')} lets it read the reference solution")
         say(f"{model.name} answers")
-        tokens, _ = write_answers(checkpoint, prompts.select([0], "left"), wish.max_new_tokens)
+        tokens, _ = write_answers(checkpoint, prompts.select([0], "left"), request.max_new_tokens)
         finish = "stop" if int(tokens.texts[0].ids[-1]) in stop_ids(checkpoint) else "length"
         start = len(prompts.texts[0].text)
     else:
@@ -89,11 +89,11 @@ def read_problem(
     response = text.text[start : text.offsets[text.in_region("response"), 1].max(initial=start)]
     found = steps(response, cut=finish == "length")
     verdict = None
-    if wish.text == "generated" and problem.final_answer:
-        verdict = grade(response, problem.answer, [wish.grader], cut=finish == "length")[0]
+    if request.text == "generated" and problem.final_answer:
+        verdict = grade(response, problem.answer, [request.grader], cut=finish == "length")[0]
     device = checkpoint.model.device
     inputs = {name: tensor.to(device) for name, tensor in tokens.inputs.items()}
-    with torch.inference_mode(), record(checkpoint.model, tokens, measures, way="blocked", seed=wish.seed) as heads:
+    with torch.inference_mode(), record(checkpoint.model, tokens, measures, backend="blocked", seed=request.seed) as heads:
         decoder_of(checkpoint.model)(**inputs, use_cache=False)
     values, counts = heads.totals.values()
     layers, n_heads = attention_layers(checkpoint.model.config), int(values.shape[2])

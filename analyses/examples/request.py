@@ -14,7 +14,7 @@ FEWEST = 3
 
 
 @dataclass(frozen=True)
-class Wish:
+class Request:
     """What is to be looked at, and how.
 
     Attributes:
@@ -31,7 +31,7 @@ class Wish:
         called: it was asked for in a call of `interp.show`: messages name that call's arguments, and not the command's options.
     """
 
-    text: Literal["generated", "gold"] = "generated"
+    text: Literal["generated", "reference"] = "generated"
     heads: tuple[str, ...] = ("auto",)
     watch: tuple[str, ...] = ()
     by: str = "numeric_mass"
@@ -49,7 +49,7 @@ class Wish:
         Raises:
             InputError: a value out of range, or no head named.
         """
-        if self.text not in ("generated", "gold"):
+        if self.text not in ("generated", "reference"):
             raise InputError(f"text is {self.text!r}; generated and gold are allowed")
         if self.region not in REGIONS:
             raise InputError(f"region is {self.region!r}; allowed: {', '.join(REGIONS)}")

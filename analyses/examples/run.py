@@ -12,7 +12,7 @@ from analyses.examples.options import ExamplesConfig
 from interp.tables.errors import InputError
 
 if TYPE_CHECKING:
-    from analyses.examples.request import Wish
+    from analyses.examples.request import Request
     from analyses.models.named import Named
     from distill.problems.sets import Problem
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def look_at(config: ExamplesConfig, command: str) -> int:
     """One problem: tables, text, figures, page."""
     from analyses.examples.folder import check_folder
-    from analyses.examples.request import Wish
+    from analyses.examples.request import Request
     from analyses.models.named import all_named
 
     models = all_named(config.model, config.base)
@@ -34,7 +34,7 @@ def look_at(config: ExamplesConfig, command: str) -> int:
         raise InputError(f"two models are called {repeated!r}; measure one by python -m analyses.heads --name OTHER, and name its run")
     out = config.folder()
     check_folder(out)
-    wish = Wish(
+    request = Request(
         text=config.text or "generated",
         heads=config.heads,
         watch=config.watch,
@@ -43,10 +43,10 @@ def look_at(config: ExamplesConfig, command: str) -> int:
         grader=config.grader,
         chat=config.chat,
         max_new_tokens=config.max_new_tokens or 256,
-        others=config.others if config.others is not None else 12 if config.text == "gold" else 0,
+        others=config.others if config.others is not None else 12 if config.text == "reference" else 0,
         seed=config.seed,
     )
-    _look(config, wish, models, problem, pool, {"command": command, "problem": about}, out)
+    _look(config, request, models, problem, pool, {"command": command, "problem": about}, out)
     from analyses.examples.heads import parse_heads
     from analyses.examples.text import describe
     from figures.example.draw import draw_example, write_page
@@ -66,13 +66,19 @@ def look_at(config: ExamplesConfig, command: str) -> int:
 
 
 def _look(
-    config: ExamplesConfig, wish: Wish, models: Sequence[Named], problem: Problem, pool: Sequence[Problem], about: dict[str, Any], out: Path
+    config: ExamplesConfig,
+    request: Request,
+    models: Sequence[Named],
+    problem: Problem,
+    pool: Sequence[Problem],
+    about: dict[str, Any],
+    out: Path,
 ) -> None:
     from analyses.examples.look import look
     from analyses.models.opening import Opening, OpenModels
 
     say(f"opening {', '.join(str(m.source) for m in models)}")
-    look(models, OpenModels(models, Opening(config.device, config.dtype, config.trust_remote_code)), problem, wish, out, about, pool)
+    look(models, OpenModels(models, Opening(config.device, config.dtype, config.trust_remote_code)), problem, request, out, about, pool)
 
 
 def settled(config: ExamplesConfig, models: Sequence[Named]) -> ExamplesConfig:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.command import say
-from analyses.examples.request import FEWEST, Wish
+from analyses.examples.request import FEWEST, Request
 from analyses.models.measuring import same_weights
 from analyses.models.named import Named
 from distill.problems.sets import Problem
@@ -32,7 +32,7 @@ def compared_values(
     model: Named,
     checkpoint: Checkpoint,
     tokens: Tokens,
-    wish: Wish,
+    request: Request,
     measures: list[str],
     out: Path,
     pool: Sequence[Problem],
@@ -43,42 +43,42 @@ def compared_values(
     They are of the run that was named, of the model's usual run folder, or of a small run that is made here; always of the same kind of
     text, since a head looks otherwise at a reference solution than at an answer.
     """
-    usual = Path("runs") / (model.name if wish.text == "gold" else f"{model.name}-generated")
+    usual = Path("runs") / (model.name if request.text == "reference" else f"{model.name}-generated")
     known = checkpoint.identity.get("weights_sha256") or checkpoint.identity.get("revision")
     tried = dict.fromkeys(folder for folder in (model.folder, usual if known else None) if folder is not None)
     notes: list[str] = []
     for folder in [f for f in tried if (f / "run.json").is_file()]:
         try:
-            reason = _unlike(folder, checkpoint, wish, measures)
+            reason = _unlike(folder, checkpoint, request, measures)
             found = None if reason else _others(folder, tokens, measures)
         except InputError as error:
             if folder == model.folder:
                 raise
             reason, found = str(error), None
         if found is not None and len(found) >= FEWEST:
-            return found, {"source": str(folder), "text": wish.text, "n_examples": len(found)}, notes
+            return found, {"source": str(folder), "text": request.text, "n_examples": len(found)}, notes
         reason = reason or f"it has {0 if found is None else len(found)} other problems, {FEWEST} are needed"
         notes.append(f"{model.name} is not compared with {folder}: {reason}")
-    others = [p for p in pool if p.question != problem.question][: wish.others]
+    others = [p for p in pool if p.question != problem.question][: request.others]
     if len(others) < FEWEST:
         return None, None, notes
-    found = _others(_small_run(model, checkpoint, wish, others, out), tokens, measures)
-    return found, {"source": "measured for it", "text": wish.text, "n_examples": len(found)}, notes
+    found = _others(_small_run(model, checkpoint, request, others, out), tokens, measures)
+    return found, {"source": "measured for it", "text": request.text, "n_examples": len(found)}, notes
 
 
-def _unlike(folder: Path, checkpoint: Checkpoint, wish: Wish, measures: list[str]) -> str | None:
+def _unlike(folder: Path, checkpoint: Checkpoint, request: Request, measures: list[str]) -> str | None:
     """Why a run does not fit; None where it does."""
     run = read_run_json(folder)
-    chat = wish.chat and getattr(checkpoint.tokenizer, "chat_template", None) is not None
+    chat = request.chat and getattr(checkpoint.tokenizer, "chat_template", None) is not None
     if not same_weights(run["model"], checkpoint.identity):
         return "it is of other weights"
-    if run["text"] != wish.text or run["chat"] != chat:
+    if run["text"] != request.text or run["chat"] != chat:
         template = "" if run["chat"] == chat else " through another template"
-        return f"it read {run['text']} text{template} ({wish.spelt('text', run['text'])} fits it)"
+        return f"it read {run['text']} text{template} ({request.spelt('text', run['text'])} fits it)"
     cut = (run.get("generated") or {}).get("max_new_tokens")
-    if wish.text == "generated" and cut != wish.max_new_tokens:
-        return f"its answers were cut at {cut} tokens, this one at {wish.max_new_tokens} ({wish.spelt('max_new_tokens')})"
-    here = {"dtype": _dtype(checkpoint), "seed": wish.seed}
+    if request.text == "generated" and cut != request.max_new_tokens:
+        return f"its answers were cut at {cut} tokens, this one at {request.max_new_tokens} ({request.spelt('max_new_tokens')})"
+    here = {"dtype": _dtype(checkpoint), "seed": request.seed}
     differ = [f"{key} {run.get(key)}, here {value}" for key, value in here.items() if run.get(key) != value]
     if differ:
         return f"it has {' and '.join(differ)}"
@@ -103,7 +103,7 @@ def _others(folder: Path, tokens: Tokens, measures: list[str]) -> np.ndarray:
     return values.values[kept][:, :, :, columns]
 
 
-def _small_run(model: Named, checkpoint: Checkpoint, wish: Wish, others: Sequence[Problem], out: Path) -> Path:
+def _small_run(model: Named, checkpoint: Checkpoint, request: Request, others: Sequence[Problem], out: Path) -> Path:
     """A head run of a few problems, kept in the folder for the next look."""
     from analyses.heads.options import HeadsConfig
     from analyses.models.measuring import measured, written
@@ -113,13 +113,13 @@ def _small_run(model: Named, checkpoint: Checkpoint, wish: Wish, others: Sequenc
     wanted = HeadsConfig(
         model=str(model.source),
         problems=str(file),
-        text=wish.text,
-        max_new_tokens=wish.max_new_tokens,
+        text=request.text,
+        max_new_tokens=request.max_new_tokens,
         out=out / "heads" / model.name,
         base=model.base,
         dtype=_dtype(checkpoint),
-        chat=wish.chat,
-        seed=wish.seed,
+        chat=request.chat,
+        seed=request.seed,
         name=model.name,
         figures=False,
     )

@@ -84,7 +84,7 @@ def _quoted(text: str) -> str:
 
 def _answer(example: Example, model: dict[str, Any], width: int) -> list[str]:
     reference = (example.run["problem"]["answer"] or "").rpartition("####")[2].strip()
-    if example.run["text"] == "gold":
+    if example.run["text"] == "reference":
         verdict = "reads the reference solution"
     elif model["grade"] is None:
         verdict = "its answer (no reference to grade it by)"

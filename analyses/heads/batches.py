@@ -64,7 +64,7 @@ def record_batches(
     batches: list[list[int]],
     todo: list[int],
     measures: dict[str, Measure],
-    way: str,
+    backend: str,
     folder: RunFolder,
     *,
     show: bool,
@@ -75,12 +75,12 @@ def record_batches(
     total = sum(len(texts.texts[i]) for number in todo for i in batches[number])
     with tqdm(total=total, unit="tok", unit_scale=True, disable=not show, desc="recording", dynamic_ncols=True) as bar:
         for number in todo:
-            folder.write_part(number, record_batch(config, checkpoint, texts, batches[number], measures, way))
+            folder.write_part(number, record_batch(config, checkpoint, texts, batches[number], measures, backend))
             bar.update(sum(len(texts.texts[i]) for i in batches[number]))
 
 
 def record_batch(
-    config: HeadsConfig, checkpoint: Checkpoint, texts: Tokens, batch: list[int], measures: dict[str, Measure], way: str
+    config: HeadsConfig, checkpoint: Checkpoint, texts: Tokens, batch: list[int], measures: dict[str, Measure], backend: str
 ) -> Part:
     """One batch: the model's answers where asked for, then one recorded forward."""
     import torch
@@ -88,18 +88,18 @@ def record_batch(
     from analyses.heads.folder import Part
     from interp.recording.recorder import record
 
-    tokens, n_cut = texts.select(batch), 0
+    tokens, n_truncated = texts.select(batch), 0
     if config.text == "generated":
-        tokens, n_cut = write_answers(checkpoint, texts.select(batch, "left"), config.max_new_tokens)
+        tokens, n_truncated = write_answers(checkpoint, texts.select(batch, "left"), config.max_new_tokens)
     device = checkpoint.model.device
     inputs = {name: tensor.to(device) for name, tensor in tokens.inputs.items()}
     # the decoder alone: logits of every token are not needed
     decoder = decoder_of(checkpoint.model)
-    with torch.inference_mode(), record(checkpoint.model, tokens, measures, way=way, seed=config.seed) as heads:
+    with torch.inference_mode(), record(checkpoint.model, tokens, measures, backend=backend, seed=config.seed) as heads:
         decoder(**inputs, use_cache=False)
     values, counts = heads.totals.values()
-    blocked = tuple(layer for layer, taken in sorted(heads.ways.items()) if taken != heads.way)
-    return Part(list(heads.totals.examples), values, counts, tokens.to_frame(), n_cut, blocked)
+    blocked = tuple(layer for layer, taken in sorted(heads.backends.items()) if taken != heads.backend)
+    return Part(list(heads.totals.examples), values, counts, tokens.to_frame(), n_truncated, blocked)
 
 
 def decoder_of(model: Any) -> Any:

@@ -46,14 +46,14 @@ class Part:
         counts: queries behind each value, same shape.
         inputs: rows of the `inputs` table.
         n_cut: generated texts that ran into the cut.
-        blocked: layers that the blocked way took because the run's own way cannot express them.
+        blocked: layers that the blocked backend took because the run's own backend cannot express them.
     """
 
     examples: list[int]
     values: np.ndarray
     counts: np.ndarray
     inputs: pd.DataFrame
-    n_cut: int = 0
+    n_truncated: int = 0
     blocked: tuple[int, ...] = ()
 
 
@@ -163,7 +163,7 @@ class RunFolder:
             "examples": np.asarray(part.examples, np.int64),
             "values": np.ascontiguousarray(part.values, np.float64),
             "counts": np.ascontiguousarray(part.counts, np.int32),
-            "n_cut": np.asarray([part.n_cut], np.int64),
+            "n_truncated": np.asarray([part.n_truncated], np.int64),
             "blocked": np.asarray(part.blocked, np.int64),
         }
         try:
@@ -193,7 +193,7 @@ class RunFolder:
         try:
             found = load_file(values)
             rows, blocked = read(inputs, INPUTS), tuple(found["blocked"].tolist())
-            return Part(found["examples"].tolist(), found["values"], found["counts"], rows, int(found["n_cut"][0]), blocked)
+            return Part(found["examples"].tolist(), found["values"], found["counts"], rows, int(found["n_truncated"][0]), blocked)
         except (SafetensorError, InputError, OSError, KeyError) as error:
             raise OptionError(f"part {number} of {self.partial} is damaged ({error})") from error
 
@@ -218,7 +218,7 @@ class RunFolder:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON by way of a temporary file."""
+    """Write JSON by backend of a temporary file."""
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)

@@ -45,8 +45,8 @@ class HeadsConfig:
         dtype: auto is the checkpoint's own, but float32 on a CPU.
         batch_tokens: padded tokens of a batch, at most (one text may be longer).
         measures: names; all where none is given. An unknown name lists the known.
-        way: how statistics are taken: auto, blocked (exact pass over blocks), flash (log-sum-exp of a fused kernel), or triton (one
-            GPU kernel; its arithmetic is tested, but it has not been run on a GPU yet). The blocked way takes layers that the others
+        backend: how statistics are taken: auto, blocked (exact pass over blocks), flash (log-sum-exp of a fused kernel), or triton (one
+            GPU kernel; its arithmetic is tested, but it has not been run on a GPU yet). The blocked backend takes layers that the others
             cannot express; run.json then says which.
         chat: use the chat template where the tokenizer has one.
         max_new_tokens: cut of generated answers, in tokens.
@@ -63,7 +63,7 @@ class HeadsConfig:
     problems: str = "shipped"
     split: str = "test"
     limit: int | None = None
-    text: Literal["gold", "generated"] = "gold"
+    text: Literal["reference", "generated"] = "reference"
     out: Path | None = None
     base: str | None = None
     revision: str | None = None
@@ -71,7 +71,7 @@ class HeadsConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     batch_tokens: int = 2048
     measures: tuple[str, ...] = ()
-    way: Literal["auto", "blocked", "flash", "triton"] = "auto"
+    backend: Literal["auto", "blocked", "flash", "triton"] = "auto"
     chat: bool = True
     max_new_tokens: int = 256
     seed: int = 0
@@ -103,4 +103,4 @@ class HeadsConfig:
         if self.out is not None:
             return self.out if self.out.name not in ("", "..") and not self.out.is_symlink() else self.out.resolve()
         short = re.sub(r"[^\w.\-]+", "-", self.name or Path(self.model).name.removesuffix(".gguf")) or "model"
-        return Path("runs") / (short if self.text == "gold" else f"{short}-generated")
+        return Path("runs") / (short if self.text == "reference" else f"{short}-generated")

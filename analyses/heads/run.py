@@ -60,7 +60,7 @@ def run(config: HeadsConfig, command: str, opened: Callable[[], Checkpoint] | No
                 trust_remote_code=config.trust_remote_code,
             )
         open_at = time.perf_counter()
-        way = choose(config, checkpoint, measures)
+        backend = choose(config, checkpoint, measures)
         chat = config.chat and getattr(checkpoint.tokenizer, "chat_template", None) is not None
         texts, batches = plan(config, checkpoint, problems, chat)
         settings = {
@@ -71,7 +71,7 @@ def run(config: HeadsConfig, command: str, opened: Callable[[], Checkpoint] | No
             "chat": chat,
             "max_new_tokens": config.max_new_tokens if config.text == "generated" else None,
             "batch_tokens": config.batch_tokens,
-            "way": way,
+            "backend": backend,
             "seed": config.seed,
             "device": checkpoint.identity["device"].split(":")[0],
         }
@@ -84,7 +84,7 @@ def run(config: HeadsConfig, command: str, opened: Callable[[], Checkpoint] | No
                 first,
                 f"resuming: {len(batches) - len(todo)} of {len(batches)} batches are done" if state.num_processes == 1 else "resuming",
             )
-        record_batches(config, checkpoint, texts, batches, todo, measures, way, folder, show=first)
+        record_batches(config, checkpoint, texts, batches, todo, measures, backend, folder, show=first)
         state.wait_for_everyone()
     except BaseException:
         if first:
@@ -132,10 +132,10 @@ def say(show: bool, text: str) -> None:
 
 
 def choose(config: HeadsConfig, checkpoint: Checkpoint, measures: dict[str, Measure]) -> str:
-    """The way of recording: as asked, or by the recorder's rule."""
-    from interp.recording.backends import check_way, choose_way
+    """The backend of recording: as asked, or by the recorder's rule."""
+    from interp.recording.backends import check_backend, choose_backend
 
-    if config.way == "auto":
-        return choose_way(checkpoint.model, measures.values())
-    check_way(config.way, checkpoint.model, measures.values())
-    return config.way
+    if config.backend == "auto":
+        return choose_backend(checkpoint.model, measures.values())
+    check_backend(config.backend, checkpoint.model, measures.values())
+    return config.backend

@@ -33,7 +33,7 @@ def assemble(
 
     from interp.attention.seam import attention_layers
     from interp.recording.totals import heads_table
-    from interp.tables.heads import EXAMPLES, HEADS, INPUTS
+    from interp.tables.heads import EXAMPLE_VALUES, HEADS, INPUTS
     from interp.tables.schema import REGIONS, validate, write
     from interp.tables.versions import versions
 
@@ -42,7 +42,7 @@ def assemble(
     values = np.concatenate([part.values for part in parts])[order]
     counts = np.concatenate([part.counts for part in parts])[order]
     inputs = pd.concat([part.inputs for part in parts], ignore_index=True).sort_values(["example", "position"], kind="stable")
-    n_cut = sum(part.n_cut for part in parts)
+    n_truncated = sum(part.n_truncated for part in parts)
     blocked = [part.blocked for part in parts if part.blocked]
     del parts
     model = config.name or checkpoint.name
@@ -52,25 +52,25 @@ def assemble(
     write(heads, HEADS, folder.partial / "heads.parquet")
     write(inputs.reset_index(drop=True), INPUTS, folder.partial / "inputs.parquet")
     numbers = sorted(p.index for p in problems)
-    with pq.ParquetWriter(folder.partial / "examples.parquet", EXAMPLES.arrow, compression="zstd") as writer:
+    with pq.ParquetWriter(folder.partial / "examples.parquet", EXAMPLE_VALUES.arrow, compression="zstd") as writer:
         step = max(1, 2_000_000 // values[0].size)
         for at in range(0, len(numbers), step):
             axes = [numbers[at : at + step], layers, range(n_heads), names, REGIONS]
             index = pd.MultiIndex.from_product(axes, names=["example", "layer", "head", "measure", "region"])
             frame = index.to_frame(index=False).assign(model=model)
             frame["value"], frame["n_queries"] = values[at : at + step].ravel(), counts[at : at + step].ravel()
-            writer.write_table(validate(frame, EXAMPLES))
+            writer.write_table(validate(frame, EXAMPLE_VALUES))
     warnings = []
     unused = checkpoint.identity["unused_weights"]
     if unused:
         warnings.append(f"{len(unused)} weights of the checkpoint were not used, the first is {unused[0]}: does its config belong to it?")
-    if n_cut:
-        warnings.append(f"{n_cut} of {len(problems)} generated answers ran into the cut of {config.max_new_tokens} tokens")
+    if n_truncated:
+        warnings.append(f"{n_truncated} of {len(problems)} generated answers ran into the cut of {config.max_new_tokens} tokens")
     if blocked:
         which = ", ".join(map(str, sorted(set().union(*blocked))))
         warnings.append(
-            f"the {settings['way']} way cannot express layers {which} (in {len(blocked)} of {n_batches} batches): "
-            "the blocked way recorded them"
+            f"the {settings['backend']} backend cannot express layers {which} (in {len(blocked)} of {n_batches} batches): "
+            "the blocked backend recorded them"
         )
     if len(problems) < 20:
         warnings.append(f"only {len(problems)} examples: the bootstrap intervals are rough")
@@ -88,13 +88,13 @@ def assemble(
         "text": config.text,
         "chat": settings["chat"],
         "problems": {"source": config.problems, "split": config.split, "n": len(problems), "sha256": settings["problems"]},
-        "generated": {"max_new_tokens": config.max_new_tokens, "n_cut": n_cut, "decoding": "greedy"}
+        "generated": {"max_new_tokens": config.max_new_tokens, "n_truncated": n_truncated, "decoding": "greedy"}
         if config.text == "generated"
         else None,
         "batch_tokens": config.batch_tokens,
         "n_tokens": len(inputs),
         "n_layers": len(layers),
         "n_heads": n_heads,
-        "measures": [{**dataclasses.asdict(m.info), "way": settings["way"]} for m in measures.values()],
+        "measures": [{**dataclasses.asdict(m.info), "backend": settings["backend"]} for m in measures.values()],
         "warnings": warnings,
     }

@@ -47,7 +47,7 @@ def compare(config: ShiftsConfig, command: str) -> int:
     tables = head_tables(runs, bases, models, config.seed)
     tables |= adapter_tables(models, opened)
     tables |= map_tables(config, models, runs, bases, opened)
-    infos = [{k: v for k, v in info.items() if k != "way"} for info in read_run_json(folder_of(models[0]))["measures"]]
+    infos = [{k: v for k, v in info.items() if k != "backend"} for info in read_run_json(folder_of(models[0]))["measures"]]
     about = {
         "kind": "shifts",
         "command": command,

@@ -19,7 +19,7 @@ from interp.inference import benjamini_hochberg, bootstrap_interval, crossed_tes
 from interp.tables.errors import InputError
 from interp.tables.heads import HeadValues, Run
 from interp.tables.schema import REGIONS
-from interp.tables.shifts import FEWEST_STUDENTS, KEY
+from interp.tables.shifts import FEWEST_STUDENTS, HEAD_KEY
 
 RESOLUTION = 1e-6
 """A difference on one text of less than this times max(1, |a|, |b|) is none: two runs in float32 tell no finer apart."""
@@ -316,7 +316,7 @@ def top_heads(shifts: pd.DataFrame, count: int = 10, region: str = "response") -
 
 def _heads_index(values: HeadValues) -> pd.DataFrame:
     axes = [values.layers, range(values.n_heads), values.measures, REGIONS]
-    return pd.MultiIndex.from_product(axes, names=list(KEY)).to_frame(index=False)
+    return pd.MultiIndex.from_product(axes, names=list(HEAD_KEY)).to_frame(index=False)
 
 
 def _q_over_heads(p: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -12,10 +12,10 @@ import pandas as pd
 from interp.tables.errors import OptionError
 from interp.tables.files import write_text
 from interp.tables.schema import write
-from interp.tables.shifts import TABLES
+from interp.tables.shifts import SHIFT_TABLES
 
 OTHERS = ("lora", "lora_spectrum", "models", "training", "matches", "layer_matches", "words", "curves", "heads", "variance")
-"""Tables beside those of `interp.tables.shifts.TABLES`."""
+"""Tables beside those of `interp.tables.shifts.SHIFT_TABLES`."""
 
 
 class ComparisonFolder:
@@ -54,10 +54,10 @@ class ComparisonFolder:
             old.unlink(missing_ok=True)  # of the comparison that is replaced: none of it may stand among the new
         shutil.rmtree(self.out / "figures", ignore_errors=True)
         for name, table in tables.items():
-            assert name in (*TABLES, *OTHERS)
+            assert name in (*SHIFT_TABLES, *OTHERS)
             draft = self.out / f".{name}.draft"
-            if name in TABLES:
-                write(table, TABLES[name], draft)
+            if name in SHIFT_TABLES:
+                write(table, SHIFT_TABLES[name], draft)
                 draft.replace(self.out / f"{name}.parquet")
             elif len(table) > 1000:
                 table.to_parquet(draft, index=False)
@@ -68,7 +68,7 @@ class ComparisonFolder:
 
     def _tables(self) -> list[Path]:
         """Every file that a comparison's table may have."""
-        return [self.out / f"{name}{ending}" for name in (*TABLES, *OTHERS) for ending in (".parquet", ".csv")]
+        return [self.out / f"{name}{ending}" for name in (*SHIFT_TABLES, *OTHERS) for ending in (".parquet", ".csv")]
 
     def draw(self, region: str) -> None:
         """Draw figures and page from the tables."""

@@ -19,14 +19,14 @@ def match(config: ShiftsConfig, command: str, models: Sequence[Named], folder: C
     import pandas as pd
 
     from analyses.shifts.profiles import match_heads, match_layers, profiles, same_words
-    from interp.tables.heads import EXAMPLES, INPUTS
+    from interp.tables.heads import EXAMPLE_VALUES, INPUTS
     from interp.tables.schema import read
 
     one, other = models
     print(f"matching the heads of {one.name} and {other.name}", file=sys.stderr)
     words = same_words(read(folder_of(one) / "inputs.parquet", INPUTS), read(folder_of(other) / "inputs.parquet", INPUTS))
     common = [int(example) for example in words["example"]]
-    both = [profiles(read(folder_of(m) / "examples.parquet", EXAMPLES), examples_in_common=common) for m in models]
+    both = [profiles(read(folder_of(m) / "examples.parquet", EXAMPLE_VALUES), examples_in_common=common) for m in models]
     matches = match_heads(*both, seed=config.seed)
     about = {
         "kind": "match",

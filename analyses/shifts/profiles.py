@@ -21,7 +21,7 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
 from interp.tables.errors import InputError
-from interp.tables.heads import EXAMPLES, INPUTS
+from interp.tables.heads import EXAMPLE_VALUES, INPUTS
 from interp.tables.schema import TOKEN_REGIONS
 
 PROFILE_MEASURES = (
@@ -212,7 +212,7 @@ def profiles(
         InputError: a column, example, measure or region that is missing, several models, a repeated row, fewer than two heads, or no
             feature that is left.
     """
-    _check_columns(examples, ("model", "example", "layer", "head", "measure", "region", "value"), EXAMPLES.name)
+    _check_columns(examples, ("model", "example", "layer", "head", "measure", "region", "value"), EXAMPLE_VALUES.name)
     models = [str(name) for name in examples["model"].unique()]
     if len(models) != 1:
         raise InputError(f"the table holds models {', '.join(models) or '(none)'}; give the rows of one")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from analyses.shifts.options import ShiftsConfig
 
 
-MEASURES = ("entropy_nats", "bos_mass", "mean_distance", "numeric_mass", "operator_mass")
+FOLLOWED_MEASURES = ("entropy_nats", "bos_mass", "mean_distance", "numeric_mass", "operator_mass")
 """Measured at checkpoints where none are named: those that a study records."""
 
 
@@ -62,7 +62,7 @@ def of_student(place: Path, config: ShiftsConfig) -> Followed:
         heads = record_checkpoints(
             checkpoint_folders(place),
             _problems(config),
-            config.measures or MEASURES,
+            config.measures or FOLLOWED_MEASURES,
             base=config.base,
             device=config.device,
             dtype=config.dtype,
@@ -143,7 +143,7 @@ def compare_trajectories(config: ShiftsConfig, command: str) -> int:
         "kind": "trajectory",
         "command": command,
         "region": config.region,
-        "text": "gold",
+        "text": "reference",
         "n_examples": int(tables["trajectory"]["n_examples"].max()),
         "measures": [asdict(known[name].info) for name in measured if name in known],
         "models": [{"name": student.name, "source": str(student.place)} for student in followed],

@@ -14,14 +14,14 @@ from distill.objectives.chunked import distillation_loss
 from distill.records.signals import Dense, Hidden, Signal, TopK
 from distill.sources.texts import Text
 from distill.training.batches import collate
-from interp.checkpoints.unembedding import Head, hidden_states, output_head
+from interp.checkpoints.unembedding import OutputHead, hidden_states, output_head
 from interp.tables.errors import StudyError
 
 # --- likelihood and divergence --------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def score_texts(model: Any, texts: Sequence[Text], pad_id: int, *, batch_size: int, teacher_head: Head | None = None) -> pd.DataFrame:
+def score_texts(model: Any, texts: Sequence[Text], pad_id: int, *, batch_size: int, teacher_head: OutputHead | None = None) -> pd.DataFrame:
     """How likely texts are to a student, and how far it is from the teacher that wrote them.
 
     Args:
@@ -69,7 +69,7 @@ def score_texts(model: Any, texts: Sequence[Text], pad_id: int, *, batch_size: i
     return pd.DataFrame(rows)
 
 
-def _signal(text: Text, teacher_head: Head | None, device: torch.device) -> Signal | None:
+def _signal(text: Text, teacher_head: OutputHead | None, device: torch.device) -> Signal | None:
     signals = text.record.signals if text.record is not None else {}
     rows = {name: signals[name][: len(text.targets)].to(device) for name in signals}
     if "topk_ids" in rows:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distill.objectives.divergences import LOSSES
 from distill.records.signals import Hidden, Signal, TopK, missing_mass
-from interp.checkpoints.unembedding import Head
+from interp.checkpoints.unembedding import OutputHead
 from interp.tables.errors import InputError, NonFiniteError
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ def check_numbers(
 
 
 def check_shapes(
-    hidden: Tensor, head: Head, targets: Tensor, teacher: Signal | None, weights: Tensor | None, vocabulary: int | None
+    hidden: Tensor, head: OutputHead, targets: Tensor, teacher: Signal | None, weights: Tensor | None, vocabulary: int | None
 ) -> int:
     """The number of shared ids."""
     n_tokens, size = len(hidden), len(head.weight)
@@ -78,7 +78,7 @@ def _expect(name: str, tensor: Tensor, *shape: int) -> None:
         raise InputError(f"{name}: shape {list(tensor.shape)}; needed: {list(shape)} (tokens first, as many as hidden has)")
 
 
-def check_values(hidden: Tensor, head: Head, targets: Tensor, teacher: Signal | None, vocabulary: int, token: Tensor) -> None:
+def check_values(hidden: Tensor, head: OutputHead, targets: Tensor, teacher: Signal | None, vocabulary: int, token: Tensor) -> None:
     refuse_tokens(
         ~hidden.isfinite().all(-1), token, "hidden", "is not finite; look for the first layer that gives NaN or infinity", NonFiniteError
     )

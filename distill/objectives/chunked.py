@@ -29,7 +29,7 @@ from torch import Tensor
 from distill.objectives.checks import check_numbers, check_shapes, check_values, refuse_temperature, refuse_tokens
 from distill.objectives.divergences import LOSSES, slope_of, through_softmax
 from distill.records.signals import Dense, Hidden, Signal, TopK, with_bucket
-from interp.checkpoints.unembedding import Head, finish_logits, head_product, statistics_dtype
+from interp.checkpoints.unembedding import OutputHead, finish_logits, head_product, statistics_dtype
 from interp.tables.errors import InputError
 
 CHUNK_BYTES = 128 << 20
@@ -62,7 +62,7 @@ class LossSums:
 
 def distillation_loss(
     hidden: Float[Tensor, "token hidden"],
-    head: Head,
+    head: OutputHead,
     targets: Int[Tensor, " token"],
     teacher: Signal | None,
     *,
@@ -151,7 +151,7 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        head: Head,
+        head: OutputHead,
         targets: Tensor,
         teacher: Signal | None,
         weights: Tensor,
@@ -222,7 +222,7 @@ class _Said:
 
     logits: Tensor
     ids: Tensor | None
-    head: Head | None
+    head: OutputHead | None
 
     def rows(self, index: slice) -> _Said:
         return _Said(self.logits[index], None if self.ids is None else self.ids[index], self.head)
@@ -238,7 +238,7 @@ def _said(teacher: Signal, objective: _Objective, dtype: torch.dtype) -> _Said:
 
 
 def _block(
-    logits: Tensor, head: Head, targets: Tensor, said: _Said | None, weights: Tensor, objective: _Objective, wants_grad: bool
+    logits: Tensor, head: OutputHead, targets: Tensor, said: _Said | None, weights: Tensor, objective: _Objective, wants_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Cross-entropy and divergence a token, and the total's gradient with respect to the head's product, [token, vocab]."""
     log_q = torch.log_softmax(logits, -1)
@@ -288,7 +288,7 @@ def _add_divergence(logits: Tensor, said: _Said, weights: Tensor, objective: _Ob
     return divergence
 
 
-def _cast(head: Head, hidden: Tensor) -> Head:
+def _cast(head: OutputHead, hidden: Tensor) -> OutputHead:
     """The head in the dtype that the student's products run in."""
     device = hidden.device.type
     dtype = hidden.dtype

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.checkpoints.unembedding import Head
+from interp.checkpoints.unembedding import OutputHead
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Hidden:
     """
 
     states: Float[Tensor, "token hidden_teacher"]
-    head: Head
+    head: OutputHead
 
     def rows(self, index: slice | Tensor) -> Hidden:
         """The same for some tokens."""

@@ -39,7 +39,7 @@ from distill.records.shards import (
     write_named,
 )
 from distill.settings import differences
-from interp.checkpoints.unembedding import Head
+from interp.checkpoints.unembedding import OutputHead
 from interp.tables.errors import DamagedError, StudyError
 
 
@@ -80,7 +80,7 @@ class RecordStore:
             found.append(group)
         return found
 
-    def write_head(self, head: Head, owner: Mapping[str, Any]) -> None:
+    def write_head(self, head: OutputHead, owner: Mapping[str, Any]) -> None:
         """Keeps the output head that turns a teacher's hidden states into logits; once for each teacher.
 
         Args:
@@ -99,7 +99,7 @@ class RecordStore:
             remove_drafts(stem.parent, stem.name)
             write_named(stem, ".safetensors", lambda draft: save_file(tensors, draft, metadata=about))
 
-    def read_head(self, owner: Mapping[str, Any]) -> Head:
+    def read_head(self, owner: Mapping[str, Any]) -> OutputHead:
         """The output head of a teacher.
 
         Raises:
@@ -114,7 +114,7 @@ class RecordStore:
         with safe_open(place, "pt") as file:
             about = json.loads(file.metadata()["head"])
             bias = file.get_tensor("bias") if "bias" in set(file.keys()) else None
-            return Head(file.get_tensor("weight"), bias, about["scale"], about["softcap"])
+            return OutputHead(file.get_tensor("weight"), bias, about["scale"], about["softcap"])
 
     def _heads(self, owner: Mapping[str, Any]) -> list[Path]:
         stem = self._head_stem(owner)

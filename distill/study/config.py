@@ -22,7 +22,7 @@ from distill.settings import nearest_hint, require, require_seed
 from distill.strategies import NAME, RESERVED
 from distill.students.options import StudentConfig
 from distill.teachers.options import TeacherConfig
-from distill.training.options import PRESETS, HeadsConfig, TrainConfig
+from distill.training.options import PRESETS, TrainConfig, TrajectoryConfig
 from interp.tables.errors import StudyError
 
 
@@ -104,7 +104,7 @@ class Study:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    heads: TrajectoryConfig = field(default_factory=TrajectoryConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:

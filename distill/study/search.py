@@ -22,7 +22,7 @@ from distill.settings import as_tables, differences
 from distill.study.config import SearchConfig
 from distill.study.folder import StudyFolder
 from distill.study.run import StudyRun
-from distill.training.options import HeadsConfig
+from distill.training.options import TrajectoryConfig
 from interp.tables.errors import StudyError
 from interp.tables.files import write_text
 
@@ -158,7 +158,7 @@ def search_study(run: StudyRun) -> None:
             objective=replace(config.objective, temperature=settings["temperature"], alpha=settings["alpha"]),
             train=replace(config.train, learning_rate=settings["learning_rate"]),
             student=replace(config.student, rank=int(settings["rank"])),
-            heads=HeadsConfig(records=0),
+            heads=TrajectoryConfig(records=0),
         )
         trial = StudyRun(StudyFolder(changed), show_progress=False)
         trial.study.store = study.store

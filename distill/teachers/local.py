@@ -14,7 +14,7 @@ from distill.records.record import Record, record_key
 from distill.strategies import Strategy
 from distill.teachers.options import TeacherConfig
 from distill.teachers.teacher import tokenizer_digest, uses_chat
-from interp.checkpoints.unembedding import Head
+from interp.checkpoints.unembedding import OutputHead
 from interp.tables.errors import StudyError
 
 
@@ -108,7 +108,7 @@ class TransformersTeacher:
             records.append(Record(p.index, p.question, p.answer, tuple(ids), (), "", "eos", signals))
         return records
 
-    def _signals(self, states: Tensor, head: Head) -> dict[str, Tensor]:
+    def _signals(self, states: Tensor, head: OutputHead) -> dict[str, Tensor]:
         if self.config.signal == "text":
             return {}
         if self.config.signal == "hidden":
@@ -120,16 +120,16 @@ class TransformersTeacher:
         return {"topk_ids": top.indices.int().cpu(), "topk_log_probs": top.values.cpu()}
 
     @property
-    def _head(self) -> Head:
+    def _head(self) -> OutputHead:
         from interp.checkpoints.unembedding import output_head
 
         return output_head(self.model)
 
-    def head(self) -> Head | None:
+    def head(self) -> OutputHead | None:
         """The output head, where hidden states are stored."""
         return self._head if self.config.signal == "hidden" else None
 
-    def model_and_head(self) -> tuple[Any, Head]:
+    def model_and_head(self) -> tuple[Any, OutputHead]:
         """The model, and its output head."""
         return self.model, self._head
 

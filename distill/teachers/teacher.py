@@ -16,7 +16,7 @@ from distill.problems.sets import Problem
 from distill.records.record import Record, record_key
 from distill.strategies import Strategy
 from distill.teachers.options import TeacherConfig
-from interp.checkpoints.unembedding import Head
+from interp.checkpoints.unembedding import OutputHead
 from interp.tables.errors import StudyError
 
 
@@ -43,11 +43,11 @@ class Teacher(Protocol):
         """For the published objective: signals at every token of prompt and question, and no answer."""
         ...
 
-    def head(self) -> Head | None:
+    def head(self) -> OutputHead | None:
         """What turns stored hidden states into logits; None where none are given."""
         ...
 
-    def model_and_head(self) -> tuple[Any, Head]:
+    def model_and_head(self) -> tuple[Any, OutputHead]:
         """For a live teacher: the model itself."""
         ...
 
@@ -67,10 +67,10 @@ class TextTeacher:
             f'a teacher of kind {self.identity["kind"]} cannot score prompts; objective published needs teacher.kind = "transformers"'
         )
 
-    def head(self) -> Head | None:
+    def head(self) -> OutputHead | None:
         return None
 
-    def model_and_head(self) -> tuple[Any, Head]:
+    def model_and_head(self) -> tuple[Any, OutputHead]:
         raise StudyError(
             f'a teacher of kind {self.identity["kind"]} cannot be live; objective.teacher = "live" needs teacher.kind = "transformers"'
         )

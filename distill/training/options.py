@@ -81,7 +81,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class HeadsConfig:
+class TrajectoryConfig:
     """What is recorded of a student's attention heads while it learns. It shapes no student: a finished one is kept when it changes.
 
     Attributes:

@@ -29,7 +29,7 @@ from distill.training.batches import collate
 from distill.training.options import TrainConfig
 from distill.training.trainer import WHOLE, Bar, DistillTrainer, TextStream, WholeCheckpoints
 from distill.training.trajectory import HeadTrajectory
-from interp.checkpoints.unembedding import Head, output_head
+from interp.checkpoints.unembedding import OutputHead, output_head
 from interp.tables.errors import NonFiniteError, StudyError
 from interp.tables.files import write_text
 
@@ -50,7 +50,7 @@ def train_student(
     config: TrainConfig,
     seed: int,
     card: Mapping[str, Any],
-    teacher_head: Head | None = None,
+    teacher_head: OutputHead | None = None,
     teacher: Any | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     trajectory: HeadTrajectory | None = None,
@@ -183,5 +183,5 @@ def _stored(texts: Texts) -> tuple[str, ...]:
     return names
 
 
-def _moved(head: Head, device: torch.device) -> Head:
+def _moved(head: OutputHead, device: torch.device) -> OutputHead:
     return replace(head, weight=head.weight.to(device), bias=None if head.bias is None else head.bias.to(device))

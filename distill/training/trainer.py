@@ -19,7 +19,7 @@ from distill.objectives.options import ObjectiveConfig
 from distill.records.signals import Dense, Hidden, Signal, TopK
 from distill.sources.texts import Text, Texts
 from distill.training.batches import BLANK
-from interp.checkpoints.unembedding import Head, hidden_states, instead_of_head
+from interp.checkpoints.unembedding import OutputHead, hidden_states, instead_of_head
 
 WHOLE = "whole"
 """Name of the empty file that is written last into a checkpoint."""
@@ -67,7 +67,7 @@ class DistillTrainer(Trainer):
     """
 
     def __init__(
-        self, *, objective: ObjectiveConfig, student_head: Head, teacher_head: Head | None, teacher: Any | None, **keywords: Any
+        self, *, objective: ObjectiveConfig, student_head: OutputHead, teacher_head: OutputHead | None, teacher: Any | None, **keywords: Any
     ) -> None:
         super().__init__(**keywords)
         self.objective, self.student_head, self.teacher_head, self.teacher = objective, student_head, teacher_head, teacher

@@ -161,7 +161,7 @@ def accuracy_against_shift(
 
     Args:
         models: model, condition, accuracy, accuracy_low, accuracy_high, n_problems, shift (mean of |d_z| over heads and measures).
-        accuracy: rows of `interp.tables.shifts.ACCURACY`; without a p value in the region there is no second panel. May be None.
+        accuracy: rows of `interp.tables.shifts.ACCURACY_SLOPES`; without a p value in the region there is no second panel. May be None.
         infos: name to description of the measures, in the order of drawing.
         subtitle: what was run.
         region: where the queries of the second panel stand.
@@ -223,7 +223,7 @@ def accuracy_against_shift(
     return figure
 
 
-def _name_points(axes: Axes, graded: pd.DataFrame, names: list[str], look: Mapping[str, named_lines.Look]) -> None:
+def _name_points(axes: Axes, graded: pd.DataFrame, names: list[str], look: Mapping[str, named_lines.LineStyle]) -> None:
     """Names in a column right of the axes, by height, with a thin line from each point."""
     width, height = style.axes_inches(axes)
     high, most = axes.get_ylim()[1], axes.get_xlim()[1]
@@ -283,7 +283,7 @@ def accuracy_heads(accuracy: pd.DataFrame, info: MeasureInfo, subtitle: str = ""
     With fewer students than a p value needs, no map is drawn, since rho of so few is large by chance: the figure says so.
 
     Args:
-        accuracy: rows of `interp.tables.shifts.ACCURACY`.
+        accuracy: rows of `interp.tables.shifts.ACCURACY_SLOPES`.
         info: the measure whose shift is meant.
         subtitle: what was run; n, test and correction are added.
         region: where the queries stand.

@@ -45,7 +45,7 @@ def divergence_map(divergences: pd.DataFrame, subtitle: str = "", region: str = 
     """How far every head's map is from the baseline's; one column wide for one model, else a panel a model on one scale.
 
     Args:
-        divergences: rows of `interp.tables.shifts.DIVERGENCES`.
+        divergences: rows of `interp.tables.shifts.MAP_DIVERGENCES`.
         subtitle: what was run; baseline, n and the colours' limits are added.
         region: where the queries stand.
         info: which divergence; its name is looked for in the column measure.
@@ -81,7 +81,7 @@ def divergence_curves(divergences: pd.DataFrame, subtitle: str = "", region: str
     (see `figures.run.layer_curves.layer_summary`).
 
     Args:
-        divergences: rows of `interp.tables.shifts.DIVERGENCES`.
+        divergences: rows of `interp.tables.shifts.MAP_DIVERGENCES`.
         subtitle: what was run; baseline and n are added.
         region: where the queries stand.
         info: which divergence.

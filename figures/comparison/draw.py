@@ -26,7 +26,7 @@ from figures.pictures import Picture, picture
 from interp.tables.errors import InputError
 from interp.tables.results import measure_infos
 from interp.tables.schema import REGIONS, MeasureInfo, read
-from interp.tables.shifts import TABLES
+from interp.tables.shifts import SHIFT_TABLES
 
 HEADLINE = ("entropy_nats", "numeric_mass", "previous_mass", "bos_mass", "induction_mass")
 """Measures that are drawn where none is asked for: how wide heads look, and the four places that most of them look at."""
@@ -160,9 +160,9 @@ def is_comparison(folder: Path) -> bool:
 
 
 def _tables(folder: Path) -> Tables:
-    tables = {file.stem: read(file, TABLES[file.stem]) for file in sorted(folder.glob("*.parquet")) if file.stem in TABLES}
+    tables = {file.stem: read(file, SHIFT_TABLES[file.stem]) for file in sorted(folder.glob("*.parquet")) if file.stem in SHIFT_TABLES}
     for file in sorted(folder.glob("*.parquet")):
-        if file.stem not in TABLES:
+        if file.stem not in SHIFT_TABLES:
             tables[file.stem] = pd.read_parquet(file)
     for file in sorted(folder.glob("*.csv")):
         tables[file.stem] = pd.read_csv(file)

@@ -52,7 +52,7 @@ def _common(by_student: pd.DataFrame) -> pd.DataFrame:
     return by_student.dropna()
 
 
-def _draw_students(axes: Axes, by_student: pd.DataFrame, one: named_lines.Look, marker: str = "") -> None:
+def _draw_students(axes: Axes, by_student: pd.DataFrame, one: named_lines.LineStyle, marker: str = "") -> None:
     """A thin line a student, [step, student], and a thick one for their mean where there are several."""
     many = by_student.shape[1] > 1
     for _, values in by_student.items():
@@ -167,7 +167,7 @@ def _graded(models: pd.DataFrame | None, conditions: list[str]) -> pd.DataFrame 
     return frame if len(frame) else None
 
 
-def _draw_accuracy(axes: Axes, graded: pd.DataFrame, look: dict[str, named_lines.Look]) -> None:
+def _draw_accuracy(axes: Axes, graded: pd.DataFrame, look: dict[str, named_lines.LineStyle]) -> None:
     """A row a condition: its name, and below it a point with its interval for each student."""
     across, down = style.axes_inches(axes)
     zoom = style.look().zoom

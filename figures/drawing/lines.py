@@ -33,7 +33,7 @@ def widest(names: Sequence[str]) -> float:
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyle:
     """How a line is drawn.
 
     Attributes:
@@ -45,11 +45,12 @@ class Look:
     dash: Any
 
 
-def looks(names: Sequence[str]) -> dict[str, Look]:
+def looks(names: Sequence[str]) -> dict[str, LineStyle]:
     """A look for each name, in order: each round through the colours has a dash of its own."""
     colours, dashes = style.look().series, style.SERIES_LINES
     return {
-        name: Look(colours[at % len(colours)], dashes[at // len(colours) % len(dashes)]) for at, name in enumerate(dict.fromkeys(names))
+        name: LineStyle(colours[at % len(colours)], dashes[at // len(colours) % len(dashes)])
+        for at, name in enumerate(dict.fromkeys(names))
     }
 
 
@@ -83,7 +84,7 @@ def room_beside(names: Sequence[str], height: float) -> float | None:
     return room if room <= NAMES_ROOM * style.look().zoom and len(names) * line_inches() <= height else None
 
 
-def name_ends(axes: Axes, lines: Mapping[str, tuple[Look, pd.Series]]) -> None:
+def name_ends(axes: Axes, lines: Mapping[str, tuple[LineStyle, pd.Series]]) -> None:
     """Write names right of axes, each as near to its line's last point as the others leave room.
 
     Args:
@@ -119,7 +120,7 @@ def _key_columns(names: Sequence[str]) -> tuple[int, float]:
     return max(1, min(len(names), int(width / pitch))), pitch
 
 
-def draw_key(figure: Figure, look: Mapping[str, Look], top: float) -> None:
+def draw_key(figure: Figure, look: Mapping[str, LineStyle], top: float) -> None:
     """A key of names and lines, its upper edge `top` inches below the figure's."""
     width, height = figure.get_size_inches()
     columns, pitch = _key_columns(list(look))
@@ -133,7 +134,7 @@ def draw_key(figure: Figure, look: Mapping[str, Look], top: float) -> None:
 def line_panels(
     title: str,
     subtitle: str,
-    look: Mapping[str, Look],
+    look: Mapping[str, LineStyle],
     count: int,
     columns: int,
     *,

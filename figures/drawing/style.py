@@ -85,7 +85,7 @@ Column = Literal["one", "two"]
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """Sizes and colours of a style. Lengths are inches, fonts points.
 
     Attributes:
@@ -154,10 +154,10 @@ class Look:
 
 
 STYLES = {
-    "paper": Look("paper"),
+    "paper": Style("paper"),
     # A slide of 160 x 90 mm (LaTeX beamer's 16:9): two columns fill its width, and a PNG of them is as wide as a screen.
-    "slides": Look("slides", one=2.95, two=6.0, tallest=3.3, small=8.0, title=9.5, subtitle_lines=5, dpi=320),
-    "dark": Look(
+    "slides": Style("slides", one=2.95, two=6.0, tallest=3.3, small=8.0, title=9.5, subtitle_lines=5, dpi=320),
+    "dark": Style(
         "dark",
         background="#14171c",
         ink="#eeeeee",
@@ -175,16 +175,16 @@ STYLES = {
 """The styles of `--style`. On a dark ground some of Okabe and Ito's colours are lightened until they stand out from it."""
 
 
-_LOOK: ContextVar[Look] = ContextVar("look", default=STYLES["paper"])
+_LOOK: ContextVar[Style] = ContextVar("look", default=STYLES["paper"])
 
 
-def look() -> Look:
+def look() -> Style:
     """The look that figures are drawn in now."""
     return _LOOK.get()
 
 
 @contextmanager
-def use(name: str = "paper", width: Column | None = None) -> Iterator[Look]:
+def use(name: str = "paper", width: Column | None = None) -> Iterator[Style]:
     """Draw and save in a style, for the length of a `with` block.
 
     Args:
@@ -205,7 +205,7 @@ def use(name: str = "paper", width: Column | None = None) -> Iterator[Look]:
         _LOOK.reset(token)
 
 
-def settings(at: Look) -> dict[Any, Any]:
+def settings(at: Style) -> dict[Any, Any]:
     """A look as matplotlib's settings."""
     thin, tick = 0.5 * at.zoom, 2.0 * at.zoom
     return {
@@ -242,7 +242,7 @@ def settings(at: Look) -> dict[Any, Any]:
     }
 
 
-def _coloured(at: Look) -> dict[str, Any]:
+def _coloured(at: Style) -> dict[str, Any]:
     """Ground and edges where they are not seaborn's."""
     inked = ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "patch.edgecolor")
     return dict.fromkeys(inked, at.ink) | dict.fromkeys(("figure.facecolor", "axes.facecolor"), at.background) | {"grid.color": at.faint}

@@ -421,7 +421,7 @@ def _title(problem: dict[str, Any]) -> str:
 
 def _facts(run: dict[str, Any]) -> list[tuple[str, str]]:
     """What was run, as (name, value) in words; what run.json does not say is left out."""
-    texts = {"gold": "question and reference solution, the same for every model", "generated": "question and each model's own answer"}
+    texts = {"reference": "question and reference solution, the same for every model", "generated": "question and each model's own answer"}
     problem = run["problem"]
     index = "" if problem["index"] is None else f", number {problem['index']} counted from 0"
     of = "" if problem["n"] is None else f" of {problem['n']}"

@@ -94,7 +94,7 @@ def examples_and_queries(heads: pd.DataFrame, region: str) -> str:
 
 def run_facts(run: dict[str, Any], heads: pd.DataFrame) -> list[tuple[str, str]]:
     """What was run, as (name, value) in words; keys that the run lacks or that are null are left out."""
-    texts = {"gold": "question and reference solution", "generated": "question and the model's own answer"}
+    texts = {"reference": "question and reference solution", "generated": "question and the model's own answer"}
     facts = {
         "Model": run["model"]["name"],
         **{f"Model {key.replace('_', ' ')}": value for key, value in run["model"].items() if key != "name"},

@@ -1,4 +1,4 @@
-"""The blocked way: one exact pass over blocks of queries. It has no restriction.
+"""The blocked backend: one exact pass over blocks of queries. It has no restriction.
 
 It computes the scores of a block of queries, takes every statistic while they are in cache, and forms the layer's output with them: one
 product of the probabilities with [V, indicator columns] gives output and masses together.

@@ -1,4 +1,4 @@
-"""The flash way: output and log-sum-exp from a fused kernel, and the statistics from them by algebra.
+"""The flash backend: output and log-sum-exp from a fused kernel, and the statistics from them by algebra.
 
 With s_ij = scaling * q_i . k_j, entropy_i = LSE_i - scaling * q_i . SDPA(q, k, V=k)_i; masses are SDPA with indicator columns as values;
 chosen entries are exp(s_ij - LSE_i); sum_j p_ij^2 = exp(LSE(2 * scaling) - 2 * LSE(scaling)). It has no largest probability, no distance,
@@ -78,7 +78,7 @@ def flash_obstacles(query: Tensor, key: Tensor, value: Tensor | None, mask: Lazy
             found.append("a query of a text sees no key")
     if not found:
         largest = _largest_score(query, key, scores.scaling, sets, mask.q_offset - mask.kv_offset)
-        if MAX_FLASH_SCORE < largest < float("inf"):  # what is not finite is an error of the model, whatever way runs
+        if MAX_FLASH_SCORE < largest < float("inf"):  # what is not finite is an error of the model, whatever backend runs
             found.append(f"scores may be as large as {largest:.0f}, and above {MAX_FLASH_SCORE:.0f} its float32 difference loses digits")
     return found
 
@@ -139,7 +139,7 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, sc
             query, key, value, bias, True, 0.0, allowed is None, scale=scaling
         )
         return output, lse[..., : query.shape[2]].float()
-    raise ValueError(f"the flash way runs on cpu and cuda, not on {query.device.type}; use the blocked way")
+    raise ValueError(f"the flash backend runs on cpu and cuda, not on {query.device.type}; use the blocked backend")
 
 
 def _pair_masses(
@@ -216,7 +216,7 @@ def flash_pass(
     """
     obstacles = flash_obstacles(query, key, value, mask, scores, sets)
     if obstacles:
-        raise ValueError(f"the flash way cannot take this layer: {'; '.join(obstacles)}; use the blocked way")
+        raise ValueError(f"the flash backend cannot take this layer: {'; '.join(obstacles)}; use the blocked backend")
     batch, heads, length, dim = query.shape
     groups, keys, shift = heads // key.shape[1], key.shape[2], mask.q_offset - mask.kv_offset
     rows = empty_statistics(query, sets.columns.shape[-1], sets.n_pair_sets, Wanted(max_prob=False, distance=False))

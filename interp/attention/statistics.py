@@ -1,6 +1,6 @@
 """What a layer's attention is made of, and what is asked of it: scores, sets of keys, the statistics of its rows. Tensors in, tensors out.
 
-Three ways compute the statistics, without a [head, query, key] tensor of the whole text: `interp.attention.blocked`, `interp.attention.flash` and
+Three backends compute the statistics, without a [head, query, key] tensor of the whole text: `interp.attention.blocked`, `interp.attention.flash` and
 `interp.attention.triton`. They give the same numbers, and what is the same in all of them is here.
 
 Axes: batch head query key dim column pair. Statistics are float32 whatever the model's dtype.

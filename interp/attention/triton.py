@@ -233,7 +233,7 @@ def triton_pass(
     """
     obstacles = triton_obstacles(query, key, value, mask, scores, sets, wanted)
     if obstacles:
-        raise ValueError(f"the triton way cannot take this layer: {'; '.join(obstacles)}; use the blocked way")
+        raise ValueError(f"the triton backend cannot take this layer: {'; '.join(obstacles)}; use the blocked backend")
     from interp.attention.triton_kernel import heads_forward
 
     batch, heads, length, dim = query.shape

@@ -16,7 +16,7 @@ from interp.tables.errors import CheckpointError
 
 
 @dataclass(frozen=True)
-class Head:
+class OutputHead:
     """A model's output matrix and what follows it: logits = cap(scale * (weight @ hidden + bias)), cap(x) = softcap * tanh(x / softcap).
 
     Attributes:
@@ -36,11 +36,11 @@ class Head:
         return finish_logits(self, head_product(self, hidden))
 
 
-def head_product(head: Head, hidden: Tensor) -> Tensor:
+def head_product(head: OutputHead, hidden: Tensor) -> Tensor:
     return F.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
 
 
-def finish_logits(head: Head, product: Tensor) -> Tensor:
+def finish_logits(head: OutputHead, product: Tensor) -> Tensor:
     logits = product.to(statistics_dtype(product.dtype))
     if head.scale != 1:
         logits = logits * head.scale
@@ -53,7 +53,7 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def output_head(model: Any) -> Head:
+def output_head(model: Any) -> OutputHead:
     """The output matrix and what follows it, checked on a short text against the model's own logits.
 
     Args:
@@ -71,7 +71,7 @@ def output_head(model: Any) -> Head:
         scale = float(config.logit_scale)
     elif getattr(config, "logits_scaling", None) is not None:  # Granite
         scale = 1.0 / float(config.logits_scaling)
-    head = Head(layer.weight, getattr(layer, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
+    head = OutputHead(layer.weight, getattr(layer, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
     probe = (torch.arange(8, device=layer.weight.device) * 7919 % config.vocab_size)[None]
     training = model.training
     model.eval()

@@ -1,7 +1,7 @@
-"""Which of the three ways records a layer, by rule: `interp.attention.blocked`, `interp.attention.flash` or `interp.attention.triton`.
+"""Which of the three backends records a layer, by rule: `interp.attention.blocked`, `interp.attention.flash` or `interp.attention.triton`.
 
-A way is allowed by measures, model and device before any pass (`check_way`), and by each layer's tensors during it (`way_of_layer`): where
-the way of a recording cannot express a layer, the blocked way takes it. What a layer must be like is said where the pass is.
+A backend is allowed by measures, model and device before any pass (`check_way`), and by each layer's tensors during it (`way_of_layer`): where
+the backend of a recording cannot express a layer, the blocked backend takes it. What a layer must be like is said where the pass is.
 """
 
 from __future__ import annotations
@@ -22,62 +22,62 @@ from interp.tables.errors import RecordingError
 WAYS = ("blocked", "flash", "triton")
 
 
-def choose_way(model: nn.Module, measures: Iterable[Measure], *, maps: bool = False, device: str | None = None) -> str:
+def choose_backend(model: nn.Module, measures: Iterable[Measure], *, maps: bool = False, device: str | None = None) -> str:
     """How to record by default: "flash" on CUDA where every measure is made of masses and entropies, else "blocked".
 
-    On a CPU the blocked pass gives every measure for less than the flash way's calls cost (benchmarks/heads.py).
-    Layers whose mask or scores the flash way cannot express are then blocked, each by itself (`Recording.ways`).
+    On a CPU the blocked pass gives every measure for less than the flash backend's calls cost (benchmarks/heads.py).
+    Layers whose mask or scores the flash backend cannot express are then blocked, each by itself (`Recording.backends`).
     """
     root = text_model(model)
     device = device or next(root.parameters()).device.type
     return "flash" if device == "cuda" and not _obstacles("flash", root, measures, device, maps=maps) else "blocked"
 
 
-def check_way(way: str, model: nn.Module, measures: Iterable[Measure], *, maps: bool = False) -> None:
-    """Refuse a way that is unknown, or that measures, model or device do not allow, before any pass.
+def check_backend(backend: str, model: nn.Module, measures: Iterable[Measure], *, maps: bool = False) -> None:
+    """Refuse a backend that is unknown, or that measures, model or device do not allow, before any pass.
 
     Raises:
         RecordingError: with every reason.
     """
-    if way not in WAYS:
-        raise RecordingError(f"way is {way!r}; allowed: {', '.join(WAYS)}")
+    if backend not in WAYS:
+        raise RecordingError(f"backend is {backend!r}; allowed: {', '.join(WAYS)}")
     root = text_model(model)
-    obstacles = _obstacles(way, root, measures, next(root.parameters()).device.type, maps=maps)
+    obstacles = _obstacles(backend, root, measures, next(root.parameters()).device.type, maps=maps)
     if obstacles:
-        raise RecordingError(f"the {way} way cannot be taken: {'; '.join(obstacles)}. The blocked way can")
+        raise RecordingError(f"the {backend} backend cannot be taken: {'; '.join(obstacles)}. The blocked backend can")
 
 
-def way_of_layer(
-    way: str, query: Tensor, key: Tensor, value: Tensor | None, mask: LazyMask, scores: Scores, sets: KeySets, wanted: Wanted
+def backend_of_layer(
+    backend: str, query: Tensor, key: Tensor, value: Tensor | None, mask: LazyMask, scores: Scores, sets: KeySets, wanted: Wanted
 ) -> str:
-    """The way that takes a layer: the recording's, or the blocked one where that one cannot express the layer.
+    """The backend that takes a layer: the recording's, or the blocked one where that one cannot express the layer.
 
     Args:
-        way: the recording's.
+        backend: the recording's.
         query: as in the passes, and so are the others.
         key: likewise.
         value: likewise.
         mask: likewise.
         scores: likewise.
         sets: likewise.
-        wanted: without `on_block`, which the blocked way alone has.
+        wanted: without `on_block`, which the blocked backend alone has.
     """
-    if way == "flash":
+    if backend == "flash":
         return "blocked" if flash_obstacles(query, key, value, mask, scores, sets) else "flash"
-    if way == "triton":
+    if backend == "triton":
         from interp.attention.triton import triton_obstacles
 
         return "blocked" if triton_obstacles(query, key, value, mask, scores, sets, wanted) else "triton"
-    return way
+    return backend
 
 
-def _obstacles(way: str, root: PreTrainedModel, measures: Iterable[Measure], device: str, *, maps: bool) -> list[str]:
-    """Why a way cannot be taken, by measures, model and device. The blocked way always can."""
-    if way == "blocked":
+def _obstacles(backend: str, root: PreTrainedModel, measures: Iterable[Measure], device: str, *, maps: bool) -> list[str]:
+    """Why a backend cannot be taken, by measures, model and device. The blocked backend always can."""
+    if backend == "blocked":
         return []
     whole, short_of = [m.info.name for m in measures if "probabilities" in m.statistics], "without the probabilities"
     found = ["maps cannot be had without the probabilities"] if maps else []
-    if way == "flash":
+    if backend == "flash":
         whole, short_of = [m.info.name for m in measures if m.thresholds or not m.statistics <= FLASH_STATISTICS], "from a log-sum-exp"
         if getattr(root.config.get_text_config(decoder=True), "attn_logit_softcapping", None):
             found.append("the model caps its scores")

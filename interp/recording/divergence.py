@@ -39,7 +39,7 @@ from interp.tables.errors import InputError
 from interp.tables.schema import REGIONS, MeasureInfo
 from interp.tokens import Tokens
 
-MEASURES = (
+DIVERGENCE_MEASURES = (
     MeasureInfo(
         "js", "Jensen-Shannon divergence", "nats", 0.0, float(np.log(2)), "mean of H((p + q) / 2) - (H(p) + H(q)) / 2 over queries"
     ),
@@ -245,7 +245,7 @@ class _Walk:
             decoder = _text_model(self._student).base_model  # logits are not needed; PEFT's layers are inside it
             device = next(decoder.parameters()).device
             inputs = {name: tensor.to(device) for name, tensor in self._tokens.inputs.items()}
-            with torch.no_grad(), record(self._student.model, self._tokens, {}, way="blocked", reader=self):
+            with torch.no_grad(), record(self._student.model, self._tokens, {}, backend="blocked", reader=self):
                 decoder(**inputs, use_cache=False)
             self._given.put(None)
         except _Stopped:

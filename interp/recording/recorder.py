@@ -23,7 +23,7 @@ from interp.attention.seam import Connection, attention_layers, connect, text_mo
 from interp.attention.statistics import KeySets, RowStatistics, Scores, Wanted, attention_output
 from interp.measures.catalog import load_measures
 from interp.measures.measure import Block, Measure, Rows, key_sets
-from interp.recording.backends import check_way, choose_way, way_of_layer
+from interp.recording.backends import backend_of_layer, check_backend, choose_backend
 from interp.recording.totals import HeadTotals, heads_table
 from interp.tables.errors import NonFiniteError, RecordingError
 from interp.tables.schema import REGIONS
@@ -91,8 +91,8 @@ class Recording:
     Attributes:
         tokens: the texts; after `generate`, with what the model wrote.
         measures: by name.
-        way: "blocked", "flash" or "triton": how statistics are to be taken.
-        ways: by layer, how they were taken: "blocked" also where `way` cannot express the layer's mask, scores or sizes
+        backend: "blocked", "flash" or "triton": how statistics are to be taken.
+        backends: by layer, how they were taken: "blocked" also where `backend` cannot express the layer's mask, scores or sizes
             (`flash_obstacles`, `triton_obstacles`). Queries of text that the model wrote are always blocked, and not named here.
         maps: whole attention maps of the heads that were named, {(layer, head): [batch, query, key] float32}, zero at padding.
     """
@@ -102,7 +102,7 @@ class Recording:
         model: nn.Module,
         tokens: Tokens,
         measures: Mapping[str, Measure],
-        way: str | None,
+        backend: str | None,
         maps: Sequence[tuple[int, int]],
         seed: int,
         reader: MapReader | None = None,
@@ -115,9 +115,9 @@ class Recording:
         self.tokens = tokens
         self.measures = dict(measures)
         whole = bool(maps) or reader is not None
-        self.way = way or choose_way(model, self.measures.values(), maps=whole)
-        check_way(self.way, model, self.measures.values(), maps=whole)
-        self.ways: dict[int, str] = {}
+        self.backend = backend or choose_backend(model, self.measures.values(), maps=whole)
+        check_backend(self.backend, model, self.measures.values(), maps=whole)
+        self.backends: dict[int, str] = {}
         thresholds = tuple(sorted({t for m in self.measures.values() for t in m.thresholds}))
         read = set().union(*(m.statistics for m in self.measures.values()))
         self._wanted = Wanted("max_prob" in read, thresholds, "distance" in read)
@@ -218,8 +218,8 @@ class Recording:
         with torch.no_grad():
             sets = self._on(query.device).sets
             values = None if differentiable else value
-            self.ways[layer] = way_of_layer(self.way, query, key, values, mask, scores, sets, self._wanted)
-            output, rows, blocks = self._pass(query, key, values, mask, scores, sets, layer, self.ways[layer])
+            self.backends[layer] = backend_of_layer(self.backend, query, key, values, mask, scores, sets, self._wanted)
+            output, rows, blocks = self._pass(query, key, values, mask, scores, sets, layer, self.backends[layer])
             if self._writing:  # later queries need these keys, and the text is measured when it is whole
                 self._written.keys[layer] = [key.detach()]
                 self._written.prompt[layer] = (rows, blocks)
@@ -250,12 +250,12 @@ class Recording:
         scores: Scores,
         sets: KeySets,
         layer: int,
-        way: str,
+        backend: str,
     ) -> tuple[Tensor | None, RowStatistics, dict[str, Tensor]]:
         try:
-            if way == "flash":
+            if backend == "flash":
                 return *flash_pass(query, key, value, mask, scores, sets), {}
-            if way == "triton":
+            if backend == "triton":
                 from interp.attention.triton import triton_pass
 
                 return *triton_pass(query, key, value, mask, scores, sets, self._wanted), {}
@@ -386,7 +386,7 @@ def record(
     tokens: Tokens,
     measures: Iterable[str] | Mapping[str, Measure] | None = None,
     *,
-    way: str | None = None,
+    backend: str | None = None,
     maps: Sequence[tuple[int, int]] = (),
     seed: int = 0,
     reader: MapReader | None = None,
@@ -404,14 +404,14 @@ def record(
         model: a causal language model of transformers.
         tokens: from `annotate`.
         measures: names, or `Measure` objects by name; None for all that `load_measures` knows.
-        way: "blocked", "flash", or "triton" (one GPU kernel, not yet run on a GPU); None chooses by `choose_way`. Layers that it cannot
-            express are taken by the blocked way: `Recording.ways` says which.
+        backend: "blocked", "flash", or "triton" (one GPU kernel, not yet run on a GPU); None chooses by `choose_way`. Layers that it cannot
+            express are taken by the blocked backend: `Recording.backends` says which.
         maps: (layer, head) of which the whole attention map is kept.
         seed: of the shuffled token sets.
         reader: is given every map block by block while the model computes it; `measures` may then be empty ({}).
 
     Raises:
-        RecordingError: on entering: a model without the attention seam, an unknown way or head. On leaving: a layer that was not
+        RecordingError: on entering: a model without the attention seam, an unknown backend or head. On leaving: a layer that was not
             recorded. Inside: a forward over other tokens, a layer recorded twice, beams, static caches.
         NonFiniteError: NaN in attention.
         InputError: an unknown measure.
@@ -422,7 +422,7 @@ def record(
         raise TypeError(f"tokens is a {type(tokens).__name__}; annotate(tokenizer, question, response) makes them")
     measures = [measures] if isinstance(measures, str) else measures
     chosen = measures if isinstance(measures, Mapping) else load_measures(measures)
-    return Recording(model, tokens, chosen, way, maps, seed, reader)
+    return Recording(model, tokens, chosen, backend, maps, seed, reader)
 
 
 def _stop_ids(model: PreTrainedModel) -> list[int]:

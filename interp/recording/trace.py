@@ -126,7 +126,7 @@ def trace(
     reader = _Reader(text, step_of, layers, thresholds)
     device = next(root.parameters()).device
     inputs = {name: tensor.to(device) for name, tensor in tokens.inputs.items()}
-    with torch.inference_mode(), record(model, tokens, measures, way="blocked", seed=seed, reader=reader) as heads:
+    with torch.inference_mode(), record(model, tokens, measures, backend="blocked", seed=seed, reader=reader) as heads:
         logits = _logits(root, inputs, positions - 1)
     values, counts = heads.totals.values()
     expected = _next_table(logits, positions, text.ids, tokens.tokenizer)

@@ -59,7 +59,7 @@ HEADS = TableSchema(
 )
 
 
-EXAMPLES = TableSchema(
+EXAMPLE_VALUES = TableSchema(
     name="examples",
     arrow=pa.schema(
         [
@@ -96,7 +96,7 @@ INPUTS = TableSchema(
 )
 
 
-TABLES = {schema.name: schema for schema in (HEADS, EXAMPLES, INPUTS)}
+HEAD_TABLES = {schema.name: schema for schema in (HEADS, EXAMPLE_VALUES, INPUTS)}
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ def read_values(path: Path) -> HeadValues:
     """
     try:
         file = pq.ParquetFile(path)
-        missing = [name for name in EXAMPLES.arrow.names if name not in file.schema_arrow.names]
+        missing = [name for name in EXAMPLE_VALUES.arrow.names if name not in file.schema_arrow.names]
         if missing:
-            raise InputError(f"{path}: missing columns {missing}; an examples table of this version has {EXAMPLES.arrow.names}")
-        axes: dict[str, dict[Any, int]] = {name: {} for name in EXAMPLES.key}
-        for batch in file.iter_batches(columns=list(EXAMPLES.key)):
+            raise InputError(f"{path}: missing columns {missing}; an examples table of this version has {EXAMPLE_VALUES.arrow.names}")
+        axes: dict[str, dict[Any, int]] = {name: {} for name in EXAMPLE_VALUES.key}
+        for batch in file.iter_batches(columns=list(EXAMPLE_VALUES.key)):
             for name, known in axes.items():
                 for value in pc.unique(plain(batch.column(name))).to_pylist():
                     known.setdefault(value, len(known))
@@ -140,7 +140,7 @@ def read_values(path: Path) -> HeadValues:
             raise InputError(f"{path}: expected one model, found {len(axes['model'])}: {', '.join(map(str, axes['model']))}")
         if tuple(axes["region"]) != REGIONS:
             raise InputError(f"{path}: regions {', '.join(map(str, axes['region']))}; expected {', '.join(REGIONS)}")
-        shape = tuple(len(axes[name]) for name in EXAMPLES.key[1:])
+        shape = tuple(len(axes[name]) for name in EXAMPLE_VALUES.key[1:])
         if int(np.prod(shape)) != file.metadata.num_rows:
             raise InputError(
                 f"{path}: {file.metadata.num_rows} rows, {' x '.join(map(str, shape))} were expected: rows are missing or repeated"
@@ -148,7 +148,7 @@ def read_values(path: Path) -> HeadValues:
         values, at = np.empty(file.metadata.num_rows), 0
         for batch in file.iter_batches():
             place = np.unravel_index(np.arange(at, at + batch.num_rows), shape)
-            for name, expected in zip(EXAMPLES.key[1:], place, strict=True):
+            for name, expected in zip(EXAMPLE_VALUES.key[1:], place, strict=True):
                 known = pa.array(list(axes[name]))
                 if not np.array_equal(
                     pc.index_in(plain(batch.column(name)), known.cast(plain(batch.column(name)).type)).to_numpy(), expected
@@ -158,7 +158,7 @@ def read_values(path: Path) -> HeadValues:
             measured = batch.column("n_queries").to_numpy(zero_copy_only=False) > 0
             wrong = measured != np.isfinite(values[at : at + batch.num_rows])
             if wrong.any():
-                row = {name: batch.column(name)[int(wrong.argmax())].as_py() for name in (*EXAMPLES.key, "value", "n_queries")}
+                row = {name: batch.column(name)[int(wrong.argmax())].as_py() for name in (*EXAMPLE_VALUES.key, "value", "n_queries")}
                 raise InputError(f"{path}: {int(wrong.sum())} rows are measured but not finite, or finite but not measured: {row}")
             at += batch.num_rows
     except (pa.ArrowException, OSError) as error:

@@ -22,7 +22,7 @@ _INTERVAL: list[tuple[str, pa.DataType]] = [("ci_low", pa.float64()), ("ci_high"
 _TEST: list[tuple[str, pa.DataType]] = [("effect", pa.float64()), ("p", pa.float64()), ("q", pa.float64())]
 
 
-KEY = ("layer", "head", "measure", "region")
+HEAD_KEY = ("layer", "head", "measure", "region")
 
 
 SHIFTS = TableSchema(
@@ -40,7 +40,7 @@ SHIFTS = TableSchema(
             ("n_examples", pa.int32()),
         ]
     ),
-    key=("model", *KEY),
+    key=("model", *HEAD_KEY),
     choices={"region": REGIONS},
 )
 """One model less its baseline, a row a head, measure and region: mean paired difference with a bootstrap interval over examples, effect
@@ -64,7 +64,7 @@ CONDITIONS = TableSchema(
             ("n_examples", pa.int32()),
         ]
     ),
-    key=("condition", *KEY),
+    key=("condition", *HEAD_KEY),
     choices={"region": REGIONS},
 )
 """A condition's students of several seeds less the baseline: interval and p take seeds and examples both as drawn at random. Beside them
@@ -99,7 +99,7 @@ LAYERS = TableSchema(
 RANKS = TableSchema(
     name="ranks",
     arrow=pa.schema([("model", _TEXT), *_HEAD, ("rank", pa.float64()), ("rank_low", pa.float64()), ("rank_high", pa.float64())]),
-    key=("model", *KEY),
+    key=("model", *HEAD_KEY),
     choices={"region": REGIONS},
 )
 """A head's rank among all heads of its model (1 has the largest value; ties share the mean), with a bootstrap interval over examples."""
@@ -125,19 +125,19 @@ AGREEMENT = TableSchema(
 """Spearman's correlation of two models' values over heads: does the order of heads stay?"""
 
 
-ACCURACY = TableSchema(
+ACCURACY_SLOPES = TableSchema(
     name="accuracy",
     arrow=pa.schema([*_HEAD, ("spearman", pa.float64()), ("p", pa.float64()), ("q", pa.float64()), ("n_students", pa.int32())]),
-    key=KEY,
+    key=HEAD_KEY,
     choices={"region": REGIONS},
 )
 """Spearman's correlation over students of a head's difference from the baseline with accuracy; permutation p from 5 students on."""
 
 
-DIVERGENCES = TableSchema(
+MAP_DIVERGENCES = TableSchema(
     name="divergences",
     arrow=pa.schema([("model", _TEXT), ("baseline", _TEXT), *_HEAD, ("mean", pa.float64()), *_INTERVAL, ("n_examples", pa.int32())]),
-    key=("model", *KEY),
+    key=("model", *HEAD_KEY),
     choices={"region": REGIONS},
 )
 """How far two models' maps of one head are from each other on the same text (js, cosine), or all models' maps (variance)."""
@@ -146,10 +146,12 @@ DIVERGENCES = TableSchema(
 TRAJECTORY = TableSchema(
     name="trajectory",
     arrow=pa.schema([("model", _TEXT), ("step", pa.int32()), *_HEAD, ("mean", pa.float64()), ("n_examples", pa.int32())]),
-    key=("model", "step", *KEY),
+    key=("model", "step", *HEAD_KEY),
     choices={"region": REGIONS},
 )
 """A student's heads while it learns: at each recorded step (0 is the base) the mean over a few fixed texts."""
 
 
-TABLES = {schema.name: schema for schema in (SHIFTS, CONDITIONS, LAYERS, RANKS, AGREEMENT, ACCURACY, DIVERGENCES, TRAJECTORY)}
+SHIFT_TABLES = {
+    schema.name: schema for schema in (SHIFTS, CONDITIONS, LAYERS, RANKS, AGREEMENT, ACCURACY_SLOPES, MAP_DIVERGENCES, TRAJECTORY)
+}

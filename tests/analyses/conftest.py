@@ -40,7 +40,7 @@ def heads(checkpoint: Path, problems: Path, capfd: pytest.CaptureFixture[str]) -
 @pytest.fixture(scope="session")
 def tables() -> Callable[[Path], dict[str, Any]]:
     """`(folder)` reads and validates the three tables of a run."""
-    from interp.tables.heads import TABLES
+    from interp.tables.heads import HEAD_TABLES
     from interp.tables.schema import read
 
-    return lambda folder: {name: read(folder / f"{name}.parquet", schema) for name, schema in TABLES.items()}
+    return lambda folder: {name: read(folder / f"{name}.parquet", schema) for name, schema in HEAD_TABLES.items()}

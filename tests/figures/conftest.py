@@ -154,7 +154,7 @@ def make_run(layers: int, heads: int, infos: list[MeasureInfo] = INFOS) -> dict:
         "dtype": "bfloat16",
         "device": "cpu",
         "seed": 0,
-        "text": "gold",
+        "text": "reference",
         "chat": True,
         "problems": {"source": "shipped", "split": "test", "n": 40, "sha256": "cd" * 32},
         "measures": [
@@ -343,7 +343,7 @@ def make_example(
         "kind": "example",
         "versions": {"torch": "2.13.0", "primed-heads": "0.1.0"},
         "seed": seed,
-        "text": "gold" if len(set(answers)) == 1 else "generated",
+        "text": "reference" if len(set(answers)) == 1 else "generated",
         "chat": True,
         "problem": {"source": "shipped", "index": 7, "n": 66, "question": question, "answer": answers[0]},
         "models": models,

@@ -24,7 +24,7 @@ from analyses.contrast.options import ContrastConfig
 from analyses.contrast.run import contrast
 from interp.tables.contrast import ANSWERS, CONTRAST, PAIRED
 from interp.tables.errors import InputError
-from interp.tables.heads import EXAMPLES, INPUTS
+from interp.tables.heads import EXAMPLE_VALUES, INPUTS
 from interp.tables.schema import REGIONS, read, write
 
 N = 24
@@ -131,7 +131,7 @@ def test_the_planted_verdicts_and_every_table(place: Path, done: Path) -> None:
         about = next(m for m in run["models"] if m["name"] == name)
         assert (about["n_right"], about["n_problems"], about["accuracy"]) == (sum(planted), N, sum(planted) / N)
         assert about["accuracy_low"] < about["accuracy"] < about["accuracy_high"]
-        assert about["n_cut"] == own["cut"].sum()
+        assert about["n_truncated"] == own["cut"].sum()
     assert list(dict.fromkeys(table["model"])) == ["one", "two", PAIRED]
     assert len(table) == 3 * 2 * 4 * len(MEASURES) * len(REGIONS)
     keys = ("kind", "command", "grader", "seed", "region", "n_layers", "n_heads", "n_examples", "max_new_tokens", "text")
@@ -148,7 +148,7 @@ def test_the_numbers_are_those_of_the_head_runs(done: Path) -> None:
     """One head by hand: its values on right less those on wrong answers, from the head run's own table."""
     answers = read(done / "answers.parquet", ANSWERS)
     right = answers[answers["model"] == "two"].set_index("problem")["correct"]
-    values = read(done / "heads" / "two" / "examples.parquet", EXAMPLES)
+    values = read(done / "heads" / "two" / "examples.parquet", EXAMPLE_VALUES)
     own = values[(values["layer"] == 1) & (values["head"] == 2) & (values["measure"] == "previous_mass") & (values["region"] == "response")]
     by_problem = own.set_index("example")["value"]
     table: Any = read(done / "contrast.parquet", CONTRAST).set_index(["model", "layer", "head", "measure", "region"])
@@ -194,11 +194,11 @@ def test_a_planted_head_is_found_and_pairing_leaves_hard_problems_out(runs: tupl
     for folder in runs:
         name = folder.name
         right = answers.loc[(answers["model"] == name) & answers["correct"], "problem"]
-        values = read(folder / "examples.parquet", EXAMPLES)
+        values = read(folder / "examples.parquet", EXAMPLE_VALUES)
         place = (values["measure"] == "previous_mass") & (values["region"] == "response") & (values["layer"] == 1)
         values.loc[place & (values["head"] == 2) & values["example"].isin(right), "value"] += 1.0
         values.loc[place & (values["head"] == 0) & values["example"].isin(hard), "value"] += 1.0
-        write(values, EXAMPLES, folder / "examples.parquet")
+        write(values, EXAMPLE_VALUES, folder / "examples.parquet")
     contrast(options(tmp_path / "out", None, *runs), COMMAND)
     table = read(tmp_path / "out" / "contrast.parquet", CONTRAST)
     rows = table[(table["measure"] == "previous_mass") & (table["region"] == "response") & (table["layer"] == 1)]
@@ -272,8 +272,8 @@ def test_nothing_right_is_one_line_and_code_2(place: Path, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"text": "gold", "generated": None}, "measured with --text gold: right and wrong need the model's own answers"),
-        ({"generated": {"max_new_tokens": 9, "n_cut": 0}}, "wrote up to 9 tokens, the others up to 24"),
+        ({"text": "reference", "generated": None}, "measured with --text gold: right and wrong need the model's own answers"),
+        ({"generated": {"max_new_tokens": 9, "n_truncated": 0}}, "wrote up to 9 tokens, the others up to 24"),
         ({"chat": False}, "was measured with the chat template True, two .* with False"),
         ({"problems": {"source": "gsm8k", "split": "test", "n": 7, "sha256": "ab" * 32}}, r"read 7 problems of gsm8k \(abababababab…\)"),
     ],

@@ -19,7 +19,7 @@ def test_a_notebook_is_told_what_is_wrong(checkpoint: Path) -> None:
     with pytest.raises(InputError, match="empty"):
         show(opened, question=" ")
     with pytest.raises(InputError, match="answer"):
-        show(opened, question="How?", text="gold")
+        show(opened, question="How?", text="reference")
     with pytest.raises(InputError, match="two models"):
         show(opened, opened, question="How?")
     with pytest.raises(InputError, match="no head 7"):

@@ -17,7 +17,7 @@ from scipy import stats
 
 from analyses.examples.__main__ import main
 from interp.tables.example import EXAMPLE_TABLES, FAINT, STRONG
-from interp.tables.heads import EXAMPLES, INPUTS
+from interp.tables.heads import EXAMPLE_VALUES, INPUTS
 from interp.tables.schema import read
 
 SHORT = ("--max-new-tokens", "12")
@@ -64,12 +64,12 @@ def about(folder: Path | str = "out") -> dict[str, Any]:
     return json.loads((Path(folder) / "run.json").read_text("utf-8"))
 
 
-@pytest.mark.parametrize("text", ["gold", "generated"])
+@pytest.mark.parametrize("text", ["reference", "generated"])
 def test_values_are_those_of_a_head_run(look: Callable[..., Ran], heads: Callable[..., Any], text: str) -> None:
     ran = look("--problem", 2, "--text", text, *SHORT)
     assert ran.code == 0, ran.err
     assert heads("--text", text, *SHORT, "--out", "run").code == 0
-    wanted = read(Path("run/examples.parquet"), EXAMPLES)
+    wanted = read(Path("run/examples.parquet"), EXAMPLE_VALUES)
     wanted = wanted[wanted["example"] == 2].sort_values(["layer", "head", "measure", "region"])
     found = table("standing").sort_values(["layer", "head", "measure", "region"])
     assert found["n_queries"].tolist() == wanted["n_queries"].tolist()
@@ -85,7 +85,7 @@ def test_values_are_those_of_a_head_run(look: Callable[..., Ran], heads: Callabl
 
 
 def test_maps_sum_to_one_and_steps_are_sums_of_maps(look: Callable[..., Ran]) -> None:
-    assert look("--text", "gold", "--heads", "0.1", "1").code == 0
+    assert look("--text", "reference", "--heads", "0.1", "1").code == 0
     edges, tokens, steps, run = table("edges"), table("tokens"), table("steps"), about()
     assert run["watched"] == [[0, 1], [1, 0], [1, 1], [1, 2], [1, 3]]
     assert run["chosen"][0] == [0, 1]
@@ -105,7 +105,7 @@ def test_maps_sum_to_one_and_steps_are_sums_of_maps(look: Callable[..., Ran]) ->
 
 
 def test_several_models_read_the_same_text(look: Callable[..., Ran], checkpoint: Path, adapter: Path) -> None:
-    ran = look("--model", checkpoint, adapter, "--text", "gold", "--problem", 3)
+    ran = look("--model", checkpoint, adapter, "--text", "reference", "--problem", 3)
     assert ran.code == 0, ran.err
     run, tokens = about(), table("tokens")
     names = [model["name"] for model in run["models"]]
@@ -129,12 +129,12 @@ def test_answers_of_two_models_share_the_prompt_at_least(look: Callable[..., Ran
 
 
 def test_standing_out_is_a_test_against_the_other_problems(look: Callable[..., Ran], heads: Callable[..., Any]) -> None:
-    assert heads("--text", "gold", "--out", "run", "--name", "measured").code == 0
+    assert heads("--text", "reference", "--out", "run", "--name", "measured").code == 0
     ran = look("--model", "run", "--problem", 4)  # text and problems are the run's
     assert ran.code == 0, ran.err
-    assert about()["models"][0]["compared_with"] == {"source": "run", "text": "gold", "n_examples": 6}
+    assert about()["models"][0]["compared_with"] == {"source": "run", "text": "reference", "n_examples": 6}
     assert not Path("out/heads").exists()
-    values = read(Path("run/examples.parquet"), EXAMPLES)
+    values = read(Path("run/examples.parquet"), EXAMPLE_VALUES)
     rows = values[(values["measure"] == "numeric_mass") & (values["region"] == "response")]
     found = table("standing")
     found = found[(found["measure"] == "numeric_mass") & (found["region"] == "response")]
@@ -149,13 +149,13 @@ def test_standing_out_is_a_test_against_the_other_problems(look: Callable[..., R
 
 
 def test_without_a_run_a_small_one_is_made_and_taken_again(look: Callable[..., Ran], checkpoint: Path) -> None:
-    ran = look("--text", "gold", "--others", 4)
+    ran = look("--text", "reference", "--others", 4)
     assert ran.code == 0, ran.err
     part = Path("out/heads") / checkpoint.name / "examples.parquet"
     made = part.stat().st_mtime_ns
     assert about()["models"][0]["compared_with"]["n_examples"] == 4
     assert any("4 other problems only" in warning for warning in about()["warnings"])
-    assert look("--text", "gold", "--others", 4).code == 0
+    assert look("--text", "reference", "--others", 4).code == 0
     assert part.stat().st_mtime_ns == made
 
 
@@ -164,7 +164,7 @@ def test_wrong_sums_are_told_with_their_right_result(look: Callable[..., Ran], t
     others = [{"question": f"What is {n} + 1?", "answer": f"{n}+1={n + 1}\n#### {n + 1}"} for n in range(5)]
     rows = [{"question": "Packs of 4, 3 of them, and 2 more?", "answer": "\n".join(lines)}, *others]
     (tmp_path / "wrong.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ran = look("--problems", tmp_path / "wrong.jsonl", "--text", "gold")
+    ran = look("--problems", tmp_path / "wrong.jsonl", "--text", "reference")
     assert ran.code == 0, ran.err
     assert "3*4 is 12, not 13" in ran.read
     assert "1 of 2 calculations found in it are right" in ran.read
@@ -196,7 +196,7 @@ def test_a_typed_answer_grades(look: Callable[..., Ran], monkeypatch: pytest.Mon
 
 
 def test_a_typed_question_is_answered_whatever_the_named_run_read(look: Callable[..., Ran], heads: Callable[..., Any]) -> None:
-    assert heads("--text", "gold", "--out", "run", "--limit", 4).code == 0
+    assert heads("--text", "reference", "--out", "run", "--limit", 4).code == 0
     ran = look("--model", "run", "--question", "How much is 3 times 4?", *SHORT)
     assert ran.code == 0, ran.err
     assert about()["text"] == "generated"
@@ -204,7 +204,7 @@ def test_a_typed_question_is_answered_whatever_the_named_run_read(look: Callable
 
 
 def test_only_watched_heads_are_kept(look: Callable[..., Ran]) -> None:
-    assert look("--text", "gold", "--watch", "1.2,0", "--others", 0).code == 0
+    assert look("--text", "reference", "--watch", "1.2,0", "--others", 0).code == 0
     edges = table("edges")
     kept = {(int(layer), int(head)) for layer, head in edges[["layer", "head"]].drop_duplicates().itertuples(index=False)}
     assert kept == {(1, 2), (0, 0), (0, 1), (0, 2), (0, 3)}
@@ -213,13 +213,13 @@ def test_only_watched_heads_are_kept(look: Callable[..., Ran]) -> None:
 
 
 def test_another_look_replaces_the_first(look: Callable[..., Ran]) -> None:
-    assert look("--text", "gold", "--others", 0).code == 0
-    assert look("--text", "gold", "--others", 0, "--problem", 5).code == 0
+    assert look("--text", "reference", "--others", 0).code == 0
+    assert look("--text", "reference", "--others", 0, "--problem", 5).code == 0
     assert about()["problem"]["index"] == 5
 
 
 def test_figures_and_page_are_drawn(look: Callable[..., Ran]) -> None:
-    ran = look("--text", "gold", "--others", 0, "--heads", "1.1", "--figures")
+    ran = look("--text", "reference", "--others", 0, "--heads", "1.1", "--figures")
     assert ran.code == 0, ran.err
     assert {path.suffix for path in Path("out/figures").iterdir()} == {".png", ".pdf"}
     assert Path("out/figures/map_1_1.png").is_file()
@@ -242,7 +242,7 @@ def test_heads_are_arbitrary_where_there_is_no_number(look: Callable[..., Ran]) 
 
 
 def test_the_foremost_heads_differ_clearly_first_or_are_said_not_to(look: Callable[..., Ran]) -> None:
-    assert look("--text", "gold", "--others", 5).code == 0
+    assert look("--text", "reference", "--others", 5).code == 0
     found = table("standing")
     found = found[(found["measure"] == "numeric_mass") & (found["region"] == "response")]
     rows = {(int(r["layer"]), int(r["head"])): r for r in found.to_dict("records")}
@@ -256,28 +256,28 @@ def test_a_base_goes_to_the_adapters_alone(look: Callable[..., Ran], checkpoint:
     moved = Path(shutil.copytree(adapter, tmp_path / "moved"))
     config = json.loads((moved / "adapter_config.json").read_text())
     (moved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "elsewhere"}))
-    assert look("--model", checkpoint, moved, "--base", checkpoint, "--text", "gold", "--others", 0).code == 0
-    ran = look("--model", checkpoint, "--base", checkpoint, "--text", "gold", "--others", 0)
+    assert look("--model", checkpoint, moved, "--base", checkpoint, "--text", "reference", "--others", 0).code == 0
+    ran = look("--model", checkpoint, "--base", checkpoint, "--text", "reference", "--others", 0)
     assert ran.code == 2
     assert "is no adapter" in ran.err
 
 
 def test_what_a_killed_call_left_is_begun_anew(look: Callable[..., Ran], checkpoint: Path) -> None:
-    assert look("--text", "gold", "--others", 3).code == 0
+    assert look("--text", "reference", "--others", 3).code == 0
     shutil.move(Path("out/heads") / checkpoint.name, Path("out/heads") / f"{checkpoint.name}.partial")
-    ran = look("--text", "gold", "--others", 4)
+    ran = look("--text", "reference", "--others", 4)
     assert ran.code == 0, ran.err
     assert about()["models"][0]["compared_with"]["n_examples"] == 4
 
 
 def test_nothing_of_another_problem_stays(look: Callable[..., Ran]) -> None:
-    assert look("--text", "gold", "--others", 0, "--heads", "1.1", "--figures").code == 0
-    assert look("--text", "gold", "--others", 0, "--heads", "0.2", "--problem", 1).code == 0
+    assert look("--text", "reference", "--others", 0, "--heads", "1.1", "--figures").code == 0
+    assert look("--text", "reference", "--others", 0, "--heads", "0.2", "--problem", 1).code == 0
     assert not Path("out/figures").exists()
 
 
 def test_every_named_head_is_listed_and_drawn(look: Callable[..., Ran]) -> None:
-    ran = look("--text", "gold", "--others", 0, "--heads", "1,0.3", "--figures")
+    ran = look("--text", "reference", "--others", 0, "--heads", "1,0.3", "--figures")
     assert ran.code == 0, ran.err
     for head in ("1.0", "1.1", "1.2", "1.3", "0.3"):
         assert re.search(rf"^\s+{re.escape(head)}\s", ran.out, re.MULTILINE), head
@@ -291,7 +291,7 @@ def test_a_full_disk_is_told_and_leaves_no_torn_file(look: Callable[..., Ran], m
         raise OSError(28, "No space left on device", str(self))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    ran = look("--text", "gold", "--others", 0)
+    ran = look("--text", "reference", "--others", 0)
     assert ran.code == 2
     assert "No space left on device" in ran.err.splitlines()[-1]
     assert [path.name for path in Path("out").iterdir() if "example" in path.name] == []
@@ -302,18 +302,18 @@ def test_a_run_counts_wherever_the_adapter_is_named_from(
 ) -> None:
     shutil.copytree(adapter, tmp_path / "lora")
     assert heads("--model", tmp_path / "lora", "--out", "runs/lora").code == 0
-    ran = look("--model", "lora", "--text", "gold")
+    ran = look("--model", "lora", "--text", "reference")
     assert ran.code == 0, ran.err
     assert about()["models"][0]["compared_with"]["source"] == "runs/lora"
 
 
 def test_a_run_of_another_type_or_seed_is_not_compared_with(look: Callable[..., Ran], heads: Callable[..., Any], checkpoint: Path) -> None:
     assert heads("--out", f"runs/{checkpoint.name}", "--seed", 3).code == 0
-    ran = look("--text", "gold", "--dtype", "bfloat16", "--others", 0)
+    ran = look("--text", "reference", "--dtype", "bfloat16", "--others", 0)
     assert ran.code == 0, ran.err
     assert "dtype float32, here bfloat16 and seed 3, here 0" in ran.read
     (Path("runs") / checkpoint.name / "run.json").write_text("{")
-    ran = look("--text", "gold", "--others", 0)
+    ran = look("--text", "reference", "--others", 0)
     assert ran.code == 0, ran.err  # a run that nobody named stops nobody
     assert "run.json cannot be read" in ran.read
 
@@ -335,7 +335,7 @@ def test_text_does_not_steer_the_terminal(look: Callable[..., Ran]) -> None:
         (["--problem", "-1"], ["--problem is -1", "at least 0"]),
         (["--question", "  "], ["--question is empty"]),
         (["--question", "How?", "--problem", "1"], ["--problem and --question"]),
-        (["--question", "How?", "--text", "gold"], ["--answer"]),
+        (["--question", "How?", "--text", "reference"], ["--answer"]),
         (["--question", "How?", "--answer", "many"], ["--answer", "no number"]),
         (["--answer", "3"], ["--answer goes with --question"]),
         (["--question", "\udcff?"], ["not valid Unicode"]),
@@ -351,7 +351,7 @@ def test_text_does_not_steer_the_terminal(look: Callable[..., Ran]) -> None:
         (["--problems", "nowhere.jsonl"], ["nowhere.jsonl"]),
         (["--limit", "5"], ["--limit", "--contrast"]),
         (["--force"], ["--force", "--contrast"]),
-        (["--contrast", "--text", "gold"], ["--contrast", "own answers"]),
+        (["--contrast", "--text", "reference"], ["--contrast", "own answers"]),
         (["--contrast", "--problem", "2"], ["--contrast", "--problem"]),
         (["--others", "-1"], ["--others is -1"]),
         (["--others", "2"], ["2 other problems", "at least 3"]),
@@ -373,21 +373,21 @@ def test_bad_input_is_told_in_a_line(look: Callable[..., Ran], arguments: list[s
 def test_a_folder_of_other_things_is_left_alone(look: Callable[..., Ran], heads: Callable[..., Any]) -> None:
     assert heads("--out", "run", "--limit", 2).code == 0
     before = Path("run/run.json").read_bytes()
-    ran = look("--out", "run", "--text", "gold")
+    ran = look("--out", "run", "--text", "reference")
     assert ran.code == 2
     assert "no look at a problem wrote" in ran.err
     assert Path("run/run.json").read_bytes() == before
     Path("notes").mkdir()
     Path("notes/mine.txt").write_text("mine")
-    assert look("--out", "notes", "--text", "gold").code == 2
-    assert look("--out", "notes/mine.txt", "--text", "gold").code == 2
+    assert look("--out", "notes", "--text", "reference").code == 2
+    assert look("--out", "notes/mine.txt", "--text", "reference").code == 2
 
 
 def test_models_of_other_forms_are_refused(
     look: Callable[..., Ran], checkpoint: Path, save_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     deeper = save_checkpoint(tmp_path / "deeper", num_hidden_layers=3)
-    ran = look("--model", checkpoint, deeper, "--text", "gold", "--others", 0)
+    ran = look("--model", checkpoint, deeper, "--text", "reference", "--others", 0)
     assert ran.code == 2
     assert "2 layers of 4 heads" in ran.err
     assert "3 of 4" in ran.err
@@ -445,7 +445,7 @@ def test_an_interruption_while_drawing_says_where_the_tables_are(look: Callable[
 
     with monkeypatch.context() as patch:
         patch.setattr(figures.example.draw, "draw_figures", stop)
-        ran = look("--text", "gold", "--others", 0, "--figures")
+        ran = look("--text", "reference", "--others", 0, "--figures")
     assert (ran.code, ran.err.splitlines()[-1]) == (130, "interrupted; the tables are in out; python -m figures out draws the rest")
     assert not Path("out/example.html").exists()
     monkeypatch.setattr("sys.argv", ["figures", "out"])
@@ -454,11 +454,11 @@ def test_an_interruption_while_drawing_says_where_the_tables_are(look: Callable[
 
 
 def test_an_interruption_before_the_tables_says_what_is_kept(look: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert look("--text", "gold", "--others", 0).code == 0
+    assert look("--text", "reference", "--others", 0).code == 0
     monkeypatch.setattr("analyses.examples.look.write_example", stop)
-    ran = look("--text", "gold", "--others", 0)  # the tables that are there are of the first look
+    ran = look("--text", "reference", "--others", 0)  # the tables that are there are of the first look
     assert (ran.code, ran.err.splitlines()[-1]) == (130, "interrupted; nothing was finished")
-    ran = look("--text", "gold", "--others", 3)
+    ran = look("--text", "reference", "--others", 3)
     kept = f"head runs that were finished are kept in {Path('out/heads')}: the same command goes on"
     assert (ran.code, ran.err.splitlines()[-1]) == (130, f"interrupted; {kept}")
 
@@ -515,7 +515,7 @@ def test_text_is_as_wide_as_the_terminal(look: Callable[..., Ran], monkeypatch: 
     monkeypatch.setenv("COLUMNS", str(width))
     question = f"{'How many are 3 times 4? ' * 9}\x1b\x1b\x1b{'9' * 200}?"
     ran = look(
-        "--question", question, "--answer", "3 x 4 = 12 and 12 + 1 = 14\n#### 14", "--text", "gold", "--others", others, "--heads", "1"
+        "--question", question, "--answer", "3 x 4 = 12 and 12 + 1 = 14\n#### 14", "--text", "reference", "--others", others, "--heads", "1"
     )
     assert ran.code == 0, ran.err
     lines = ran.out[: ran.out.index("tables:")].splitlines()
@@ -536,7 +536,7 @@ def test_unexpected_tokens_are_shown_as_they_stand_and_had_a_likelier_one(look: 
     from analyses.examples.text import describe
     from figures.example.read import read_example
 
-    assert look("--text", "gold", "--others", 0).code == 0
+    assert look("--text", "reference", "--others", 0).code == 0
     example = read_example(Path("out"))
     response = example.tokens.loc[example.tokens["region"] == "response", "position"]
     positions = [at for at in example.next["position"].unique() if at in set(response)]

@@ -22,7 +22,7 @@ def make_part(*examples: int, role: str = "none") -> Part:
     ]
     shape = (len(examples), 2, 4, 1, 3)
     values = np.random.default_rng(list(examples)).random(shape)
-    return Part(list(examples), values, np.ones(shape, np.int64), pd.DataFrame(rows), n_cut=1, blocked=tuple(e % 2 for e in examples))
+    return Part(list(examples), values, np.ones(shape, np.int64), pd.DataFrame(rows), n_truncated=1, blocked=tuple(e % 2 for e in examples))
 
 
 def begin(out: Path, **settings: Any) -> RunFolder:
@@ -49,7 +49,7 @@ def test_a_part_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert folder.has(0)
     found = folder.read_part(0)
     assert found.examples == [3, 1]
-    assert found.n_cut == 1
+    assert found.n_truncated == 1
     assert found.blocked == (1, 1)
     np.testing.assert_array_equal(found.values, part.values)
     np.testing.assert_array_equal(found.counts, part.counts)

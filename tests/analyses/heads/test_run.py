@@ -132,11 +132,11 @@ def test_run_json_says_what_was_done(good: Path, checkpoint: Path, problems: Pat
     digest = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     assert model == {**model, "name": "tiny", "kind": "folder", "source": str(checkpoint), "weights_sha256": digest, "adapter": None}
     assert (model["n_layers"], model["n_heads"], model["architecture"]) == (2, 4, "LlamaForCausalLM")
-    assert (run["dtype"], run["device"], run["seed"], run["text"], run["chat"]) == ("float32", "cpu", 0, "gold", True)
+    assert (run["dtype"], run["device"], run["seed"], run["text"], run["chat"]) == ("float32", "cpu", 0, "reference", True)
     assert run["generated"] is None
     assert run["problems"] == {"source": str(problems), "split": "test", "n": 7, "sha256": problems_digest(load_problems(str(problems)))}
     assert run["n_tokens"] == len(tables(good)["inputs"])
-    assert {measure["way"] for measure in run["measures"]} == {"blocked"}
+    assert {measure["backend"] for measure in run["measures"]} == {"blocked"}
     assert all(seconds >= 0 for seconds in run["timings"].values())
     assert {"open_seconds", "record_seconds", "tables_seconds", "total_seconds"} <= set(run["timings"])
     assert run["memory"]["process_peak_bytes"] > 1e7
@@ -245,9 +245,9 @@ def test_default_folder_is_named_after_the_model(heads: Heads, tmp_path: Path, m
 
 def test_both_ways_of_recording_agree_and_are_recorded(heads: Heads, tmp_path: Path, tables: Tables) -> None:
     names = ("--measures", "entropy_nats", "bos_mass", "numeric_mass")
-    for way in ("blocked", "flash"):
-        assert heads("--out", tmp_path / way, "--way", way, *names).code == 0
-        assert {measure["way"] for measure in run_of(tmp_path / way)["measures"]} == {way}
+    for backend in ("blocked", "flash"):
+        assert heads("--out", tmp_path / backend, "--way", backend, *names).code == 0
+        assert {measure["backend"] for measure in run_of(tmp_path / backend)["measures"]} == {backend}
     close_tables(tables(tmp_path / "blocked"), tables(tmp_path / "flash"), 1e-5)
 
 
@@ -279,7 +279,7 @@ def test_generated_text_is_the_models_greedy_answer(heads: Heads, tmp_path: Path
     run, rows = run_of(tmp_path / "run"), tables(tmp_path / "run")["inputs"]
     model: Any = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    n_cut = 0
+    n_truncated = 0
     for problem in load_problems(run["problems"]["source"]):
         message = [{"role": "user", "content": problem.question}]
         prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -291,10 +291,10 @@ def test_generated_text_is_the_models_greedy_answer(heads: Heads, tmp_path: Path
         special = answer["token_id"].isin(tokenizer.all_special_ids)
         assert (answer["region"] == np.where(special, "template", "response")).all()
         assert "".join(answer["token"]) == tokenizer.decode(answer["token_id"].tolist())
-        n_cut += tokenizer.eos_token_id not in answer["token_id"].tolist()
+        n_truncated += tokenizer.eos_token_id not in answer["token_id"].tolist()
     assert run["text"] == "generated"
-    assert run["generated"] == {"max_new_tokens": 9, "n_cut": n_cut, "decoding": "greedy"}
-    assert any("ran into the cut of 9 tokens" in warning for warning in run["warnings"]) == (n_cut > 0)
+    assert run["generated"] == {"max_new_tokens": 9, "n_truncated": n_truncated, "decoding": "greedy"}
+    assert any("ran into the cut of 9 tokens" in warning for warning in run["warnings"]) == (n_truncated > 0)
 
 
 # --- never over another run -------------------------------------------------------------------------------------------

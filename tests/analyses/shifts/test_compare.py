@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from analyses.shifts.__main__ import main
 from interp.tables.schema import read
-from interp.tables.shifts import TABLES
+from interp.tables.shifts import SHIFT_TABLES
 
 DATA = os.environ.get("PRIMED_HEADS_DATA")
 MEASURES = ("--measures", "entropy_nats", "numeric_mass", "previous_mass")
@@ -59,7 +59,7 @@ def changed(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -
 
 
 def table(folder: Path, name: str) -> pd.DataFrame:
-    return read(folder / f"{name}.parquet", TABLES[name])
+    return read(folder / f"{name}.parquet", SHIFT_TABLES[name])
 
 
 def test_two_copies_of_one_model(three_layers: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from interp.inference import crossed_test
 from interp.tables.errors import InputError
 from interp.tables.heads import HeadValues, Run
 from interp.tables.schema import REGIONS, validate
-from interp.tables.shifts import ACCURACY, AGREEMENT, CONDITIONS, DIVERGENCES, LAYERS, RANKS, SHIFTS
+from interp.tables.shifts import ACCURACY_SLOPES, AGREEMENT, CONDITIONS, LAYERS, MAP_DIVERGENCES, RANKS, SHIFTS
 
 MEASURES = ("entropy_nats", "numeric_mass")
 SHAPE = (3, 4, len(MEASURES), len(REGIONS))
@@ -214,7 +214,7 @@ def test_accuracy_by_permutation_is_scipys() -> None:
     students = [run(f"s{k}", base + random.normal(0, 1, (1, *SHAPE))).values for k in range(6)]
     accuracy = [0.1, 0.25, 0.2, 0.4, 0.35, 0.5]
     table = accuracy_table(run("base", base).values, students, accuracy)
-    validate(table, ACCURACY)
+    validate(table, ACCURACY_SLOPES)
     row = at(table, 0, 3)
     x = [(s.values - base)[:, 0, 3, 0, 2].mean() for s in students]
     theirs: Any = stats.spearmanr(x, accuracy)
@@ -255,7 +255,7 @@ def test_divergences_are_means_over_examples() -> None:
     ]
     frame = pd.DataFrame(rows)
     table = divergences_table(frame)
-    validate(table, DIVERGENCES)
+    validate(table, MAP_DIVERGENCES)
     wanted = frame.groupby(["layer", "head", "measure", "region"])["value"].mean()
     found = table.set_index(["layer", "head", "measure", "region"])["mean"]
     pd.testing.assert_series_equal(found.sort_index(), wanted.sort_index(), check_names=False)

@@ -20,7 +20,7 @@ from analyses.shifts.profiles import PROFILE_MEASURES, HeadProfiles, match_heads
 from interp.measures.catalog import MEASURES
 from interp.recording.recorder import record
 from interp.tables.errors import InputError
-from interp.tables.heads import EXAMPLES
+from interp.tables.heads import EXAMPLE_VALUES
 from interp.tables.schema import REGIONS, validate
 from interp.tokens import annotate
 
@@ -208,7 +208,7 @@ def test_a_profile_is_standardised_over_heads_and_any_order_of_rows_gives_it() -
     np.testing.assert_allclose(found.values, expected, atol=1e-12)
     assert found.layers.tolist() == [0, 0, 0, 1, 1, 1]
     assert found.heads.tolist() == [0, 1, 2] * 2
-    stored = validate(frame.sample(frac=1, random_state=1), EXAMPLES).to_pandas()  # shuffled, with the types of a file
+    stored = validate(frame.sample(frac=1, random_state=1), EXAMPLE_VALUES).to_pandas()  # shuffled, with the types of a file
     assert isinstance(stored["measure"].dtype, pd.CategoricalDtype)
     again = profiles(stored, examples_in_common=[7, 2, 9], measures=NAMES)
     np.testing.assert_array_equal(again.values, found.values)

@@ -32,7 +32,7 @@ from distill.sources.texts import Text
 from distill.strategies import Strategy
 from distill.teachers.generate import Generated, Sampling
 from interp.checkpoints.opening import open_checkpoint
-from interp.checkpoints.unembedding import Head, hidden_states, output_head
+from interp.checkpoints.unembedding import OutputHead, hidden_states, output_head
 from interp.tables.errors import InputError, StudyError
 
 QUICK = EvaluationConfig(max_new_tokens=12, batch_size=3)
@@ -508,7 +508,7 @@ def test_divergence_from_hidden_states_is_the_dense_one(student: Any, records: l
 
 
 def test_tiers_agree_and_a_top_k_is_a_lower_bound(student: Any, records: list[Record], teacher: Any) -> None:
-    head = Head(output_head(teacher.model).weight.detach()[:400])
+    head = OutputHead(output_head(teacher.model).weight.detach()[:400])
     whole = [torch.log_softmax(head.logits(r.signals["hidden"]), -1) for r in records]
 
     def measured(signals: list[dict[str, torch.Tensor]]) -> np.ndarray:

@@ -22,7 +22,7 @@ import distill.objectives.chunked
 from distill.objectives.chunked import LossSums, distillation_loss
 from distill.objectives.divergences import LOSSES, forward_kl, jsd, reverse_kl
 from distill.records.signals import Dense, Hidden, Signal, TopK, missing_mass
-from interp.checkpoints.unembedding import Head
+from interp.checkpoints.unembedding import OutputHead
 from interp.tables.errors import InputError
 
 TOKENS, VOCABULARY, WIDTH, TEACHER_WIDTH = 7, 19, 5, 6
@@ -44,11 +44,11 @@ class Case:
     """A batch, and the student's whole logits in a graph of plain torch."""
 
     hidden: Tensor
-    head: Head
+    head: OutputHead
     targets: Tensor
     teacher_logits: Tensor
     teacher_states: Tensor
-    teacher_head: Head
+    teacher_head: OutputHead
     weights: Tensor
 
     def signal(self, name: str) -> Signal:
@@ -78,10 +78,10 @@ def make(
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    def make_head(width: int) -> Head:
+    def make_head(width: int) -> OutputHead:
         options = dict[str, Any](HEADS[head])
         bias = normal(vocabulary).requires_grad_() if options.pop("bias", False) else None
-        return Head(normal(vocabulary, width).requires_grad_(), bias, **options)
+        return OutputHead(normal(vocabulary, width).requires_grad_(), bias, **options)
 
     teacher_head, states = make_head(TEACHER_WIDTH), normal(tokens, TEACHER_WIDTH)
     return Case(
@@ -98,7 +98,7 @@ def make(
 # --- the reference: whole logits, probabilities written out, gradients by autograd ------------------------------------
 
 
-def plain_logits(hidden: Tensor, head: Head) -> Tensor:
+def plain_logits(hidden: Tensor, head: OutputHead) -> Tensor:
     logits = hidden @ head.weight.T
     if head.bias is not None:
         logits = logits + head.bias
@@ -177,7 +177,7 @@ def test_scale_bias_and_cap_of_a_head_take_part_in_value_and_gradient(head: str,
     ours, theirs = our_sums(case, signal, divergence="reverse_kl", **options), plain_parts(case, signal, "reverse_kl", **options)
     assert_same([ours.total], [theirs[0]])
     assert_same(gradients(ours.total, case.leaves()), gradients(theirs[0], case.leaves()))
-    logits = jaxtyped(typechecker=beartype)(Head.logits)(case.head, case.hidden)
+    logits = jaxtyped(typechecker=beartype)(OutputHead.logits)(case.head, case.hidden)
     assert_same([logits], [plain_logits(case.hidden, case.head)])
 
 
@@ -196,7 +196,7 @@ def test_gradcheck_at_a_temperature(name: str) -> None:
 
 def test_a_case_worked_by_hand() -> None:
     """Two tokens of the vocabulary, teacher (3/4, 1/4), student (1/2, 1/2), target 0; at T = 2 the teacher is as sqrt(3) to 1."""
-    head = Head(torch.eye(2, dtype=torch.float64))
+    head = OutputHead(torch.eye(2, dtype=torch.float64))
     hidden = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
     teacher, target = Dense(torch.tensor([[0.75, 0.25]], dtype=torch.float64).log()), torch.tensor([0])
 
@@ -298,7 +298,7 @@ def log_probabilities(size: int, spread: float = 8.0) -> st.SearchStrategy[Tenso
 @settings(deadline=None)
 @given(log_probabilities(9), log_probabilities(9), st.sampled_from(sorted(LOSSES)), st.floats(0.05, 0.95))
 def test_bucket_divergence_grows_with_k_from_above_0_to_the_whole(log_p: Tensor, log_q: Tensor, name: str, beta: float) -> None:
-    head, targets = Head(torch.eye(9, dtype=torch.float64)), torch.tensor([0])
+    head, targets = OutputHead(torch.eye(9, dtype=torch.float64)), torch.tensor([0])
 
     def divergence(teacher: Signal) -> float:
         return distillation_loss(log_q, head, targets, teacher, divergence=name, alpha=0.0, beta=beta).divergence.item()
@@ -332,7 +332,7 @@ def test_jsd_ends_are_the_two_directions() -> None:
 
 def test_k_plus_1_outcomes_are_not_the_k_alone() -> None:
     """Teacher (1/2, 1/4, 1/4), student (1/4, 1/2, 1/4), k = 1: 1/2 ln 2 + 1/2 ln(2/3); without the bucket it would be 1/2 ln 2."""
-    head, hidden = Head(torch.eye(3)), torch.tensor([[0.25, 0.5, 0.25]]).log()
+    head, hidden = OutputHead(torch.eye(3)), torch.tensor([[0.25, 0.5, 0.25]]).log()
     teacher = TopK(torch.tensor([[0]]), torch.tensor([[0.5]]).log())
     sums = distillation_loss(hidden, head, torch.tensor([0]), teacher)
     assert sums.divergence.item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-5)
@@ -344,7 +344,7 @@ def test_a_teacher_that_leaves_nothing_over_gives_finite_numbers(name: str) -> N
     hidden = torch.tensor([[40.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 9.0]], requires_grad=True)
     ids = torch.tensor([[0, 1], [3, 0]], dtype=torch.int32)
     log_probs = torch.tensor([[0.0, -30.0], [1e-6, -20.0]])
-    sums = distillation_loss(hidden, Head(torch.eye(4)), torch.tensor([0, 3]), TopK(ids, log_probs), divergence=name, alpha=0.0)
+    sums = distillation_loss(hidden, OutputHead(torch.eye(4)), torch.tensor([0, 3]), TopK(ids, log_probs), divergence=name, alpha=0.0)
     assert math.isfinite(sums.total.item())
     assert gradients(sums.total, [hidden])[0].isfinite().all()
     assert abs(sums.divergence.item()) < 0.01
@@ -357,7 +357,7 @@ def test_student_mass_outside_the_k_is_summed_not_subtracted(k: int) -> None:
     logits[0, :k] = 10.0
     log_p = torch.zeros(1, 19).log_softmax(-1)
     teacher = TopK(torch.arange(k)[None], log_p[:, :k])
-    sums = distillation_loss(logits, Head(torch.eye(19)), torch.tensor([0]), teacher, alpha=0.0)
+    sums = distillation_loss(logits, OutputHead(torch.eye(19)), torch.tensor([0]), teacher, alpha=0.0)
     rest, q_rest = (19 - k) / 19, math.log((19 - k) / k) - 40
     expected = (1 - rest) * math.log((1 - rest) * k / k) + rest * (math.log(rest) - q_rest)
     assert sums.divergence.item() == pytest.approx(expected, rel=1e-5)
@@ -525,7 +525,7 @@ def test_a_top_k_at_a_temperature_is_refused_with_the_missing_mass_unless_it_is_
 def test_half_precision_states_are_near_float32(name: str, signal: str) -> None:
     exact = make("bias", torch.float32, tokens=32)
     for dtype, tolerance in ((torch.bfloat16, 0.03), (torch.float16, 0.004)):
-        head = Head(exact.head.weight.detach().to(dtype).requires_grad_(), exact.head.bias.detach().to(dtype).requires_grad_())  # pyright: ignore
+        head = OutputHead(exact.head.weight.detach().to(dtype).requires_grad_(), exact.head.bias.detach().to(dtype).requires_grad_())  # pyright: ignore
         low = replace(exact, hidden=exact.hidden.detach().to(dtype).requires_grad_(), head=head)
         ours, expected = (our_sums(case, signal, divergence=name, alpha=0.4) for case in (low, exact))
         assert ours.total.dtype == torch.float32
@@ -539,12 +539,12 @@ def test_under_autocast_products_run_in_its_dtype_and_sums_in_float32(monkeypatc
     case, seen = make("bias", torch.float32), list[torch.dtype]()
     block = distill.objectives.chunked._block
 
-    def watch(logits: Tensor, head: Head, *rest: Any) -> Any:
+    def watch(logits: Tensor, head: OutputHead, *rest: Any) -> Any:
         seen.extend([logits.dtype, head.weight.dtype])
         return block(logits, head, *rest)
 
     monkeypatch.setattr(distill.objectives.chunked, "_block", watch)
-    low = replace(case, hidden=case.hidden.bfloat16(), head=Head(case.head.weight.bfloat16(), case.head.bias.bfloat16()))  # pyright: ignore
+    low = replace(case, hidden=case.hidden.bfloat16(), head=OutputHead(case.head.weight.bfloat16(), case.head.bias.bfloat16()))  # pyright: ignore
     expected = our_sums(low, "dense")
     with torch.autocast("cpu", torch.bfloat16):
         sums = our_sums(case, "dense")

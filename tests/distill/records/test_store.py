@@ -24,7 +24,7 @@ from distill.problems.sets import Problem
 from distill.records.inspect import sample_rows, summary
 from distill.records.record import Record
 from distill.records.store import RecordStore
-from interp.checkpoints.unembedding import Head
+from interp.checkpoints.unembedding import OutputHead
 from interp.tables.errors import StudyError
 
 WHO: dict[str, Any] = {
@@ -137,7 +137,7 @@ def test_who_may_read_the_folder_may_read_its_files(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         store.group(WHO).collect(PROBLEMS, answer("hidden"), 4)
-        store.write_head(Head(torch.randn(7, 4)), WHO["teacher"])
+        store.write_head(OutputHead(torch.randn(7, 4)), WHO["teacher"])
     finally:
         os.umask(before)
     modes = {file.suffix: file.stat().st_mode & 0o777 for file in tmp_path.rglob("*.*")}
@@ -576,8 +576,10 @@ def test_a_chunk_that_another_process_has_at_work_is_waited_for(tmp_path: Path) 
 # --- head, summary --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", [Head(torch.randn(7, 4)), Head(torch.randn(7, 4).bfloat16(), torch.randn(7).bfloat16(), 0.5, 30.0)])
-def test_the_head_comes_back(tmp_path: Path, head: Head) -> None:
+@pytest.mark.parametrize(
+    "head", [OutputHead(torch.randn(7, 4)), OutputHead(torch.randn(7, 4).bfloat16(), torch.randn(7).bfloat16(), 0.5, 30.0)]
+)
+def test_the_head_comes_back(tmp_path: Path, head: OutputHead) -> None:
     store = RecordStore(tmp_path)
     store.write_head(head, WHO["teacher"])
     read = store.read_head(WHO["teacher"])
@@ -594,7 +596,7 @@ def test_a_head_that_is_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped weight", "flipped scale"])
 def test_a_damaged_head_is_found_and_redone(tmp_path: Path, damage: str) -> None:
-    store, head = RecordStore(tmp_path), Head(torch.randn(7, 4), None, 0.25, 30.0)
+    store, head = RecordStore(tmp_path), OutputHead(torch.randn(7, 4), None, 0.25, 30.0)
     store.write_head(head, {"name": "x"})
     (file,) = (tmp_path / "heads").iterdir()
     content = file.read_bytes()

@@ -25,7 +25,7 @@ from distill.training.options import TrainConfig
 from distill.training.train import train_student
 from distill.training.trainer import TextStream
 from interp.checkpoints.opening import open_checkpoint
-from interp.checkpoints.unembedding import Head, hidden_states, output_head
+from interp.checkpoints.unembedding import OutputHead, hidden_states, output_head
 from interp.tables.errors import NonFiniteError, StudyError
 
 CARD: dict[str, Any] = {
@@ -252,8 +252,8 @@ def test_published_objective_is_what_the_published_code_computes(
 
 def test_no_logits_of_a_batch_are_made(tmp_path: Path, learn: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    whole = Head.logits
-    monkeypatch.setattr(Head, "logits", lambda self, hidden: sizes.append(len(hidden)) or whole(self, hidden))
+    whole = OutputHead.logits
+    monkeypatch.setattr(OutputHead, "logits", lambda self, hidden: sizes.append(len(hidden)) or whole(self, hidden))
     called: list[torch.Size] = []
     linear = torch.nn.Linear.forward
 

@@ -28,7 +28,7 @@ from interp.tables.errors import InputError
 from interp.tables.heads import HeadValues, Run
 from interp.tables.published import CURVES
 from interp.tables.schema import REGIONS, MeasureInfo, write
-from interp.tables.shifts import TABLES
+from interp.tables.shifts import SHIFT_TABLES
 
 MEASURES = ("entropy_nats", "numeric_mass")
 INFOS = [MeasureInfo(name, name.replace("_", " "), "probability", 0, None, "f") for name in MEASURES]
@@ -75,7 +75,7 @@ def folder(tmp_path: Path) -> Path:
         "divergences": divergences_table(pd.DataFrame(rows)),
     }
     for name, table in tables.items():
-        write(table, TABLES[name], tmp_path / f"{name}.parquet")
+        write(table, SHIFT_TABLES[name], tmp_path / f"{name}.parquet")
     models = [{"model": r.name, "condition": r.condition, "seed": r.seed, "accuracy": 0.3, "shift": 0.5} for r in runs]
     known = pd.DataFrame(models).assign(accuracy_low=0.2, accuracy_high=0.4, n_problems=50)
     known.astype({"seed": "Int64"}).to_csv(tmp_path / "models.csv", index=False)
@@ -86,7 +86,7 @@ def folder(tmp_path: Path) -> Path:
         "baseline": "untouched",
         "region": "response",
         "seed": 0,
-        "text": "gold",
+        "text": "reference",
         "n_examples": 12,
         "n_layers": 3,
         "n_heads": 4,

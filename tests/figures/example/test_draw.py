@@ -33,7 +33,7 @@ ODD = "يشتري 3 علب من 12 قلم $x_1^2$ = 36 🙂 \U0001d53d😀 中�
 CASES = {
     "usual": {},
     "one model": {"answers": ("3*12=36\n#### 36",)},
-    "gold": {"answers": (LONG, LONG)},
+    "reference": {"answers": (LONG, LONG)},
     "three models": {"answers": (LONG, "3*12=36", STEP)},
     "odd": {"question": "كم قلم؟ Pay $5 and $6_x^2? 🙂 한국어", "answers": (ODD, "ok $\n#### 72")},
     "no numbers": {"question": "What?", "answers": ("none\n\n", "none\nat all"), "compared": False},

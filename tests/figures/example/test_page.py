@@ -391,7 +391,7 @@ def test_lines_between_steps_stand_with_the_step_before(example):
 
 def test_gold_texts_are_no_answers(example_folder):
     example = read_example(example_folder(answers=["3*12=36\n#### 36"] * 2))
-    assert example.run["text"] == "gold"
+    assert example.run["text"] == "reference"
     html = example_page(example)
     assert html.count("reads the reference solution</b>") == 2
     assert "– no reference" not in html

@@ -38,8 +38,10 @@ def any_score(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("interp.attention.flash.MAX_FLASH_SCORE", 1e6)
 
 
-def run(way: str, query: Tensor, key: Tensor, value: Tensor | None, mask: Any, scores: Scores, sets: KeySets) -> tuple[Any, RowStatistics]:
-    if way == "flash":
+def run(
+    backend: str, query: Tensor, key: Tensor, value: Tensor | None, mask: Any, scores: Scores, sets: KeySets
+) -> tuple[Any, RowStatistics]:
+    if backend == "flash":
         return flash_pass(query, key, value, mask, scores, sets)
     return blocked_pass(query, key, value, mask, scores, sets, Wanted(thresholds=(0.1,)))
 
@@ -64,11 +66,11 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
     assert float(error.max()) <= tolerance, f"worst {float(error.max()):.2e}"
 
 
-def check(way: str, query: Tensor, key: Tensor, value: Tensor, scores: Scores, tolerance: float) -> None:
+def check(backend: str, query: Tensor, key: Tensor, value: Tensor, scores: Scores, tolerance: float) -> None:
     batch, _, length, _ = query.shape
     generator = torch.Generator().manual_seed(0)
     sets = make_sets((torch.rand(batch, length, 3, generator=generator) < 0.4).float())
-    output, rows = run(way, query, key, value, lazy_mask(batch, length, length), scores, sets)
+    output, rows = run(backend, query, key, value, lazy_mask(batch, length, length), scores, sets)
     allowed = torch.ones(length, length).tril().bool()
     p = probabilities(query, key, scores, allowed)
     keys = p[..., :length]
@@ -83,7 +85,7 @@ def check(way: str, query: Tensor, key: Tensor, value: Tensor, scores: Scores, t
     np.testing.assert_array_equal(rows.set_sizes, sets.columns.cumsum(1))
     values = value.double().repeat_interleave(query.shape[1] // value.shape[1], 1)
     assert_close(output, (keys @ values).transpose(1, 2), tolerance)
-    if way == "blocked":
+    if backend == "blocked":
         assert rows.max_prob is not None
         assert rows.distance is not None
         assert_close(rows.max_prob, keys.amax(-1), tolerance)
@@ -105,31 +107,31 @@ def tensors(seed: int, batch: int = 2, heads: int = 4, kv_heads: int = 2, length
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("way", PASSES)
+@pytest.mark.parametrize("backend", PASSES)
 @pytest.mark.parametrize("sink", [None, -30.0, 0.0, 30.0])
-def test_both_passes_agree_with_float64(way: str, sink: float | None) -> None:
+def test_both_passes_agree_with_float64(backend: str, sink: float | None) -> None:
     query, key, value = tensors(0)
     sinks = None if sink is None else torch.tensor([sink, sink + 1, 0.5, -0.5])
-    check(way, query, key, value, Scores(0.8, sinks=sinks), 1e-5)
+    check(backend, query, key, value, Scores(0.8, sinks=sinks), 1e-5)
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("way", PASSES)
-def test_a_large_common_offset_in_the_keys_changes_nothing(way: str) -> None:
+@pytest.mark.parametrize("backend", PASSES)
+def test_a_large_common_offset_in_the_keys_changes_nothing(backend: str) -> None:
     query, key, value = tensors(1)
-    check(way, query, key + 50, value, Scores(8**-0.5), 1e-3)
+    check(backend, query, key + 50, value, Scores(8**-0.5), 1e-3)
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("way", PASSES)
-def test_one_hot_rows_have_no_entropy(way: str) -> None:
+@pytest.mark.parametrize("backend", PASSES)
+def test_one_hot_rows_have_no_entropy(backend: str) -> None:
     query, key, value = tensors(2)
-    check(way, 20 * query, 20 * key, value, Scores(1.0), 1e-3)
+    check(backend, 20 * query, 20 * key, value, Scores(1.0), 1e-3)
     length = key.shape[2]
     eye = torch.eye(length).expand(2, 2, length, length)
     wanted = torch.arange(length - 1, -1, -1).minimum(torch.arange(length))  # some allowed key of every query
     query = (200 * eye[:, :, wanted]).repeat_interleave(2, 1)
-    _, rows = run(way, query, eye.contiguous(), None, lazy_mask(2, length, length), Scores(1.0), make_sets(torch.zeros(2, length, 0)))
+    _, rows = run(backend, query, eye.contiguous(), None, lazy_mask(2, length, length), Scores(1.0), make_sets(torch.zeros(2, length, 0)))
     assert float(rows.entropy.abs().max()) < 1e-4
     assert float((rows.collision - 1).abs().max()) < 1e-4
     if rows.distance is not None:
@@ -137,12 +139,12 @@ def test_one_hot_rows_have_no_entropy(way: str) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("way", PASSES)
+@pytest.mark.parametrize("backend", PASSES)
 @pytest.mark.parametrize("constant", [0.0, 3.0])
-def test_uniform_attention_has_the_log_of_the_number_of_keys(way: str, constant: float) -> None:
+def test_uniform_attention_has_the_log_of_the_number_of_keys(backend: str, constant: float) -> None:
     query, key, value = tensors(3)
     key = torch.full_like(key, constant)
-    _, rows = run(way, query, key, value, lazy_mask(2, 40, 40), Scores(1.0), make_sets(torch.ones(2, 40, 1)))
+    _, rows = run(backend, query, key, value, lazy_mask(2, 40, 40), Scores(1.0), make_sets(torch.ones(2, 40, 1)))
     n = torch.arange(1, 41).double().expand(2, 4, 40)
     assert_close(rows.entropy, n.log(), 1e-5)
     assert_close(rows.collision, 1 / n, 1e-5)
@@ -154,8 +156,8 @@ def test_uniform_attention_has_the_log_of_the_number_of_keys(way: str, constant:
 def test_a_sink_alone_takes_everything() -> None:
     query, key, value = tensors(4)
     sets = make_sets(torch.ones(2, 40, 1))
-    for way in PASSES:
-        output, rows = run(way, query, key, value, lazy_mask(2, 40, 40), Scores(1.0, sinks=torch.full((4,), 200.0)), sets)
+    for backend in PASSES:
+        output, rows = run(backend, query, key, value, lazy_mask(2, 40, 40), Scores(1.0, sinks=torch.full((4,), 200.0)), sets)
         assert float(rows.masses.abs().max()) < 1e-20
         assert float(output.abs().max()) < 1e-20
         assert float(rows.entropy.abs().max()) < 1e-6
@@ -180,8 +182,8 @@ def test_laws_of_the_statistics(seed: int, length: int, scale: float, sink: bool
     generator = torch.Generator().manual_seed(seed)
     sets = make_sets(torch.nn.functional.one_hot(torch.randint(0, 4, (1, length), generator=generator), 4).float())
     scores = Scores(scale, sinks=torch.randn(4, generator=generator) if sink else None)
-    ways = PASSES[: 1 if flash_obstacles(query, key, value, lazy_mask(1, length, length), scores, sets) else 2]
-    found = [run(way, query, key, value, lazy_mask(1, length, length), scores, sets) for way in ways]
+    backends = PASSES[: 1 if flash_obstacles(query, key, value, lazy_mask(1, length, length), scores, sets) else 2]
+    found = [run(backend, query, key, value, lazy_mask(1, length, length), scores, sets) for backend in backends]
     for _, rows in found:
         n = rows.n_allowed[:, None].log()
         assert bool((rows.entropy > -1e-4).all())
@@ -212,16 +214,16 @@ def test_entropy_agrees_with_scipy() -> None:
     assert_close(rows.entropy, torch.from_numpy(scipy.stats.entropy(p, axis=-1)), 1e-5)
 
 
-@pytest.mark.parametrize("way", PASSES)
-def test_block_sizes_change_nothing(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", PASSES)
+def test_block_sizes_change_nothing(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value = tensors(7, length=70)
     sets, scores = make_sets(torch.ones(2, 70, 2)), Scores(1.0, sinks=torch.zeros(4))
-    output, rows = run(way, query, key, value, lazy_mask(2, 70, 70), scores, sets)
+    output, rows = run(backend, query, key, value, lazy_mask(2, 70, 70), scores, sets)
     for n_rows, elements in ((1, 1), (16, 1), (16, 1 << 14), (128, 1 << 20)):
         monkeypatch.setattr("interp.attention.blocked.MIN_ROWS", n_rows)
         monkeypatch.setattr("interp.attention.blocked.MAX_ROWS", n_rows)
         monkeypatch.setattr("interp.attention.blocked.CPU_BLOCK_ELEMENTS", elements)
-        again, others = run(way, query, key, value, lazy_mask(2, 70, 70), scores, make_sets(torch.ones(2, 70, 2)))
+        again, others = run(backend, query, key, value, lazy_mask(2, 70, 70), scores, make_sets(torch.ones(2, 70, 2)))
         assert_close(again, output.double(), 1e-6)
         for name in ("entropy", "collision", "masses", "pair_masses", "n_allowed", "set_sizes", "pair_sizes"):
             assert_close(getattr(others, name), getattr(rows, name).double(), 1e-6)
@@ -230,13 +232,13 @@ def test_block_sizes_change_nothing(way: str, monkeypatch: pytest.MonkeyPatch) -
             assert_close(others.distance, rows.distance.double(), 1e-5)
 
 
-@pytest.mark.parametrize("way", PASSES)
+@pytest.mark.parametrize("backend", PASSES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_attention_that_is_not_finite_is_refused(way: str, bad: float) -> None:
+def test_attention_that_is_not_finite_is_refused(backend: str, bad: float) -> None:
     query, key, value = tensors(8)
     query[1, 2, 17, 0] = bad
     with pytest.raises(NonFiniteError, match="head 2, example 1 of the batch, query 17"):
-        run(way, query, key, value, lazy_mask(2, 40, 40), Scores(1.0), make_sets(torch.ones(2, 40, 1)))
+        run(backend, query, key, value, lazy_mask(2, 40, 40), Scores(1.0), make_sets(torch.ones(2, 40, 1)))
 
 
 def test_padding_rows_are_zero_and_never_computed() -> None:
@@ -262,8 +264,10 @@ def test_padding_inside_a_text_is_no_triangle() -> None:
     padding[:, 7] = False
     i = torch.arange(40)
     exact = probabilities(query, key, Scores(1.0), (i <= i[:, None]) & padding[0])
-    for way in PASSES:
-        _, rows = run(way, query, key, value, lazy_mask(2, 40, 40, attention_mask=padding), Scores(1.0), make_sets(torch.ones(2, 40, 1)))
+    for backend in PASSES:
+        _, rows = run(
+            backend, query, key, value, lazy_mask(2, 40, 40, attention_mask=padding), Scores(1.0), make_sets(torch.ones(2, 40, 1))
+        )
         assert_close(rows.entropy, torch.special.entr(exact).sum(-1), 1e-5)
         np.testing.assert_array_equal(rows.n_allowed, ((i <= i[:, None]) & padding[0]).sum(-1)[None].repeat(2, 1))
 

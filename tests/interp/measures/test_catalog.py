@@ -210,7 +210,7 @@ def oracle(tiny_model: Callable[..., Any], tiny_tokens: Callable[..., Any]) -> C
     return make
 
 
-def ways(family: str) -> tuple[str, ...]:
+def backends(family: str) -> tuple[str, ...]:
     return ("blocked",) if family in BLOCKED_ONLY else ("blocked", "flash")
 
 
@@ -222,16 +222,16 @@ by a small spread, and a count of few keys. Their means over the examples agree,
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("padding_side", ["right", "left"])
-@pytest.mark.parametrize(("family", "way"), [(family, way) for family in FAMILIES for way in ways(family)])
+@pytest.mark.parametrize(("family", "backend"), [(family, backend) for family in FAMILIES for backend in backends(family)])
 def test_every_measure_agrees_with_float64_maps(
-    family: str, way: str, padding_side: str, dtype: str, oracle: Callable[[str, str], Any]
+    family: str, backend: str, padding_side: str, dtype: str, oracle: Callable[[str, str], Any]
 ) -> None:
     case = oracle(family, dtype)
-    chosen = list(MEASURES) if way == "blocked" else FLASH
+    chosen = list(MEASURES) if backend == "blocked" else FLASH
     exempt = NOISY if dtype == "bfloat16" else ()
     for texts in (case.texts, case.texts[2:3]):
         tokens = Tokens(texts, padding_side)
-        with torch.no_grad(), record(case.model, tokens, chosen, way=way, seed=SEED) as heads:
+        with torch.no_grad(), record(case.model, tokens, chosen, backend=backend, seed=SEED) as heads:
             case.model(**tokens.inputs)
         expected = {t.example: {key: v for key, v in case.expected[t.example].items() if key[2] in chosen} for t in texts}
         assert_agrees(heads.examples(), expected, TOLERANCES[dtype], exempt)
@@ -240,9 +240,9 @@ def test_every_measure_agrees_with_float64_maps(
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize(("family", "way"), [("llama", "blocked"), ("llama", "flash"), ("mistral", "flash"), ("gpt_oss", "blocked")])
+@pytest.mark.parametrize(("family", "backend"), [("llama", "blocked"), ("llama", "flash"), ("mistral", "flash"), ("gpt_oss", "blocked")])
 def test_bf16_statistics_are_exact_for_the_models_own_queries_and_keys(
-    family: str, way: str, oracle: Callable[[str, str], Any], monkeypatch: pytest.MonkeyPatch
+    family: str, backend: str, oracle: Callable[[str, str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case, captured = oracle(family, "bfloat16"), []
 
@@ -259,8 +259,8 @@ def test_bf16_statistics_are_exact_for_the_models_own_queries_and_keys(
     spy("flash_pass")
     text = case.texts[2]
     tokens = Tokens((text,))
-    chosen = list(MEASURES) if way == "blocked" else FLASH
-    with torch.no_grad(), record(case.model, tokens, chosen, way=way, seed=SEED) as heads:
+    chosen = list(MEASURES) if backend == "blocked" else FLASH
+    with torch.no_grad(), record(case.model, tokens, chosen, backend=backend, seed=SEED) as heads:
         case.model(**tokens.inputs)
     maps, spans = [], windows(case.model.config)
     for (query, key, scores), window in zip(captured, spans, strict=True):
@@ -280,12 +280,12 @@ def test_bf16_statistics_are_exact_for_the_models_own_queries_and_keys(
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks by the old name
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("way", ["blocked", "flash"])
+@pytest.mark.parametrize("backend", ["blocked", "flash"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_oss", "gpt2"])
-def test_adapters_on_off_and_merged(family: str, way: str, tiny_model: Callable[..., Any], tiny_tokens: Callable[..., Any]) -> None:
+def test_adapters_on_off_and_merged(family: str, backend: str, tiny_model: Callable[..., Any], tiny_tokens: Callable[..., Any]) -> None:
     targets = ["c_attn"] if family == "gpt2" else ["q_proj", "k_proj", "v_proj", "o_proj"]
     config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, fan_in_fan_out=family == "gpt2")
-    chosen = list(MEASURES) if way == "blocked" else FLASH
+    chosen = list(MEASURES) if backend == "blocked" else FLASH
     tokens = tiny_tokens((31, 44), "left")
 
     def adapted(**settings: Any) -> Any:
@@ -301,7 +301,7 @@ def test_adapters_on_off_and_merged(family: str, way: str, tiny_model: Callable[
         return {example: {key: v for key, v in values.items() if key[2] in chosen} for example, values in found.items()}
 
     def recorded(model: Any) -> pd.DataFrame:
-        with torch.no_grad(), record(model, tokens, chosen, way=way, seed=SEED) as heads:
+        with torch.no_grad(), record(model, tokens, chosen, backend=backend, seed=SEED) as heads:
             model(**tokens.inputs)
         return heads.examples()
 

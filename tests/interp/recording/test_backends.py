@@ -1,4 +1,4 @@
-"""Which way records a layer: the rule, and that every way gives the same tables."""
+"""Which backend records a layer: the rule, and that every backend gives the same tables."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.interp.test_recorder import FLASH, LENGTHS, QUESTIONS, assert_same, r
 from interp.attention.seam import attention_layers
 from interp.measures.catalog import MEASURES
 from interp.measures.measure import Measure
-from interp.recording import backends as ways
-from interp.recording.backends import choose_way
+from interp.recording import backends as backends
+from interp.recording.backends import choose_backend
 from interp.recording.recorder import record
 from interp.tables.errors import RecordingError
 from interp.tokens import Tokens, annotate
@@ -35,7 +35,7 @@ def assert_tables_agree(found: pd.DataFrame, expected: pd.DataFrame, near: pd.Da
     """Within 1e-6, relative above 1; numeric_z, a small difference divided by a smaller spread, within 2e-5.
 
     Args:
-        found: `heads` table of one way.
+        found: `heads` table of one backend.
         expected: of another.
         near: layer and head of maps in which some probability lies so near to the threshold that one key may count or not.
     """
@@ -63,33 +63,35 @@ def near_the_threshold(model: Any, tokens: Tokens) -> pd.DataFrame:
 
 def test_ways_agree_and_are_chosen_by_rule(tiny_model: Make, tiny_tokens: Make) -> None:
     model, tokens = tiny_model("llama"), tiny_tokens(LENGTHS)
-    assert recorded(model, tokens).way == "blocked"
-    assert_same(recorded(model, tokens, FLASH, way="flash").examples(), recorded(model, tokens, FLASH, way="blocked").examples(), 5e-6)
+    assert recorded(model, tokens).backend == "blocked"
+    assert_same(
+        recorded(model, tokens, FLASH, backend="flash").examples(), recorded(model, tokens, FLASH, backend="blocked").examples(), 5e-6
+    )
     linear, every = [MEASURES[name] for name in FLASH], list(MEASURES.values())
-    assert choose_way(model, linear, device="cuda") == "flash"
-    assert choose_way(model, linear, maps=True, device="cuda") == "blocked"
-    assert choose_way(model, every, device="cuda") == "blocked"
-    assert choose_way(model, linear) == "blocked"
-    assert choose_way(tiny_model("gemma2"), linear, device="cuda") == "blocked"  # its scores are capped
+    assert choose_backend(model, linear, device="cuda") == "flash"
+    assert choose_backend(model, linear, maps=True, device="cuda") == "blocked"
+    assert choose_backend(model, every, device="cuda") == "blocked"
+    assert choose_backend(model, linear) == "blocked"
+    assert choose_backend(tiny_model("gemma2"), linear, device="cuda") == "blocked"  # its scores are capped
 
 
 def test_the_kernel_is_a_way_by_name(tiny_model: Make, tiny_tokens: Make) -> None:
     """In Triton's interpreter here (tests/conftest.py); on a GPU the same kernel is compiled."""
     pytest.importorskip("triton")
     model, tokens = tiny_model("llama"), tiny_tokens((30, 17), "left")
-    found = recorded(model, tokens, way="triton")
-    assert found.way == "triton"
-    assert found.ways == {0: "triton", 1: "triton"}
-    with pytest.raises(RecordingError, match="triton way cannot be taken: maps"):
-        record(model, tokens, way="triton", maps=[(0, 0)])
+    found = recorded(model, tokens, backend="triton")
+    assert found.backend == "triton"
+    assert found.backends == {0: "triton", 1: "triton"}
+    with pytest.raises(RecordingError, match="triton backend cannot be taken: maps"):
+        record(model, tokens, backend="triton", maps=[(0, 0)])
 
 
 def test_the_flash_way_refuses_capped_scores(tiny_model: Make, tiny_tokens: Make) -> None:
-    with pytest.raises(RecordingError, match="flash way cannot be taken: the model caps its scores"):
-        recorded(tiny_model("gemma2"), tiny_tokens((20,)), FLASH, way="flash")
+    with pytest.raises(RecordingError, match="flash backend cannot be taken: the model caps its scores"):
+        recorded(tiny_model("gemma2"), tiny_tokens((20,)), FLASH, backend="flash")
 
 
-# --- every way gives the same tables, and takes what it can express ---------------------------------------------------
+# --- every backend gives the same tables, and takes what it can express ---------------------------------------------------
 
 
 @pytest.mark.parametrize(("family", "padding_side"), [("llama", "right"), ("mistral", "left"), ("gemma2", "right"), ("gpt_oss", "left")])
@@ -98,10 +100,10 @@ def test_tables_are_the_same_whatever_way_and_blocks(
 ) -> None:
     """Texts of several lengths, windows (mistral, gemma2, gpt_oss), soft caps (gemma2) and sinks (gpt_oss), in float32."""
     model, tokens = tiny_model(family), tiny_tokens(LENGTHS, padding_side)
-    blocked = recorded(model, tokens, way="blocked")
+    blocked = recorded(model, tokens, backend="blocked")
     expected, near = blocked.table(), near_the_threshold(model, tokens)
     assert len(near) <= 1
-    assert set(blocked.ways.values()) == {"blocked"}
+    assert set(blocked.backends.values()) == {"blocked"}
     for sizes in BLOCKS.values():
         with monkeypatch.context() as patch:
             patch.setattr("interp.attention.blocked.MAX_PADDING", 1.0)
@@ -109,65 +111,65 @@ def test_tables_are_the_same_whatever_way_and_blocks(
                 "interp.attention.blocked._block_sizes",
                 lambda device, batch, kv_heads, groups, keys, sizes=sizes: (min(batch, sizes[0]), min(kv_heads, sizes[1]), sizes[2]),
             )
-            assert_tables_agree(recorded(model, tokens, way="blocked").table(), expected, near)
+            assert_tables_agree(recorded(model, tokens, backend="blocked").table(), expected, near)
     if family == "gemma2":
-        with pytest.raises(RecordingError, match="flash way cannot be taken: the model caps its scores"):
-            record(model, tokens, FLASH, way="flash")
+        with pytest.raises(RecordingError, match="flash backend cannot be taken: the model caps its scores"):
+            record(model, tokens, FLASH, backend="flash")
     else:
-        flash = recorded(model, tokens, FLASH, way="flash")
-        assert set(flash.ways.values()) == {"flash"}
+        flash = recorded(model, tokens, FLASH, backend="flash")
+        assert set(flash.backends.values()) == {"flash"}
         assert_tables_agree(flash.table(), expected[expected["measure"].isin(FLASH)])
     pytest.importorskip("triton")
-    triton = recorded(model, tokens, way="triton")
-    assert set(triton.ways.values()) == {"triton"}
+    triton = recorded(model, tokens, backend="triton")
+    assert set(triton.backends.values()) == {"triton"}
     assert_tables_agree(triton.table(), expected, near)
 
 
 def test_layers_whose_mask_is_too_large_for_flash_are_blocked(tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """One text: the layer with a window would need a mask of all its queries and keys, the other needs none."""
     model, tokens = tiny_model("gpt_oss"), tiny_tokens((61,))
-    expected = recorded(model, tokens, FLASH, way="blocked").table()
+    expected = recorded(model, tokens, FLASH, backend="blocked").table()
     monkeypatch.setattr("interp.attention.flash.MAX_MASK_ELEMENTS", 61 * 61 - 1)
-    found = recorded(model, tokens, FLASH, way="flash")
-    assert found.way == "flash"
-    assert found.ways == {0: "blocked", 1: "flash"}
+    found = recorded(model, tokens, FLASH, backend="flash")
+    assert found.backend == "flash"
+    assert found.backends == {0: "blocked", 1: "flash"}
     assert_tables_agree(found.table(), expected)
     padded = tiny_tokens((40, 23), "left")  # a causal layer needs a mask too
-    expected = recorded(model, padded, FLASH, way="blocked").table()
+    expected = recorded(model, padded, FLASH, backend="blocked").table()
     monkeypatch.setattr("interp.attention.flash.MAX_MASK_ELEMENTS", 2 * 40 * 40 - 1)
-    found = recorded(model, padded, FLASH, way="flash")
-    assert found.ways == {0: "blocked", 1: "blocked"}
+    found = recorded(model, padded, FLASH, backend="flash")
+    assert found.backends == {0: "blocked", 1: "blocked"}
     assert_tables_agree(found.table(), expected)
     monkeypatch.setattr("interp.attention.flash.MAX_MASK_ELEMENTS", 2 * 40 * 40)
-    assert recorded(model, padded, FLASH, way="flash").ways == {0: "flash", 1: "flash"}
+    assert recorded(model, padded, FLASH, backend="flash").backends == {0: "flash", 1: "flash"}
 
 
 @pytest.mark.parametrize(("peak", "taken"), [(2.0, "flash"), (4.0, "blocked")])
 def test_layers_with_large_scores_are_blocked(peak: float, taken: str, tiny_model: Make, tiny_tokens: Make) -> None:
     """One layer: a second one would carry on what the first one's output differs by, and such peaks magnify it."""
     model, tokens = tiny_model("llama", peak=peak, num_hidden_layers=1), tiny_tokens(LENGTHS)
-    found = recorded(model, tokens, FLASH, way="flash")
-    assert found.ways == {0: taken}
-    assert_tables_agree(found.table(), recorded(model, tokens, FLASH, way="blocked").table())
+    found = recorded(model, tokens, FLASH, backend="flash")
+    assert found.backends == {0: taken}
+    assert_tables_agree(found.table(), recorded(model, tokens, FLASH, backend="blocked").table())
 
 
 def test_a_short_text_beside_a_long_one(tiny_model: Make, tiny_tokens: Make) -> None:
     """What is a difference of numbers as large as the batch is wide would show in the short one."""
     model, tokens = tiny_model("llama", peak=2.0, max_position_embeddings=2048), tiny_tokens((1500, 9), "left")
-    flash = recorded(model, tokens, FLASH, way="flash")
-    assert flash.ways == {0: "flash", 1: "flash"}
-    assert_same(flash.examples(), recorded(model, tokens, FLASH, way="blocked").examples(), 1e-6)
-    with pytest.raises(RecordingError, match="flash way cannot be taken: mean_distance"):
-        record(model, tokens, ["mean_distance"], way="flash")
+    flash = recorded(model, tokens, FLASH, backend="flash")
+    assert flash.backends == {0: "flash", 1: "flash"}
+    assert_same(flash.examples(), recorded(model, tokens, FLASH, backend="blocked").examples(), 1e-6)
+    with pytest.raises(RecordingError, match="flash backend cannot be taken: mean_distance"):
+        record(model, tokens, ["mean_distance"], backend="flash")
 
 
 def test_capped_layers_of_any_model_are_blocked(tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a model's config does not say that its scores are capped, its layers do."""
     model, tokens = tiny_model("gemma2"), tiny_tokens(LENGTHS)
-    expected = recorded(model, tokens, FLASH, way="blocked").table()
-    monkeypatch.setattr(ways, "_obstacles", lambda *args, **kwargs: [])
-    found = recorded(model, tokens, FLASH, way="flash")
-    assert found.ways == {0: "blocked", 1: "blocked"}
+    expected = recorded(model, tokens, FLASH, backend="blocked").table()
+    monkeypatch.setattr(backends, "_obstacles", lambda *args, **kwargs: [])
+    found = recorded(model, tokens, FLASH, backend="flash")
+    assert found.backends == {0: "blocked", 1: "blocked"}
     assert_tables_agree(found.table(), expected)
 
 
@@ -179,11 +181,11 @@ def test_layers_beyond_the_kernels_limits_are_blocked(
 ) -> None:
     pytest.importorskip("triton")
     model, tokens = tiny_model("llama"), tiny_tokens((30, 17))
-    expected = recorded(model, tokens, way="blocked").table()
+    expected = recorded(model, tokens, backend="blocked").table()
     monkeypatch.setattr(f"interp.attention.triton.{limit}", value)
-    found = recorded(model, tokens, way="triton")
-    assert found.way == "triton"
-    assert found.ways == {0: "blocked", 1: "blocked"}
+    found = recorded(model, tokens, backend="triton")
+    assert found.backend == "triton"
+    assert found.backends == {0: "blocked", 1: "blocked"}
     assert_tables_agree(found.table(), expected)
 
 
@@ -194,8 +196,8 @@ def test_thresholds_that_the_kernel_has_no_place_for_are_counted_by_the_blocked_
     every = Measure(
         replace(info, name="keys"), lambda rows: rows.statistics.above[0.0] / rows.statistics.n_allowed[:, None], thresholds=(0.0,)
     )
-    found = recorded(model, tokens, {"keys": every}, way="triton")
-    assert found.ways == {0: "blocked", 1: "blocked"}
+    found = recorded(model, tokens, {"keys": every}, backend="triton")
+    assert found.backends == {0: "blocked", 1: "blocked"}
     values = found.table()["value"].dropna()
     np.testing.assert_allclose(values, 1)  # every key that may be seen has some probability
 
@@ -205,25 +207,25 @@ def test_layers_of_other_masks_are_blocked(tiny_model: Make, tiny_tokens: Make) 
     model, tokens = tiny_model("llama"), tiny_tokens((40,))
     at = torch.arange(40)
     odd = ((at <= at[:, None]) & ((at[:, None] - at) % 3 != 1))[None, None]
-    with torch.no_grad(), record(model, tokens, FLASH, way="blocked") as expected:
+    with torch.no_grad(), record(model, tokens, FLASH, backend="blocked") as expected:
         model(tokens.inputs["input_ids"], attention_mask=odd)
-    for way, taken in (("flash", "flash"), ("triton", "blocked")):
-        if way == "triton":
+    for backend, taken in (("flash", "flash"), ("triton", "blocked")):
+        if backend == "triton":
             pytest.importorskip("triton")
-        with torch.no_grad(), record(model, tokens, FLASH, way=way) as found:
+        with torch.no_grad(), record(model, tokens, FLASH, backend=backend) as found:
             model(tokens.inputs["input_ids"], attention_mask=odd)
-        assert found.ways == {0: taken, 1: taken}
+        assert found.backends == {0: taken, 1: taken}
         assert_tables_agree(found.table(), expected.table())
     blind = odd & (at[:, None] > 4)[None, None]  # the first queries see nothing
-    with torch.no_grad(), record(model, tokens, FLASH, way="flash") as found:
+    with torch.no_grad(), record(model, tokens, FLASH, backend="flash") as found:
         model(tokens.inputs["input_ids"], attention_mask=blind)
-    assert found.ways == {0: "blocked", 1: "blocked"}
+    assert found.backends == {0: "blocked", 1: "blocked"}
 
 
 def test_a_text_that_the_model_writes_begins_the_way_that_was_asked_for(tiny_model: Make) -> None:
     model = tiny_model("llama")
     model.generation_config.eos_token_id = None
     prompt = annotate(toy_tokenizer(), QUESTIONS[:2], chat=False, padding_side="left")
-    with torch.no_grad(), record(model, prompt, FLASH, way="flash") as heads:
+    with torch.no_grad(), record(model, prompt, FLASH, backend="flash") as heads:
         model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False, pad_token_id=0)
-    assert heads.ways == {0: "flash", 1: "flash"}
+    assert heads.backends == {0: "flash", 1: "flash"}

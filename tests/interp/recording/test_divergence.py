@@ -353,4 +353,4 @@ def test_a_reader_needs_whole_texts_and_probabilities(tiny_model: Make, tiny_tok
     with pytest.raises(RecordingError, match="while a model writes"), record(model, tokens, {}, reader=seen):
         model.generate(**tokens.inputs, max_new_tokens=2)
     with pytest.raises(RecordingError, match="the flash way cannot"):
-        record(model, tokens, {}, way="flash", reader=seen)
+        record(model, tokens, {}, backend="flash", reader=seen)

@@ -75,8 +75,8 @@ def test_logits_are_the_models_own(family: str, padding_side: str, tiny_model: M
     implementation, state = model.config._attn_implementation, state_of(model)
     expected = forward(model, tokens)
     real = tokens.inputs["attention_mask"].bool()
-    for way in ("blocked",) if family == "gemma2" else ("blocked", "flash"):
-        with record(model, tokens, FLASH, way=way):
+    for backend in ("blocked",) if family == "gemma2" else ("blocked", "flash"):
+        with record(model, tokens, FLASH, backend=backend):
             logits = forward(model, tokens)
         assert float((logits - expected)[real].abs().max()) <= 1e-5 * float(expected[real].abs().max())
         assert_restored(model, implementation, state)
@@ -88,7 +88,7 @@ def test_the_flash_way_gives_logits_bit_for_bit(family: str, tiny_model: Make, t
     settings = {"sliding_window": None} if family == "phi3" else {}
     model, tokens = tiny_model(family, **settings), tiny_tokens((40,))
     expected = forward(model, tokens)
-    with record(model, tokens, FLASH, way="flash"):
+    with record(model, tokens, FLASH, backend="flash"):
         logits = forward(model, tokens)
     assert torch.equal(logits, expected)
 
@@ -117,18 +117,18 @@ def test_gradients_flow_through_a_recorded_forward(tiny_model: Make, tiny_tokens
 # --- invariance -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["blocked", "flash"])
+@pytest.mark.parametrize("backend", ["blocked", "flash"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt_oss"])
-def test_batch_order_padding_and_split_change_nothing(family: str, way: str, tiny_model: Make, tiny_tokens: Make) -> None:
+def test_batch_order_padding_and_split_change_nothing(family: str, backend: str, tiny_model: Make, tiny_tokens: Make) -> None:
     # float32 sums differ in their last bits between batch shapes and the model carries that on: soft attention keeps it below 1e-6
     model, tokens = tiny_model(family, peak=1.0), tiny_tokens((40, 23, 61, 34, 52))
-    measures = list(MEASURES) if way == "blocked" else FLASH
-    expected = recorded(model, tokens, measures, way=way).examples()
+    measures = list(MEASURES) if backend == "blocked" else FLASH
+    expected = recorded(model, tokens, measures, backend=backend).examples()
     for side in ("right", "left"):
         for order in ([4, 2, 0, 1, 3], [3, 4, 1, 0, 2]):
-            assert_same(recorded(model, tokens.select(order, side), measures, way=way).examples(), expected)
+            assert_same(recorded(model, tokens.select(order, side), measures, backend=backend).examples(), expected)
         for parts in ([[0], [1], [2], [3], [4]], [[3, 1], [0, 4, 2]]):
-            totals = [recorded(model, tokens.select(part, side), measures, way=way).totals for part in parts]
+            totals = [recorded(model, tokens.select(part, side), measures, backend=backend).totals for part in parts]
             merged = totals[0]
             for other in totals[1:]:
                 merged = merged.merge(other)
@@ -348,11 +348,11 @@ def test_a_layer_that_was_not_run_is_reported(tiny_model: Make, tiny_tokens: Mak
 
 
 def test_nan_weights_are_found(tiny_model: Make, tiny_tokens: Make) -> None:
-    for way in ("blocked", "flash"):
+    for backend in ("blocked", "flash"):
         model = tiny_model("llama")
         model.model.layers[1].self_attn.q_proj.weight.data[9, 3] = float("nan")
         with pytest.raises(NonFiniteError, match=r"layer 1: attention is not finite: head 1, .*checkpoint damaged"):
-            recorded(model, tiny_tokens((20, 30)), FLASH, way=way)
+            recorded(model, tiny_tokens((20, 30)), FLASH, backend=backend)
         assert model.config._attn_implementation == "sdpa"
 
 
@@ -361,11 +361,11 @@ def test_wrong_requests_are_refused_before_the_pass(tiny_model: Make, tiny_token
     with pytest.raises(InputError, match="unknown measures entropy; known: entropy_nats"):
         record(model, tokens, ["entropy"])
     with pytest.raises(RecordingError, match=r"flash way cannot be taken: max_prob, mean_distance, sparsity_010, .* cannot"):
-        record(model, tokens, way="flash")
+        record(model, tokens, backend="flash")
     with pytest.raises(RecordingError, match="flash way cannot be taken: maps"):
-        record(model, tokens, FLASH, way="flash", maps=[(0, 0)])
+        record(model, tokens, FLASH, backend="flash", maps=[(0, 0)])
     with pytest.raises(RecordingError, match="way is 'fast'; allowed: blocked, flash, triton"):
-        record(model, tokens, way="fast")
+        record(model, tokens, backend="fast")
     for head in ((2, 0), (0, 4), (0, -1)):
         with pytest.raises(RecordingError, match=rf"no head {head[0]}.{head[1]}: the model has layers 0 to 1 with heads 0 to 3"):
             record(model, tokens, maps=[head])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from interp.measures.catalog import MEASURES
 from interp.recording.totals import HeadTotals, heads_table
-from interp.tables.heads import EXAMPLES, HEADS
+from interp.tables.heads import EXAMPLE_VALUES, HEADS
 from interp.tables.schema import REGIONS, validate
 
 NAMES = ("entropy_nats", "previous_mass", "numeric_z")
@@ -62,7 +62,7 @@ def test_what_is_nowhere_defined_is_nan_with_no_queries() -> None:
     values, counts = totals.values()
     assert np.isnan(values).all()
     assert (counts == 0).all()
-    validate(totals.examples_table("m"), EXAMPLES)
+    validate(totals.examples_table("m"), EXAMPLE_VALUES)
     validate(heads_table("m", values, counts, [0], ["previous_mass"], 0), HEADS)
 
 
@@ -120,7 +120,7 @@ def test_tables_fit_their_schemas_and_order() -> None:
     values, regions = random_batch(3, 8, 2, 2)
     totals = totals_of(values, regions, [9, 3, 5])
     table = totals.examples_table("m")
-    validate(table, EXAMPLES)
+    validate(table, EXAMPLE_VALUES)
     keys = table[["example", "layer", "head"]].drop_duplicates().to_numpy().tolist()
     assert keys == sorted(keys)
     assert table["measure"].drop_duplicates().tolist() == list(NAMES)

@@ -154,7 +154,7 @@ def test_equals_whole_float64_maps_and_logits(family: str, tiny_model: Make, ran
 def test_values_are_those_of_a_head_run(family: str, tiny_model: Make, random_text: Make) -> None:
     model, (tokens, step_of) = tiny_model(family), random_text()
     found = trace(model, tokens, None, step_of=step_of, watched=WATCHED, seed=3)
-    with torch.inference_mode(), record(model, tokens, None, way="blocked", seed=3) as heads:
+    with torch.inference_mode(), record(model, tokens, None, backend="blocked", seed=3) as heads:
         model.base_model(**tokens.inputs, use_cache=False)
     values, counts = heads.totals.values()
     assert (found.layers, found.measures) == ((0, 1), tuple(heads.measures))

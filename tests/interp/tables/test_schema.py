@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from interp.tables.errors import InputError
-from interp.tables.heads import EXAMPLES, HEADS, INPUTS, TABLES, read_values
+from interp.tables.heads import EXAMPLE_VALUES, HEAD_TABLES, HEADS, INPUTS, read_values
 from interp.tables.schema import REGIONS, ROLES, TOKEN_REGIONS, TableSchema, read, validate, write
 
 
@@ -33,12 +33,12 @@ def make(schema: TableSchema) -> pd.DataFrame:
     frame = pd.DataFrame({"model": "m", "layer": [0, 0, 1], "head": [0, 1, 0], "measure": "entropy_nats"})
     frame["region"] = ["question", "response", "all"]
     frame["value"] = [0.5, np.nan, 1.5]
-    if schema is EXAMPLES:
+    if schema is EXAMPLE_VALUES:
         return frame.assign(example=[0, 1, 1], n_queries=[4, 0, 5])
     return frame.assign(ci_low=[0.25, np.nan, np.nan], ci_high=[0.75, np.nan, np.nan], n_examples=[3, 0, 1], n_queries=[9, 0, 2])
 
 
-@pytest.mark.parametrize("schema", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("schema", HEAD_TABLES.values(), ids=HEAD_TABLES)
 def test_round_trip(schema: TableSchema, tmp_path: Path) -> None:
     frame, path = make(schema), tmp_path / f"{schema.name}.parquet"
     write(frame.sample(frac=1, axis=1, random_state=0), schema, path)
@@ -51,13 +51,13 @@ def test_round_trip(schema: TableSchema, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(read(path, schema), found)
 
 
-@pytest.mark.parametrize("schema", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("schema", HEAD_TABLES.values(), ids=HEAD_TABLES)
 def test_an_empty_table_is_allowed(schema: TableSchema, tmp_path: Path) -> None:
     write(make(schema).iloc[:0], schema, tmp_path / "t.parquet")
     assert len(read(tmp_path / "t.parquet", schema)) == 0
 
 
-@pytest.mark.parametrize("schema", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("schema", HEAD_TABLES.values(), ids=HEAD_TABLES)
 def test_columns_must_be_those_of_the_schema(schema: TableSchema) -> None:
     for name in schema.arrow.names:
         with pytest.raises(InputError, match=rf"table {schema.name}: missing columns \['{name}'\], unknown columns \[\]"):
@@ -66,14 +66,14 @@ def test_columns_must_be_those_of_the_schema(schema: TableSchema) -> None:
         validate(make(schema).assign(extra=1), schema)
 
 
-@pytest.mark.parametrize("schema", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("schema", HEAD_TABLES.values(), ids=HEAD_TABLES)
 def test_keys_do_not_repeat(schema: TableSchema) -> None:
     frame = make(schema)
     with pytest.raises(InputError, match=rf"table {schema.name}: 1 rows repeat a key, the first is"):
         validate(pd.concat([frame, frame.iloc[:1]]), schema)
 
 
-@pytest.mark.parametrize("schema", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("schema", HEAD_TABLES.values(), ids=HEAD_TABLES)
 def test_nulls_are_refused_outside_the_values(schema: TableSchema) -> None:
     for name in set(schema.arrow.names) - {"value", "ci_low", "ci_high"}:
         frame = make(schema).astype({name: object})
@@ -84,7 +84,7 @@ def test_nulls_are_refused_outside_the_values(schema: TableSchema) -> None:
 
 @pytest.mark.parametrize(
     ("schema", "column", "allowed"),
-    [(HEADS, "region", REGIONS), (EXAMPLES, "region", REGIONS), (INPUTS, "region", TOKEN_REGIONS), (INPUTS, "role", ROLES)],
+    [(HEADS, "region", REGIONS), (EXAMPLE_VALUES, "region", REGIONS), (INPUTS, "region", TOKEN_REGIONS), (INPUTS, "role", ROLES)],
     ids=["heads", "examples", "inputs-region", "inputs-role"],
 )
 def test_choices_are_checked(schema: TableSchema, column: str, allowed: tuple[str, ...]) -> None:
@@ -102,7 +102,7 @@ def test_types_are_checked(column: str, value: Any) -> None:
         validate(frame.assign(head=[0, 1, 2]) if column == "layer" else frame, HEADS)
 
 
-@pytest.mark.parametrize("schema", [HEADS, EXAMPLES], ids=["heads", "examples"])
+@pytest.mark.parametrize("schema", [HEADS, EXAMPLE_VALUES], ids=["heads", "examples"])
 @pytest.mark.parametrize(("row", "value"), [(0, np.nan), (0, np.inf), (1, 0.5)])
 def test_a_value_is_finite_exactly_where_it_was_measured(schema: TableSchema, row: int, value: float) -> None:
     frame = make(schema)
@@ -137,7 +137,7 @@ def test_torn_and_foreign_files_are_named(tmp_path: Path) -> None:
 
 def test_files_of_other_columns_and_types_are_named(tmp_path: Path) -> None:
     path = tmp_path / "heads.parquet"
-    write(make(EXAMPLES), EXAMPLES, path)
+    write(make(EXAMPLE_VALUES), EXAMPLE_VALUES, path)
     with pytest.raises(InputError, match=r"heads\.parquet: (column|table heads: missing columns)"):
         read(path, HEADS)
     table = validate(make(HEADS), HEADS)
@@ -171,7 +171,7 @@ def grid_of_examples() -> pd.DataFrame:
 
 def test_values_as_an_array(tmp_path: Path) -> None:
     frame = grid_of_examples()
-    pq.write_table(validate(frame, EXAMPLES), tmp_path / "e.parquet", row_group_size=7)
+    pq.write_table(validate(frame, EXAMPLE_VALUES), tmp_path / "e.parquet", row_group_size=7)
     found = read_values(tmp_path / "e.parquet")
     assert (found.model, found.examples, found.layers, found.n_heads, found.measures) == ("m", (3, 7), (0, 2), 3, ("a", "b"))
     np.testing.assert_array_equal(found.values.ravel(), frame["value"])
@@ -197,7 +197,8 @@ def test_values_as_an_array(tmp_path: Path) -> None:
 )
 def test_values_that_are_no_whole_grid(change: Any, words: str, tmp_path: Path) -> None:
     pq.write_table(
-        pa.Table.from_pandas(change(grid_of_examples())[EXAMPLES.arrow.names], EXAMPLES.arrow, preserve_index=False), tmp_path / "e"
+        pa.Table.from_pandas(change(grid_of_examples())[EXAMPLE_VALUES.arrow.names], EXAMPLE_VALUES.arrow, preserve_index=False),
+        tmp_path / "e",
     )
     with pytest.raises(InputError, match=words):
         read_values(tmp_path / "e")
@@ -207,7 +208,7 @@ def test_values_of_another_version_or_torn(tmp_path: Path) -> None:
     pq.write_table(pa.table({"model": ["m"], "mean": [1.0]}), tmp_path / "old")
     with pytest.raises(InputError, match="missing columns"):
         read_values(tmp_path / "old")
-    pq.write_table(validate(grid_of_examples(), EXAMPLES), tmp_path / "e")
+    pq.write_table(validate(grid_of_examples(), EXAMPLE_VALUES), tmp_path / "e")
     (tmp_path / "torn").write_bytes((tmp_path / "e").read_bytes()[:100])
     for name in ("torn", "none"):
         with pytest.raises(InputError, match="not a readable Parquet file"):
