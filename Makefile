@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS) --co
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo study test lint bench clean
+.PHONY: help setup demo study test slow lint bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
@@ -26,6 +26,9 @@ study: setup ## make students of a prompted teacher and compare them: the embedd
 # One thread a worker: more would compete for the same cores.
 test: setup ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+slow: setup ## run the tests that take minutes (marked slow), such as every command killed at random moments
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m slow
 
 lint: setup ## ruff, pyright, import-linter
 	$(BIN)/python -m ruff check
