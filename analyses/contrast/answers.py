@@ -27,7 +27,7 @@ def written_answers(inputs: pd.DataFrame, max_new_tokens: int) -> pd.DataFrame:
         max_new_tokens: limit of the run.
 
     Returns:
-        example, text, n_tokens (without special ones), cut; a row an example, ascending.
+        example, text, n_tokens (without special ones), truncated; a row an example, ascending.
     """
     rows = inputs.sort_values(["example", "position"], kind="stable")
     region, special = rows["region"].astype(str), rows["role"].astype(str) == "special"
@@ -40,7 +40,7 @@ def written_answers(inputs: pd.DataFrame, max_new_tokens: int) -> pd.DataFrame:
         last, first = int(own["position"].iloc[-1]), int(asked[example]) + prompt
         cut = not special[own.index[-1]] and last - first + 1 >= max_new_tokens
         found.append((example, "".join(said["token"]), len(said), cut))
-    return pd.DataFrame(found, columns=["example", "text", "n_tokens", "cut"])
+    return pd.DataFrame(found, columns=["example", "text", "n_tokens", "truncated"])
 
 
 def graded(run: Run, about: dict[str, Any], problems: Sequence[Problem], grader: str) -> pd.DataFrame:
@@ -61,7 +61,7 @@ def graded(run: Run, about: dict[str, Any], problems: Sequence[Problem], grader:
         raise InputError(f"{run.name} has tables of {len(written)} examples, and there are {len(problems)} problems; measure it again")
     verdicts = [
         grade(text, problem.answer, [grader], cut=cut)[0]
-        for text, cut, problem in zip(written["text"], written["cut"].tolist(), problems, strict=True)
+        for text, cut, problem in zip(written["text"], written["truncated"].tolist(), problems, strict=True)
     ]
     table = written.rename(columns={"example": "problem"}).drop(columns="text")
     table.insert(0, "model", run.name)

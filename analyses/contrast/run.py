@@ -74,7 +74,7 @@ def contrast(config: ContrastConfig, command: str) -> int:
     try:
         table = contrast_table(values, right, seed=config.seed)
     except InputError as error:
-        cut = sum(int(each["cut"].sum()) for each in answers)
+        cut = sum(int(each["truncated"].sum()) for each in answers)
         hint = f"{cut} of {right.size} answers were cut at {config.max_new_tokens} tokens (--max-new-tokens); " if cut else ""
         weak = "; the embedded model of 135M parameters solves hardly any problem" if _embedded(models) else ""
         raise InputError(
@@ -278,7 +278,7 @@ def _accuracy(model: Named, answers: pd.DataFrame) -> dict[str, Any]:
         "accuracy_high": high,
         "n_right": n_right,
         "n_problems": n,
-        "n_truncated": int(answers["cut"].sum()),
+        "n_truncated": int(answers["truncated"].sum()),
     }
 
 
@@ -298,9 +298,9 @@ def warnings(models: Sequence[Named], answers: Sequence[pd.DataFrame], right: np
             told.append(f"{model.name} has {fewer[0]} {fewer[1]} of {len(one)} answers: no test of its own (from {FEWEST} on)")
         elif fewer[0] < FEW:
             told.append(f"{model.name} has only {fewer[0]} {fewer[1]} of {len(one)} answers: its tests are rough, take p for a hint")
-        if table["cut"].any():
+        if table["truncated"].any():
             told.append(
-                f"{int(table['cut'].sum())} of {len(one)} answers of {model.name} were cut, which mostly makes them wrong, and long"
+                f"{int(table['truncated'].sum())} of {len(one)} answers of {model.name} were cut, which mostly makes them wrong, and long"
             )
     if _embedded(models):
         told.append("the embedded model of 135M parameters solves hardly any problem: its right answers are few, and may be luck")

@@ -39,7 +39,7 @@ ANSWERS = TableSchema(
             ("extracted", pa.string()),
             ("correct", pa.bool_()),
             ("n_tokens", pa.int32()),
-            ("cut", pa.bool_()),
+            ("truncated", pa.bool_()),
         ]
     ),
     key=("model", "problem"),

@@ -33,5 +33,5 @@ WORD, STOP = ("w", "response", "none"), ("</s>", "template", "special")
 def test_an_answer_is_cut_where_nothing_ended_it(answer: list[tuple[str, str, str]], cut: bool, n_tokens: int) -> None:
     table = pd.concat([tokens([WORD, STOP]), tokens(answer, 1)], ignore_index=True)
     found: Any = written_answers(table, 4).set_index("example").loc[1]
-    assert (found["cut"], found["n_tokens"]) == (cut, n_tokens)
+    assert (found["truncated"], found["n_tokens"]) == (cut, n_tokens)
     assert found["text"] == "w" * n_tokens

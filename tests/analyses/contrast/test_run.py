@@ -113,8 +113,8 @@ def test_answers_are_the_models_own_text(place: Path) -> None:
             new = model.generate(ids, max_new_tokens=NEW, do_sample=False, eos_token_id=2, pad_token_id=0)[0, ids.shape[1] :].tolist()
         assert row["text"] == tokenizer.decode(new, skip_special_tokens=True)
         assert row["n_tokens"] == sum(token not in tokenizer.all_special_ids for token in new)
-        assert row["cut"] == (new[-1] not in tokenizer.all_special_ids)
-        ends.append(bool(row["cut"]))
+        assert row["truncated"] == (new[-1] not in tokenizer.all_special_ids)
+        ends.append(bool(row["truncated"]))
     assert sum(ends) > 0
 
 
@@ -131,7 +131,7 @@ def test_the_planted_verdicts_and_every_table(place: Path, done: Path) -> None:
         about = next(m for m in run["models"] if m["name"] == name)
         assert (about["n_right"], about["n_problems"], about["accuracy"]) == (sum(planted), N, sum(planted) / N)
         assert about["accuracy_low"] < about["accuracy"] < about["accuracy_high"]
-        assert about["n_truncated"] == own["cut"].sum()
+        assert about["n_truncated"] == own["truncated"].sum()
     assert list(dict.fromkeys(table["model"])) == ["one", "two", PAIRED]
     assert len(table) == 3 * 2 * 4 * len(MEASURES) * len(REGIONS)
     keys = ("kind", "command", "grader", "seed", "region", "n_layers", "n_heads", "n_examples", "max_new_tokens", "text")
