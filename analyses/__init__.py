@@ -1,1 +1,1 @@
-"""Commands that a researcher types."""
+"""The commands of the project, a package each: `python -m analyses.heads`, `shifts`, `examples` and `grades`."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
 
 from interp.tables.errors import OptionError
 
@@ -11,13 +11,26 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Region = Literal["question", "response", "all"]
 TextKind = Literal["reference", "generated"]
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
+
+def own_options_first(options: type[T]) -> type[T]:
+    """Return a dataclass whose --help lists the command's own options first, then the inherited ones from the most specific class on.
+
+    A decorator above `@dataclass(frozen=True, kw_only=True)`. A dataclass itself lists inherited fields first.
+    """
+    known = {field.name: field for field in fields(options)}  # pyright: ignore[reportArgumentType]
+    order = [name for parent in options.__mro__ for name in parent.__dict__.get("__annotations__", {}) if name in known]
+    options.__dataclass_fields__ = {name: known[name] for name in order}  # pyright: ignore[reportAttributeAccessIssue]
+    return options
+
+
+@dataclass(frozen=True, kw_only=True)
 class CommandOptions:
     """What every command has.
 
     Attributes:
-        seed: of the bootstrap, of permutations and of shuffled token sets.
+        seed: seed of every random number: the bootstrap, permutations and shuffled token sets.
         force: replace finished results.
         figures: draw figures and the page.
         debug: show the traceback of an error.
@@ -28,8 +41,16 @@ class CommandOptions:
     figures: bool = True
     debug: bool = False
 
+    def __post_init__(self) -> None:
+        """Check what can be checked without opening anything.
 
-@dataclass(frozen=True)
+        Raises:
+            OptionError: the seed is negative.
+        """
+        require_at_least(self, seed=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelOptions(CommandOptions):
     """How models are opened.
 
@@ -46,17 +67,17 @@ class ModelOptions(CommandOptions):
     trust_remote_code: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReadingOptions(ModelOptions):
     """Which problems models read, how, and what is measured.
 
     Attributes:
         problems: shipped (this project's own set), gsm8k (the hub's openai/gsm8k), or a JSONL file in GSM8K's format.
-        split: of gsm8k, train or test.
-        limit: first N problems only.
+        split: split of gsm8k: train or test.
+        limit: read the first N problems only.
         chat: use the chat template if the tokenizer has one.
-        measures: names of measures; all if none is given. An unknown name lists the known ones.
-        batch_tokens: padded tokens per batch, at most (a single text may be longer).
+        measures: names of the measures to take; all if none is given. An unknown name lists the known ones.
+        batch_tokens: largest number of padded tokens in a batch; a single text may be longer.
     """
 
     problems: str | None = None
@@ -65,6 +86,25 @@ class ReadingOptions(ModelOptions):
     chat: bool = True
     measures: tuple[str, ...] = ()
     batch_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without opening anything.
+
+        Raises:
+            OptionError: a number is out of range.
+        """
+        super().__post_init__()
+        require_at_least(self, limit=1, batch_tokens=1)
+
+
+def shared_options(options: CommandOptions, kind: type[CommandOptions]) -> dict[str, Any]:
+    """Return the values of a command's options that `kind` declares, by name; for another command's options of the same kind.
+
+    Args:
+        options: options of a command; may be of another class that has the same fields.
+        kind: one of the classes of this module.
+    """
+    return {field.name: getattr(options, field.name) for field in fields(kind)}
 
 
 def require_at_least(options: object, **least: int) -> None:

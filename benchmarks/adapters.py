@@ -134,7 +134,7 @@ def take(way: str, config: AdaptersConfig, folder: Path) -> Spent:
     from torch import nn
     from transformers import AutoModelForCausalLM
 
-    from analyses.heads.batches import decoder_of, plan, record_batch
+    from analyses.heads.batches import decoder_of, plan_batches, record_batch
     from analyses.heads.options import HeadsConfig
     from distill.problems.sets import load_problems
     from interp.measures.catalog import load_measures
@@ -162,7 +162,8 @@ def take(way: str, config: AdaptersConfig, folder: Path) -> Spent:
         for checkpoint in checkpoints(way, config, folder):
             opened = time.perf_counter()
             spent.open_seconds += opened - begun
-            texts, batches = plan(heads, checkpoint, problems, getattr(checkpoint.tokenizer, "chat_template", None) is not None)
+            chat = getattr(checkpoint.tokenizer, "chat_template", None) is not None
+            texts, batches = plan_batches(checkpoint, problems, chat=chat, batch_tokens=config.batch_tokens)
             recording = True
             parts = [record_batch(heads, checkpoint, texts, batch, measures, "blocked") for batch in batches]
             recording = False

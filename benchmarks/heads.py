@@ -156,11 +156,10 @@ def shipped_texts() -> tuple[Any, Any]:
     """Token ids and roles of the shipped problems with their solutions, laid end to end."""
     import numpy as np
 
-    from analyses.heads.batches import plan
-    from analyses.heads.options import HeadsConfig
+    from analyses.heads.batches import plan_batches
     from distill.problems.sets import load_problems
 
-    texts = plan(HeadsConfig(), opened(False), load_problems("shipped"), False)[0].texts
+    texts = plan_batches(opened(False), load_problems("shipped"), chat=False, batch_tokens=2048)[0].texts
     return np.concatenate([text.ids for text in texts]), np.concatenate([text.roles for text in texts])
 
 
@@ -263,10 +262,9 @@ def time_problems(config: BenchConfig, problems: list[Problem]) -> dict[str, Any
     """The ways over the same length-sorted batches, in turn."""
     from tqdm import tqdm
 
-    from analyses.heads.batches import plan
-    from analyses.heads.options import HeadsConfig
+    from analyses.heads.batches import plan_batches
 
-    texts, batches = plan(HeadsConfig(batch_tokens=config.batch_tokens), opened(False), problems, True)
+    texts, batches = plan_batches(opened(False), problems, chat=True, batch_tokens=config.batch_tokens)
     spent: dict[str, list[tuple[int, float]]] = {way: [] for way in WAYS}
     for number, batch in enumerate(tqdm([batches[0], *batches])):  # the first batch twice: it warms up
         tokens = texts.select(batch)

@@ -58,7 +58,7 @@ def contrast(config: ContrastConfig, command: str) -> int:
     config, problems = _settled(config, models)
     _check_runs(config, models, problems)
     opened = OpenModels(models, Opening(config.device, config.dtype, config.trust_remote_code))
-    models = [m if m.folder else replace(m, folder=_measured(config, m, problems, opened)) for m in models]
+    models = [m if m.folder else replace(m, folder=_measured(config, m, opened)) for m in models]
     _check_runs(config, models, problems)
     say("grading answers")
     runs = _on_common_measures([read_head_run(m) for m in models])
@@ -203,41 +203,19 @@ def _check_runs(config: ContrastConfig, models: Sequence[Named], problems: Seque
             )
 
 
-def _measured(config: ContrastConfig, model: Named, problems: Sequence[Problem], opened: OpenModels) -> Path:
+def _measured(config: ContrastConfig, model: Named, opened: OpenModels) -> Path:
     """A model's head run on its own answers: the finished one that is there, the rest of an unfinished one, or a new one."""
-    from analyses.heads.options import HeadsConfig
-    from analyses.models.measuring import measured
-    from distill.problems.sets import problems_digest
-    from interp.checkpoints.opening import identify
+    from analyses.models.measuring import head_run
 
-    assert model.source is not None
-    assert config.max_new_tokens is not None
-    assert config.problems is not None
-    folder = config.out / "heads" / model.name
-    unfinished = folder.with_name(folder.name + ".partial").exists()
-    wanted = HeadsConfig(
-        model=model.source,
-        problems=config.problems,
-        split=config.split,
-        limit=config.limit,
+    return head_run(
+        model,
+        config,
+        config.out / "heads" / model.name,
+        lambda: opened.open(model),
+        resume=not config.force,
         text="generated",
-        out=folder,
-        base=model.base,
-        device=config.device,
-        dtype=config.dtype,
-        batch_tokens=config.batch_tokens,
-        measures=config.measures,
-        chat=config.chat,
         max_new_tokens=config.max_new_tokens,
-        seed=config.seed,
-        name=model.name,
-        resume=unfinished and not config.force,
-        force=unfinished and config.force,
-        figures=False,
-        trust_remote_code=config.trust_remote_code,
     )
-    identity = identify(model.source, trust_remote_code=config.trust_remote_code)
-    return measured(wanted, identity, lambda: opened.open(model), problems_digest(problems))
 
 
 def _on_common_measures(runs: list[Run]) -> list[Run]:

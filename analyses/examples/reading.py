@@ -62,17 +62,16 @@ def read_problem(
     """Let a model answer (or read the reference), and measure its heads on that text."""
     import torch
 
-    from analyses.heads.batches import decoder_of, plan, stop_ids, write_answers
-    from analyses.heads.options import HeadsConfig
+    from analyses.heads.batches import decoder_of, plan_batches, stop_ids, write_answers
     from interp.attention.seam import attention_layers
     from interp.recording.recorder import record
 
     checkpoint = opened.open(model)
-    config = HeadsConfig(model=str(model.source), text=request.text, max_new_tokens=request.max_new_tokens, chat=request.chat)
     chat = request.chat and getattr(checkpoint.tokenizer, "chat_template", None) is not None
     if checkpoint.model.training:
         raise InputError(f"{model.name} is in training mode, so dropout would change its numbers; call model.eval()")
-    prompts, _ = plan(config, checkpoint, [problem], chat)
+    new_tokens = request.max_new_tokens if request.text == "generated" else None
+    prompts, _ = plan_batches(checkpoint, [problem], chat=chat, batch_tokens=1, max_new_tokens=new_tokens)
     others, compared, notes = compared_values(model, checkpoint, prompts, request, list(measures), out, pool, problem)
     finish = None
     if request.text == "generated":

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,29 +103,22 @@ def _others(folder: Path, tokens: Tokens, measures: list[str]) -> np.ndarray:
 
 def _small_run(model: Named, checkpoint: Checkpoint, request: Request, others: Sequence[Problem], out: Path) -> Path:
     """A head run of a few problems, kept in the folder for the next look."""
-    from analyses.heads.options import HeadsConfig
-    from analyses.models.measuring import measured, written
-    from interp.checkpoints.opening import identify
+    from analyses.models.measuring import head_run, write_problems
+    from analyses.options import ReadingOptions
 
-    file = written(others, out / "problems.jsonl")
-    wanted = HeadsConfig(
-        model=str(model.source),
-        problems=str(file),
+    file = write_problems(others, out / "problems.jsonl")
+    options = ReadingOptions(problems=str(file), dtype=_dtype(checkpoint), chat=request.chat, seed=request.seed)
+    say(f"{model.name} on {len(others)} other problems, to compare with")
+    known = {"dtype": _dtype(checkpoint), "device": str(checkpoint.model.device), "unused_weights": [], **checkpoint.identity}
+    return head_run(
+        model,
+        options,
+        out / "heads" / model.name,
+        lambda: dataclasses.replace(checkpoint, identity=known),
+        resume=False,
         text=request.text,
         max_new_tokens=request.max_new_tokens,
-        out=out / "heads" / model.name,
-        base=model.base,
-        dtype=_dtype(checkpoint),
-        chat=request.chat,
-        seed=request.seed,
-        name=model.name,
-        figures=False,
     )
-    say(f"{model.name} on {len(others)} other problems, to compare with")
-    identity = identify(model.source) if model.source else {}
-    known = {"dtype": _dtype(checkpoint), "device": str(checkpoint.model.device), "unused_weights": [], **checkpoint.identity}
-    with redirect_stdout(sys.stderr):
-        return measured(wanted, identity, lambda: dataclasses.replace(checkpoint, identity=known))
 
 
 def standing_table(

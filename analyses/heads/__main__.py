@@ -1,46 +1,51 @@
-"""TODO_DOC analyses/heads/__main__.py."""
+"""`python -m analyses.heads`: measure every attention head of one checkpoint."""
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-import tyro
+from analyses.command import run_command
+from analyses.heads.options import HeadsConfig
 
-from analyses.command import guarded
-from analyses.heads.options import EXAMPLES, PROG, HeadsConfig
-from analyses.heads.run import run
-from interp.tables.errors import OptionError
+_EXAMPLES = """
+Examples:
 
-if TYPE_CHECKING:
-    pass
+  python -m analyses.heads                                     the embedded model on the shipped problems
+  python -m analyses.heads --model Qwen/Qwen3-0.6B --problems gsm8k --limit 100
+  python -m analyses.heads --model students/teacher --base meta-llama/Llama-3.1-8B-Instruct
+  python -m analyses.heads --model model.gguf --problems my.jsonl --text generated
+  accelerate launch -m analyses.heads --model DIR --out runs/dir          split the examples over GPUs
+  torchrun --nproc-per-node 2 -m analyses.heads --device cpu              split the examples over two CPU processes
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 done, 2 after an error in the input, 130 when interrupted."""
-    try:
-        config = tyro.cli(HeadsConfig, prog=PROG, description=(HeadsConfig.__doc__ or "").split("\n")[0] + "\n" + EXAMPLES, args=arguments)
-    except OptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    command = shlex.join(["python", "-m", "analyses.heads", *(sys.argv[1:] if arguments is None else arguments)])
-    return guarded(
-        lambda: run(config, command),
-        debug=config.debug,
-        interrupted=lambda: _after_interruption(config),
-        out=config.folder(),
-        kept="batches that were finished are kept for --resume",
-        smaller="a smaller --batch-tokens",
+    """Run the command and return its exit code."""
+    return run_command(
+        "analyses.heads", HeadsConfig, _EXAMPLES, _measure, left=_left, smaller="a smaller --batch-tokens", arguments=arguments
     )
 
 
-def _after_interruption(config: HeadsConfig) -> str:
-    kept = config.folder().with_name(config.folder().name + ".partial")
-    if not kept.exists():
+def _measure(options: HeadsConfig, command: str) -> None:
+    from analyses.heads.run import measure_heads
+
+    done = measure_heads(options, command=command)
+    if done is None:  # not the first process
+        return
+    for warning in done.run["warnings"]:
+        print(f"warning: {warning}")
+    print(f"tables:  {done.folder / 'heads.parquet'}, examples.parquet, inputs.parquet, run.json")
+    if done.figures:
+        print(f"figures: {len(done.figures) - 1} files in {done.folder / 'figures'}")
+        print(f"report:  {done.folder / 'report.html'}")
+
+
+def _left(options: HeadsConfig) -> str:
+    draft = options.folder().with_name(options.folder().name + ".partial")
+    if not draft.exists():
         return "nothing was finished, and nothing is kept"
-    return f"finished batches are kept in {kept}: the same command with --resume goes on"
+    return f"finished batches are kept in {draft}: the same command with --resume continues"
 
 
 if __name__ == "__main__":

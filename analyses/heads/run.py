@@ -1,141 +1,224 @@
-"""`python -m analyses.heads`: one checkpoint in; every attention head measured, tables, figures and a page out."""
+"""Measure every attention head of one checkpoint on a set of problems; tables, figures and a page."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from analyses.heads.batches import plan, record_batches
+from analyses.command import say
+from analyses.heads.batches import plan_batches, record_batches
+from analyses.heads.memory import peak_memory_bytes
 from analyses.heads.options import HeadsConfig
-from analyses.heads.tables import assemble
+from analyses.heads.parts import HEAD_RUN, Parts
+from analyses.heads.tables import describe_run, write_tables
+from interp.tables.results import ResultsFolder
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from accelerate import PartialState
+
+    from distill.problems.sets import Problem
     from interp.checkpoints.loading import Checkpoint
     from interp.measures.measure import Measure
 
 
-def run(config: HeadsConfig, command: str, opened: Callable[[], Checkpoint] | None = None) -> int:
-    """The whole job: problems, model, batches, tables, figures.
+@dataclass(frozen=True)
+class HeadRun:
+    """A finished head run.
+
+    Attributes:
+        folder: the results folder.
+        heads: the `heads` table: a row per layer, head, measure and region (`interp.tables.heads.HEADS`).
+        run: the content of run.json.
+        figures: the figures that were drawn, and the page last; empty if none was asked for.
+    """
+
+    folder: Path
+    heads: pd.DataFrame
+    run: dict[str, Any]
+    figures: list[Path]
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Return a table of the run: "heads", "examples" (a row per example too) or "inputs" (every token that was read)."""
+        from interp.tables.heads import HEAD_TABLES
+        from interp.tables.schema import read
+
+        return read(self.folder / f"{name}.parquet", HEAD_TABLES[name])
+
+
+def measure_heads(
+    options: HeadsConfig,
+    *,
+    command: str = "analyses.heads.run.measure_heads",
+    opened: Callable[[], Checkpoint] | None = None,
+    recorded: HeadsConfig | None = None,
+) -> HeadRun | None:
+    """Return every head's measures on a set of problems, after writing them to `options.folder()`.
+
+        from analyses.heads.options import HeadsConfig
+        from analyses.heads.run import measure_heads
+
+        run = measure_heads(HeadsConfig(model="smollm2", limit=5, figures=False))
+        run.heads.query("measure == 'entropy_nats' and region == 'response'")
+
+    Under `torchrun` or `accelerate launch` every process records its share of the batches; the first one makes the tables.
 
     Args:
-        config: what to do.
-        command: for the record of the run.
-        opened: gives the model, where it is open already; None opens `config.model`.
-    """
-    from analyses.heads.folder import RunFolder
-    from distill.problems.sets import load_problems, problems_digest
+        options: what to measure, and where the results go.
+        command: recorded in run.json.
+        opened: returns the model if it is already open; None opens `options.model`.
+        recorded: the options to record in run.json, if a caller will move files that `options` names; None records `options`.
 
-    started = time.perf_counter()
-    problems = load_problems(config.problems, config.split, config.limit)
-    from accelerate import PartialState  # the first import of torch: what is wrong with files and options was said before it
+    Returns:
+        The run; None in all processes but the first.
+
+    Raises:
+        PrimedHeadsError: options, problems, checkpoint or results folder cannot be used as they are.
+    """
+    from distill.problems.sets import load_problems
+
+    timings = _Timings()
+    problems = load_problems(options.problems, options.split, options.limit)
+    from accelerate import PartialState  # the first import of torch: files and options were checked before it
 
     from interp.checkpoints.loading import choose_device
-    from interp.checkpoints.opening import open_checkpoint
     from interp.measures.catalog import load_measures
 
-    # processes that are not told that there is no GPU would each take themselves for the only one
-    state = PartialState(cpu=choose_device(config.device) == "cpu")
-    own_device = config.device == "auto" and state.num_processes > 1 and not str(state.device).startswith("cpu")
-    first = state.is_main_process
-    measures = load_measures([n for given in config.measures for n in given.split(",") if n] or None)
-    folder = None
-    if first:
-        folder = RunFolder(config.folder(), force=config.force, resume=config.resume)
-    state.wait_for_everyone()
-    folder = folder or RunFolder(config.folder(), force=config.force, resume=True, lock=False)
+    # a process that is not told to use the CPU would take the first GPU it finds, as would all others
+    processes = PartialState(cpu=choose_device(options.device) == "cpu")
+    measures = load_measures([name for given in options.measures for name in given.split(",") if name] or None)
+    results = _results_folder(options, processes)
+    parts = Parts(results)
     try:
-        say(first, f"opening {config.model}")
-        if opened is not None:
-            checkpoint = opened()
-        else:
-            checkpoint = open_checkpoint(
-                config.model,
-                base=config.base,
-                device=str(state.device) if own_device else config.device,
-                dtype=config.dtype,
-                revision=config.revision,
-                trust_remote_code=config.trust_remote_code,
-            )
-        open_at = time.perf_counter()
-        backend = choose(config, checkpoint, measures)
-        chat = config.chat and getattr(checkpoint.tokenizer, "chat_template", None) is not None
-        texts, batches = plan(config, checkpoint, problems, chat)
-        settings = {
-            "model": {key: value for key, value in checkpoint.identity.items() if key not in ("source", "name", "device")},
-            "problems": problems_digest(problems),
-            "measures": list(measures),
-            "text": config.text,
-            "chat": chat,
-            "max_new_tokens": config.max_new_tokens if config.text == "generated" else None,
-            "batch_tokens": config.batch_tokens,
-            "backend": backend,
-            "seed": config.seed,
-            "device": checkpoint.identity["device"].split(":")[0],
-        }
-        if first:
-            folder.begin(settings)
-        state.wait_for_everyone()
-        todo = [n for n in range(len(batches)) if n % state.num_processes == state.process_index and not folder.has(n)]
-        if config.resume:
-            say(
-                first,
-                f"resuming: {len(batches) - len(todo)} of {len(batches)} batches are done" if state.num_processes == 1 else "resuming",
-            )
-        record_batches(config, checkpoint, texts, batches, todo, measures, backend, folder, show=first)
-        state.wait_for_everyone()
+        _report(processes, f"opening {options.model}")
+        checkpoint = opened() if opened is not None else _open(options, processes)
+        timings.add("open_seconds")
+        backend = _backend(options, checkpoint, measures)
+        chat = options.chat and getattr(checkpoint.tokenizer, "chat_template", None) is not None
+        new_tokens = options.max_new_tokens if options.text == "generated" else None
+        texts, batches = plan_batches(checkpoint, problems, chat=chat, batch_tokens=options.batch_tokens, max_new_tokens=new_tokens)
+        settings = _settings(options, checkpoint, problems, list(measures), backend, chat)
+        if processes.is_main_process:
+            results.begin(settings)
+        processes.wait_for_everyone()
+        todo = _unfinished(len(batches), parts, processes)
+        if options.resume:
+            done = f": {len(batches) - len(todo)} of {len(batches)} batches are done" if processes.num_processes == 1 else ""
+            _report(processes, f"resuming{done}")
+        record_batches(options, checkpoint, texts, batches, todo, measures, backend, parts, show=processes.is_main_process)
+        processes.wait_for_everyone()
+        timings.add("record_seconds")
+        if not processes.is_main_process:
+            return None
+        say("making tables")
+        tables = write_tables(options, checkpoint, list(measures), results, [parts.read(number) for number in range(len(batches))])
+        timings.add("tables_seconds")
+        about = describe_run(recorded or options, checkpoint, problems, measures, tables, settings)
+        about |= {"command": command, "n_processes": processes.num_processes, "timings": timings.with_total()}
+        about["memory"] = {f"{name}_peak_bytes": size for name, size in peak_memory_bytes().items()}
+        results.publish(about)
     except BaseException:
-        if first:
-            folder.abandon()
+        if processes.is_main_process:
+            results.abandon(keep=parts.any())
         raise
-    if not first:
-        return 0
-    recorded = time.perf_counter()
-    say(True, "making tables")
-    run_record = assemble(config, checkpoint, problems, measures, folder, len(batches), settings, command)
-    tabled = time.perf_counter()
-    from analyses.heads.folder import peak_memory_bytes, write_json
-
-    run_record["n_processes"] = state.num_processes
-    run_record["timings"] = {
-        "open_seconds": round(open_at - started, 3),
-        "record_seconds": round(recorded - open_at, 3),
-        "tables_seconds": round(tabled - recorded, 3),
-    }
-    run_record["memory"] = {f"{name}_peak_bytes": size for name, size in peak_memory_bytes().items()}
-    write_json(folder.partial / "run.json", run_record)
-    drawn: list[Path] = []
-    if config.figures:
-        from figures.run.draw import draw_run
-
-        say(True, "drawing figures")
-        drawn = draw_run(folder.partial)
-        run_record["timings"]["figures_seconds"] = round(time.perf_counter() - tabled, 3)
-    run_record["timings"]["total_seconds"] = round(time.perf_counter() - started, 3)
-    write_json(folder.partial / "run.json", run_record)
-    folder.publish()
-    for warning in run_record["warnings"]:
-        print(f"warning: {warning}")
-    print(f"tables:  {folder.out / 'heads.parquet'}, examples.parquet, inputs.parquet, run.json")
-    if drawn:
-        print(f"figures: {len(drawn) - 1} files in {folder.out / 'figures'}")
-        print(f"report:  {folder.out / 'report.html'}")
-    return 0
+    figures = _draw(results, about, timings) if options.figures else []
+    return HeadRun(results.out, tables.heads, about, figures)
 
 
-def say(show: bool, text: str) -> None:
-    """A line of progress, to standard error."""
-    if show:
-        print(text, file=sys.stderr, flush=True)
+def _results_folder(options: HeadsConfig, processes: PartialState) -> ResultsFolder:
+    """Return the run's results folder, which the first process makes and locks."""
+    results = None
+    if processes.is_main_process:
+        results = ResultsFolder(options.folder(), HEAD_RUN, force=options.force, resume=options.resume)
+    processes.wait_for_everyone()
+    return results or ResultsFolder(options.folder(), HEAD_RUN, force=options.force, resume=True, lock=False)
 
 
-def choose(config: HeadsConfig, checkpoint: Checkpoint, measures: dict[str, Measure]) -> str:
-    """The backend of recording: as asked, or by the recorder's rule."""
+def _open(options: HeadsConfig, processes: PartialState) -> Checkpoint:
+    """Return the model of the options, on this process's own GPU if there are several processes."""
+    from interp.checkpoints.opening import open_checkpoint
+
+    own_gpu = options.device == "auto" and processes.num_processes > 1 and not str(processes.device).startswith("cpu")
+    return open_checkpoint(
+        options.model,
+        base=options.base,
+        device=str(processes.device) if own_gpu else options.device,
+        dtype=options.dtype,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def _backend(options: HeadsConfig, checkpoint: Checkpoint, measures: dict[str, Measure]) -> str:
+    """Return the recording backend: the one that was asked for, or the recorder's choice."""
     from interp.recording.backends import check_backend, choose_backend
 
-    if config.backend == "auto":
+    if options.backend == "auto":
         return choose_backend(checkpoint.model, measures.values())
-    check_backend(config.backend, checkpoint.model, measures.values())
-    return config.backend
+    check_backend(options.backend, checkpoint.model, measures.values())
+    return options.backend
+
+
+def _settings(
+    options: HeadsConfig, checkpoint: Checkpoint, problems: list[Problem], measures: list[str], backend: str, chat: bool
+) -> dict[str, Any]:
+    """Return what decides the numbers: a run is resumed only under the same settings."""
+    from distill.problems.sets import problems_digest
+
+    return {
+        "model": {key: value for key, value in checkpoint.identity.items() if key not in ("source", "name", "device")},
+        "problems": problems_digest(problems),
+        "measures": measures,
+        "text": options.text,
+        "chat": chat,
+        "max_new_tokens": options.max_new_tokens if options.text == "generated" else None,
+        "batch_tokens": options.batch_tokens,
+        "backend": backend,
+        "seed": options.seed,
+        "device": checkpoint.identity["device"].split(":")[0],
+    }
+
+
+def _unfinished(n_batches: int, parts: Parts, processes: PartialState) -> list[int]:
+    """Return this process's share of the batches that have no part yet."""
+    return [n for n in range(n_batches) if n % processes.num_processes == processes.process_index and not parts.has(n)]
+
+
+def _draw(results: ResultsFolder, about: dict[str, Any], timings: _Timings) -> list[Path]:
+    """Draw the figures and the page of a published run, and add the time that this took to its run.json."""
+    from figures.run.draw import draw_run
+    from interp.tables.files import write_json
+
+    say("drawing figures")
+    drawn = draw_run(results.out)
+    timings.add("figures_seconds")
+    about["timings"] = timings.with_total()
+    write_json(results.out / "run.json", about)
+    return drawn
+
+
+def _report(processes: PartialState, text: str) -> None:
+    """Print a line of progress, once for all processes."""
+    if processes.is_main_process:
+        say(text)
+
+
+class _Timings:
+    """Seconds that each step of a run took."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def add(self, step: str) -> None:
+        """Note the time since the previous step."""
+        now = time.perf_counter()
+        self._seconds[step] = round(now - self._last, 3)
+        self._last = now
+
+    def with_total(self) -> dict[str, float]:
+        """Return the seconds of every step, and their total up to now."""
+        return {**self._seconds, "total_seconds": round(time.perf_counter() - self._started, 3)}

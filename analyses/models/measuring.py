@@ -1,86 +1,76 @@
-"""Head runs that a comparison needs and that are not there yet."""
+"""Head runs that another command needs: reuse the finished one, continue the unfinished one, or measure the model."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyses.models.named import Named
+from analyses.command import say
+from analyses.heads.options import HeadsConfig, heads_config
+from analyses.options import ReadingOptions
 from interp.tables.errors import InputError
 from interp.tables.results import read_run_json
 
 if TYPE_CHECKING:
-    from analyses.heads.options import HeadsConfig
-    from analyses.models.opening import OpenModels
-    from analyses.shifts.options import ShiftsConfig
+    from analyses.models.named import Named
     from distill.problems.sets import Problem
     from interp.checkpoints.loading import Checkpoint
 
 
-def measure(config: ShiftsConfig, model: Named, problems: Sequence[Problem] | None, out: Path, opened: OpenModels) -> Path:
-    """A model's head run, made by `analyses.heads` where it is not there yet."""
-    from analyses.heads.options import HeadsConfig
+def head_run(
+    model: Named,
+    options: ReadingOptions,
+    folder: Path,
+    opened: Callable[[], Checkpoint],
+    *,
+    final: Callable[[Path], Path] | None = None,
+    resume: bool = True,
+    **settings: Any,
+) -> Path:
+    """Return the folder of a model's head run, after measuring the model if there is no run of the same weights, problems and settings.
+
+    Args:
+        model: the model.
+        options: the calling command's options: problems, measures, seed, device and so on are taken from them.
+        folder: where the head run is, or goes.
+        opened: opens the model; called only if it has to be measured.
+        final: maps a path of an unfinished results folder to its place in the finished one (`ResultsFolder.final`); the run records the
+            latter. None: the paths stay.
+        resume: continue an unfinished run; False discards it.
+        settings: fields of `HeadsConfig` that differ from `options`, such as `text` and `max_new_tokens`.
+
+    Raises:
+        PrimedHeadsError: as `analyses.heads.run.measure_heads` and `distill.problems.sets.load_problems`.
+    """
+    from analyses.heads.run import measure_heads
     from distill.problems.sets import load_problems, problems_digest
     from interp.checkpoints.opening import identify
 
-    assert model.source is not None
-    folder = out / "heads" / model.name
-    source, limit = config.problems or "shipped", config.limit
-    if problems is not None and config.problems is None:
-        source, limit = str(written(problems[: limit or 100], out / "problems.jsonl")), None
-    digest = problems_digest(load_problems(source, config.split, limit))
-    wanted = HeadsConfig(
-        model=model.source,
-        problems=source,
-        split=config.split,
-        limit=limit,
-        out=folder,
-        base=model.base,
-        device=config.device,
-        dtype=config.dtype,
-        batch_tokens=config.batch_tokens,
-        measures=config.measures,
-        seed=config.seed,
-        name=model.name,
-        resume=folder.with_name(folder.name + ".partial").exists(),
-        figures=False,
-        trust_remote_code=config.trust_remote_code,
-    )
-    identity = identify(model.source, trust_remote_code=config.trust_remote_code)
-    return measured(wanted, identity, lambda: opened.open(model), digest)
-
-
-def measured(wanted: HeadsConfig, identity: dict[str, Any], opened: Callable[[], Checkpoint], digest: str | None = None) -> Path:
-    """A head run: the one that is there, where it is of the same weights, problems and settings, or else a new one.
-
-    Args:
-        wanted: the run.
-        identity: of the model: `interp.checkpoints.opening.identify`, or an open checkpoint's.
-        opened: gives the model, if it is needed.
-        digest: of the problems; None reads them.
-    """
-    from analyses.heads.run import run
-    from distill.problems.sets import load_problems, problems_digest
-
-    folder = wanted.folder()
+    unfinished = folder.with_name(folder.name + ".partial").exists()
+    wanted = heads_config(options, **{"model": str(model.source), "base": model.base, "name": model.name, "out": folder, **settings})
     if (folder / "run.json").is_file():
-        digest = digest or problems_digest(load_problems(wanted.problems, wanted.split, wanted.limit))
+        digest = problems_digest(load_problems(wanted.problems, wanted.split, wanted.limit))
+        identity = identify(model.source, trust_remote_code=options.trust_remote_code) if model.source else {}
         if _is_of(folder, digest, wanted, identity):
             return folder
-        wanted = replace(wanted, resume=False, force=True)
-    elif not wanted.resume and folder.with_name(folder.name + ".partial").exists():
-        wanted = replace(wanted, force=True)  # what a killed call left, perhaps of other settings
-    print(f"measuring the heads of {wanted.name}", file=sys.stderr, flush=True)
-    run(wanted, "measured by another command", opened)
+        wanted = replace(wanted, force=True)
+    elif unfinished:
+        wanted = replace(wanted, resume=resume, force=not resume)
+    say(f"measuring the heads of {model.name}")
+    recorded = wanted
+    if final is not None:
+        recorded = replace(recorded, out=final(folder))
+        if final(Path(wanted.problems)) != Path(wanted.problems):
+            recorded = replace(recorded, problems=str(final(Path(wanted.problems))))
+    measure_heads(wanted, command="measured by another command", opened=opened, recorded=recorded)
     return folder
 
 
-def written(problems: Sequence[Problem], file: Path) -> Path:
-    """Problems as the JSONL file that a head run names."""
+def write_problems(problems: Sequence[Problem], file: Path) -> Path:
+    """Write problems as the JSONL file that a head run reads, and return its path."""
     from interp.tables.files import write_text
 
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -88,8 +78,8 @@ def written(problems: Sequence[Problem], file: Path) -> Path:
     return file
 
 
-def _is_of(folder: Path, digest: str, wanted: Any, identity: dict[str, Any]) -> bool:
-    """A head run is of these problems, settings and weights."""
+def _is_of(folder: Path, digest: str, wanted: HeadsConfig, identity: dict[str, Any]) -> bool:
+    """Return whether a head run is of these problems, settings and weights."""
     try:
         run = read_run_json(folder)
     except InputError:
@@ -100,11 +90,11 @@ def _is_of(folder: Path, digest: str, wanted: Any, identity: dict[str, Any]) -> 
 
 
 def same_weights(run: dict[str, Any], identity: dict[str, Any]) -> bool:
-    """A run's model and another have the same weights, wherever their files lie.
+    """Return whether a run's model and another one have the same weights, wherever their files are.
 
     Args:
-        run: `model` of run.json: an open checkpoint's identity.
-        identity: another open checkpoint's, or that of `interp.checkpoints.opening.identify`.
+        run: `model` of run.json, which is the identity of an open checkpoint.
+        identity: that of another open checkpoint, or the result of `interp.checkpoints.opening.identify`.
     """
     parts = [(run.get("adapter") or run, identity.get("adapter") or identity)]
     if run.get("adapter"):

@@ -38,12 +38,14 @@ class Kind:
         kinds: values of `kind` in run.json that results of this kind may have; head runs have none (None).
         names: regular expression of the further names that the command writes. A folder that holds others is never replaced.
         carried: names that new results take over from those that they replace, such as head runs that are still valid.
+        temporary: glob patterns of names that are removed when the results are published, such as the parts that tables are made from.
     """
 
     noun: str
     kinds: tuple[str | None, ...]
     names: str
     carried: tuple[str, ...] = ()
+    temporary: tuple[str, ...] = ()
 
 
 class ResultsFolder:
@@ -81,9 +83,7 @@ class ResultsFolder:
             if self._lock is not None:
                 self._lock.acquire()
             if not self.fresh and force and not resume:
-                for path in self.draft.iterdir():
-                    if path.name != LOCK:
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                self.clear()
                 self.fresh = True
             probe = self.draft / f".writable-{os.getpid()}.json"
             probe.write_bytes(b"")
@@ -150,13 +150,15 @@ class ResultsFolder:
             OptionError: the draft was begun with other settings; the message names them.
             DamagedError: the stored settings cannot be read.
         """
+        from interp.tables.versions import current
+
         path = self.draft / SETTINGS
         settings = json.loads(json.dumps(settings))
         if not path.is_file():
             write_json(path, settings)
             return
         try:
-            before = dict(json.loads(path.read_text(encoding="utf-8")))
+            before = dict(current(json.loads(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError) as error:
             raise DamagedError(f"{path} is damaged ({error}); --force starts again") from error
         differ = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
@@ -166,6 +168,16 @@ class ResultsFolder:
                 f"{self.draft} was begun with other settings ({', '.join(differ)}; {name}: {before.get(name)!r}, now "
                 f"{settings.get(name)!r}); give the same, or --force to start again"
             )
+
+    def clear(self, *, keep: tuple[str, ...] = ()) -> None:
+        """Remove what the draft holds, except the entries named in `keep`."""
+        for path in self.draft.iterdir():
+            if path.name not in (LOCK, *keep):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def final(self, path: Path) -> Path:
+        """Return where a path of the draft will be once it is published; other paths are returned as they are."""
+        return self.out / path.relative_to(self.draft) if path.is_relative_to(self.draft) else path
 
     def write_table(self, frame: pd.DataFrame, schema: TableSchema) -> None:
         """Write one table of the draft as Parquet, checked against its schema."""
@@ -180,8 +192,9 @@ class ResultsFolder:
         from interp.tables.versions import versions
 
         write_json(self.draft / "run.json", {**run, "versions": run.get("versions") or versions()})
-        for path in [self.draft / SETTINGS, self.draft / LOCK, *self.draft.glob(".*.draft-*")]:
-            path.unlink(missing_ok=True)
+        for pattern in (SETTINGS, LOCK, ".*.draft-*", *self.kind.temporary):
+            for path in self.draft.glob(pattern):
+                path.unlink(missing_ok=True)
         sync(self.draft)
         old = self.out.with_name(f"{self.out.name}.old-{os.getpid()}")
         replaced = self.out.exists()
@@ -265,9 +278,11 @@ def read_run_json(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: there is no run, it is damaged, or it was written by another version.
     """
+    from interp.tables.versions import current
+
     path = folder / "run.json"
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = current(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); measure the model again with python -m analyses.heads") from error
     needed = ("model", "config", "measures", "problems", "text", "chat")
