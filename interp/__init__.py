@@ -11,7 +11,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from analyses.examples.notebook import show
     from interp.checkpoints.loading import Checkpoint
     from interp.checkpoints.opening import open_checkpoint
     from interp.measures.catalog import MEASURES, load_measures
@@ -23,21 +22,21 @@ if TYPE_CHECKING:
     from interp.tokens import Tokens, annotate
 
 _HOMES = {
-    "Checkpoint": "interp.checkpoints.opening",
-    "CheckpointError": "interp.tables.errors",
-    "open_checkpoint": "interp.checkpoints.opening",
     "MEASURES": "interp.measures.catalog",
-    "Measure": "interp.measures.catalog",
-    "load_measures": "interp.measures.catalog",
+    "Checkpoint": "interp.checkpoints.loading",
+    "CheckpointError": "interp.tables.errors",
+    "HeadTotals": "interp.recording.totals",
+    "Measure": "interp.measures.measure",
+    "MeasureInfo": "interp.tables.schema",
     "Recording": "interp.recording.recorder",
     "RecordingError": "interp.tables.errors",
-    "record": "interp.recording.recorder",
-    "MeasureInfo": "interp.tables.schema",
     "Tokens": "interp.tokens",
     "annotate": "interp.tokens",
-    "HeadTotals": "interp.recording.totals",
-    "show": "analyses.examples.notebook",  # the one name from an upper floor: a notebook looks for everything here
+    "load_measures": "interp.measures.catalog",
+    "open_checkpoint": "interp.checkpoints.opening",
+    "record": "interp.recording.recorder",
 }
+"""The module that defines each name."""
 
 __all__ = [
     "MEASURES",
@@ -53,13 +52,16 @@ __all__ = [
     "load_measures",
     "open_checkpoint",
     "record",
-    "show",
 ]
 
 
 def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "show":
+        from interp.tables.versions import moved_message
+
+        raise ImportError(moved_message("interp.show"), name="interp.show")
     raise AttributeError(f"module 'interp' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

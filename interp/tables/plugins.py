@@ -15,10 +15,10 @@ from typing import TypeVar
 
 from interp.tables.errors import InputError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def members(family: str, own: Mapping[str, T], kind: type[T]) -> dict[str, T]:
+def members(family: str, own: Mapping[str, _T], kind: type[_T]) -> dict[str, _T]:
     """Return a family's members by name: the project's own first, then those of installed packages.
 
     Args:
@@ -38,12 +38,14 @@ def members(family: str, own: Mapping[str, T], kind: type[T]) -> dict[str, T]:
         except (ImportError, AttributeError) as error:
             raise InputError(f"{family}: the entry point {point.name} = {point.value} cannot be imported ({error})") from error
         if not isinstance(member, kind):
-            raise InputError(f"{family}: the entry point {point.name} = {point.value} is a {type(member).__name__}; a {kind.__name__} is needed")
+            raise InputError(
+                f"{family}: the entry point {point.name} = {point.value} is a {type(member).__name__}; a {kind.__name__} is needed"
+            )
         found[point.name] = member
     return found
 
 
-def chosen(family: str, known: Mapping[str, T], names: Iterable[str] | None) -> dict[str, T]:
+def chosen(family: str, known: Mapping[str, _T], names: Iterable[str] | None) -> dict[str, _T]:
     """Return the members that were asked for, in the order in which they were named; all of them for None.
 
     Raises:

@@ -7,9 +7,11 @@ While a command is at work its files are in `OUT.partial`. When the tables are c
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +21,18 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from interp.tables.errors import DamagedError, InputError, OptionError
-from interp.tables.files import LOCK, sync, write_file, write_json
+from interp.tables.files import LOCK, WINDOWS, json_text, rename, sync, write_json
 from interp.tables.schema import MeasureInfo, TableSchema, write
+from interp.tables.versions import current, versions
 
-SETTINGS = "settings.json"
+_SETTINGS = "settings.json"
 """What decides the numbers of a draft; compared when the draft is resumed, dropped when it is published."""
 
-_ALWAYS = r"\.lock|\..*\.draft.*|\..*\.json|settings\.json|run\.json|report\.html|figures"
+_ALWAYS = r"\.lock|\..*\.draft.*|\..*\.json|\.DS_Store|settings\.json|run\.json|report\.html|figures"
 """Names that every kind of results may hold."""
+
+_TRACES = r"\.lock|\..*\.draft.*|\.writable-.*"
+"""Names that a call leaves which was killed before it did anything."""
 
 
 @dataclass(frozen=True)
@@ -52,96 +58,122 @@ class ResultsFolder:
     """The results of one command, from the first file to the finished folder.
 
     Args:
-        out: where the results go.
+        out: where the results go; where it is a link, its target.
         kind: what kind of results they are.
         force: replace finished results, and discard an unfinished draft unless `resume` is given.
         resume: continue an unfinished draft.
-        lock: False for the further processes of one command, which share the first one's lock.
+        lock: False for the further processes of one command, which share the draft that the first one checked and locked.
 
     Attributes:
         out: where the results go.
         draft: where they are written.
+        fresh: the draft holds nothing of an earlier call.
 
     Raises:
         OptionError: the place is taken, holds other files, or cannot be written, or another process works there.
     """
 
     def __init__(self, out: Path, kind: Kind, *, force: bool = False, resume: bool = False, lock: bool = True) -> None:
-        if not out.name:
-            raise OptionError(f"--out {out} is the root of the file system; name a folder")
-        self.out, self.kind = out, kind
-        self.draft = out.with_name(out.name + ".partial")
-        self._lock = FileLock(self.draft / LOCK, timeout=0) if lock else None
-        self._restore()
-        self._check_out(force)
-        self._check_draft(resume=resume or force)
-        self.fresh = not self.draft.exists()
-        """Nothing of an earlier call is in the draft."""
+        self.out, self.kind, self.force = _place(out), kind, force
+        self.draft = self.out.with_name(self.out.name + ".partial")
+        self.fresh = False
         self._made: list[Path] = []
+        self._lock = FileLock(self.draft / LOCK, timeout=0) if lock else None
         try:
-            self._made = _make(self.draft)
-            if self._lock is not None:
-                self._lock.acquire()
-            if not self.fresh and force and not resume:
+            if self._lock is None:
+                self._made = _make(self.draft)
+            else:
+                self._open(self._lock, resume=resume)
+        except Timeout as error:
+            raise OptionError(f"another process works in {self.draft}; wait for it, or name another --out") from error
+        except (OSError, ValueError) as error:  # ValueError: a path that no file system can hold
+            where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+            raise OptionError(f"--out {out} cannot be written: {getattr(error, 'strerror', None) or error}{where}") from error
+
+    def _open(self, lock: FileLock, *, resume: bool) -> None:
+        """Make and lock the draft, recover from killed calls, and check that the work may begin."""
+        if not self.draft.exists():
+            self._check_out()  # before anything is made
+        elif not self.draft.is_dir():
+            raise OptionError(f"{self.draft} is a file, and unfinished results go there; move it, or name another --out")
+        else:
+            self._check_draft()  # before a lock file is left in somebody else's folder
+        self._made = _make(self.draft)
+        lock.acquire()
+        try:
+            self.fresh = all(re.fullmatch(_TRACES, name) for name in _names(self.draft))
+            self._recover()
+            self._check_out()  # again: another process may have published in the meantime
+            self._check_draft()
+            if not self.fresh and not (resume or self.force):
+                raise OptionError(
+                    f"an unfinished {self.kind.noun} is in {self.draft}; --resume continues it, --force discards it and starts again"
+                )
+            if self.fresh or not resume:
                 self.clear()
                 self.fresh = True
             probe = self.draft / f".writable-{os.getpid()}.json"
-            probe.write_bytes(b"")
+            probe.write_bytes(b"{}")
             probe.unlink()
-            if lock:
-                self._carry()
-        except Timeout as error:
-            raise OptionError(f"another process works in {self.draft}; wait for it, or name another --out") from error
-        except OSError as error:
-            raise OptionError(f"--out {out} cannot be written: {error.strerror} ({error.filename})") from error
+            self._carry()
+        except BaseException:
+            self.abandon(keep=False)
+            raise
 
-    def _restore(self) -> None:
-        """Undo a replacement that was killed between its two renames; remove what one left behind after them."""
-        for old in sorted(self.out.parent.glob(f"{glob_escape(self.out.name)}.old-*")) if self.out.parent.is_dir() else []:
-            if not self.out.exists() and (old / "run.json").is_file():
-                old.rename(self.out)
+    def _recover(self) -> None:
+        """Finish or undo a replacement that was killed.
+
+        Before the second of its two renames, the results that it moved away are moved back, and the draft can be resumed; after it,
+        what is left of the old results and of the draft is removed.
+        """
+        for old in sorted(self.out.parent.glob(f".{glob.escape(self.out.name)}.old-*")):
+            if not self.out.exists():
+                rename(old, self.out)
             elif (self.out / "run.json").is_file():
                 shutil.rmtree(old, ignore_errors=True)
+        if (self.out / _SETTINGS).is_file() and (self.out / "run.json").is_file():
+            self._clean()
 
-    def _check_out(self, force: bool) -> None:
+    def _check_out(self) -> None:
+        """Raise if results may not go to `out`."""
         out, noun = self.out, self.kind.noun
         if out.exists() and not out.is_dir():
             raise OptionError(f"--out {out} is a file; name a folder")
+        if os.path.ismount(out):
+            raise OptionError(f"--out {out} is a mount point, which cannot be replaced; name a folder in it")
         if not out.is_dir() or not any(out.iterdir()):
             return
         found = _kind_of(out)
         if found == _NOTHING:
-            self._check_names(out, f"--out {out} holds {{!r}}, and is not a finished {noun}; name another folder")
+            names = sorted(name for name in _names(out) if not name.startswith("."))
+            if names and not any(re.fullmatch(self.kind.names, name) for name in names):  # figures alone are no results
+                raise OptionError(f"--out {out} holds {names[0]!r}, and is not a finished {noun}; name another folder")
+            _check_names(out, self.kind, f"--out {out} holds {{!r}}, and is not a finished {noun}; name another folder")
         elif found not in self.kind.kinds:
             raise OptionError(f"--out {out} holds results of another kind ({found or 'a head run'}); name another folder")
-        elif not force:
+        elif not self.force:
             raise OptionError(f"--out {out} holds a finished {noun}; --force replaces it, or name another folder")
-        self._check_names(out, f"--out {out} holds {{!r}}, which no {noun} wrote; move it, or name another --out")
+        _check_names(out, self.kind, f"--out {out} holds {{!r}}, which no {noun} wrote; move it, or name another --out")
 
-    def _check_draft(self, *, resume: bool) -> None:
-        if self.draft.exists() and not self.draft.is_dir():
-            raise OptionError(f"{self.draft} is a file, and unfinished results go there; move it, or name another --out")
-        if self.draft.is_dir():
-            if not resume:
-                raise OptionError(
-                    f"an unfinished {self.kind.noun} is in {self.draft}; --resume continues it, --force discards it and starts again"
-                )
-            self._check_names(self.draft, f"{self.draft} holds {{!r}}, which no {self.kind.noun} wrote; move it, or name another --out")
-
-    def _check_names(self, folder: Path, message: str) -> None:
-        own = re.compile(f"{_ALWAYS}|{self.kind.names}")
-        strange = sorted(path.name for path in folder.iterdir() if not own.fullmatch(path.name))
-        if strange:
-            raise OptionError(message.format(strange[0]))
+    def _check_draft(self) -> None:
+        """Raise if the draft holds what this kind of command does not write."""
+        found = _kind_of(self.draft)
+        if found != _NOTHING and found not in self.kind.kinds:
+            raise OptionError(f"{self.draft} holds results of another kind ({found or 'a head run'}); move it, or name another --out")
+        _check_names(self.draft, self.kind, f"{self.draft} holds {{!r}}, which no {self.kind.noun} wrote; move it, or name another --out")
 
     def _carry(self) -> None:
         """Take over what stays valid from the results that will be replaced; the originals are left as they are."""
         for name in self.kind.carried:
             old, new = self.out / name, self.draft / name
-            if old.is_dir() and not new.exists():
-                shutil.copytree(old, new, copy_function=_link)
-            elif old.is_file() and not new.exists():
-                _link(old, new)
+            if new.exists() or not old.exists():
+                continue
+            draft = self.draft / f".{name}.draft-{os.getpid()}"
+            if old.is_dir():
+                shutil.copytree(old, draft, copy_function=_link)
+            else:
+                _link(old, draft)
+            rename(draft, new)
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Store what decides the numbers, or compare it with what the resumed draft was begun with.
@@ -150,10 +182,8 @@ class ResultsFolder:
             OptionError: the draft was begun with other settings; the message names them.
             DamagedError: the stored settings cannot be read.
         """
-        from interp.tables.versions import current
-
-        path = self.draft / SETTINGS
-        settings = json.loads(json.dumps(settings))
+        path = self.draft / _SETTINGS
+        settings = json.loads(json_text(settings))
         if not path.is_file():
             write_json(path, settings)
             return
@@ -173,7 +203,7 @@ class ResultsFolder:
         """Remove what the draft holds, except the entries named in `keep`."""
         for path in self.draft.iterdir():
             if path.name not in (LOCK, *keep):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove(path)
 
     def final(self, path: Path) -> Path:
         """Return where a path of the draft will be once it is published; other paths are returned as they are."""
@@ -181,30 +211,49 @@ class ResultsFolder:
 
     def write_table(self, frame: pd.DataFrame, schema: TableSchema) -> None:
         """Write one table of the draft as Parquet, checked against its schema."""
-        write_file(self.draft / f"{schema.name}.parquet", lambda path: write(frame, schema, path))
+        write(frame, schema, self.draft / f"{schema.name}.parquet")
 
     def publish(self, run: dict[str, Any]) -> None:
         """Write run.json, then move the draft to its place; results that were there are removed only after that.
 
         Args:
             run: the content of run.json; the versions of the software are added where they are missing.
-        """
-        from interp.tables.versions import versions
 
+        Raises:
+            OptionError: something was put at `out` in the meantime that may not be replaced. The draft stays.
+            OSError: no space or no permission. The draft and the old results stay.
+        """
         write_json(self.draft / "run.json", {**run, "versions": run.get("versions") or versions()})
-        for pattern in (SETTINGS, LOCK, ".*.draft-*", *self.kind.temporary):
-            for path in self.draft.glob(pattern):
-                path.unlink(missing_ok=True)
         sync(self.draft)
-        old = self.out.with_name(f"{self.out.name}.old-{os.getpid()}")
+        try:
+            self._check_out()
+        except OptionError as error:
+            raise OptionError(f"{error}; the new results are complete in {self.draft}") from None
+        old = self.out.with_name(f".{self.out.name}.old-{secrets.token_hex(4)}")
         replaced = self.out.exists()
+        if WINDOWS:  # a folder with an open file cannot be renamed
+            self.release()
         if replaced:
-            self.out.rename(old)
-        self.draft.rename(self.out)
+            rename(self.out, old)
+        try:
+            rename(self.draft, self.out)
+        except OSError:
+            if replaced:
+                rename(old, self.out)
+            raise
         sync(self.out.parent)
+        self._clean()
         self.release()
+        self.fresh = False  # the next draft of this name is another call's
         if replaced:
             shutil.rmtree(old, ignore_errors=True)
+
+    def _clean(self) -> None:
+        """Remove what published results no longer need; the settings last, since they tell that this is not done yet."""
+        for pattern in ("**/.*.draft-*", *self.kind.temporary, LOCK, _SETTINGS):
+            for path in list(self.out.glob(pattern)):
+                with contextlib.suppress(OSError):
+                    _remove(path)
 
     def abandon(self, *, keep: bool) -> None:
         """Leave the draft to a later call, or, where it holds nothing to keep and this call made it, remove it.
@@ -212,15 +261,18 @@ class ResultsFolder:
         Args:
             keep: something worth keeping was finished.
         """
-        self.release()
-        if self.fresh and not keep and not self._holds_carried():
+        discard = self.fresh and not keep and not (self.draft / "run.json").is_file() and not self._holds_carried()
+        if WINDOWS:  # an open file cannot be removed
+            self.release()
+        if discard:
             shutil.rmtree(self.draft, ignore_errors=True)
             for folder in self._made[1:]:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
+        self.release()
 
     def _holds_carried(self) -> bool:
-        """The draft holds finished parts, such as head runs, that the results in place lack."""
+        """Return whether the draft holds finished parts, such as head runs, that the results in place lack."""
         folders = [(self.draft / name, self.out / name) for name in self.kind.carried if (self.draft / name).is_dir()]
         return any(_names(new) - _names(old) for new, old in folders)
 
@@ -233,8 +285,21 @@ class ResultsFolder:
 _NOTHING = object()
 
 
+def _place(out: Path) -> Path:
+    """Return the folder that `out` means, under a name to which others can be related.
+
+    Raises:
+        OptionError: `out` is the root of the file system.
+    """
+    if out.name in ("", ".."):
+        out = out.resolve()
+    if not out.name:
+        raise OptionError(f"--out {out} is the root of the file system; name a folder")
+    return out.resolve() if out.is_symlink() else out
+
+
 def _kind_of(folder: Path) -> Any:
-    """Return `kind` of a folder's run.json (None for a head run), or `_NOTHING` where there is no readable run.json.
+    """Return `kind` of a folder's run.json (None for a head run), or `_NOTHING` where there is no run.json.
 
     Raises:
         OptionError: run.json is damaged.
@@ -245,7 +310,15 @@ def _kind_of(folder: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8")).get("kind")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise OptionError(f"{path} is damaged ({error}); name another --out") from error
+        raise OptionError(f"{path} is damaged ({error}); move it, or name another --out") from error
+
+
+def _check_names(folder: Path, kind: Kind, message: str) -> None:
+    """Raise if a folder holds a name that results of this kind do not have; `message` has a place for it."""
+    own = re.compile(f"{_ALWAYS}|{kind.names}")
+    strange = sorted(name for name in _names(folder) if not own.fullmatch(name))
+    if strange:
+        raise OptionError(message.format(strange[0]))
 
 
 def _names(folder: Path) -> set[str]:
@@ -255,8 +328,22 @@ def _names(folder: Path) -> set[str]:
 def _make(folder: Path) -> list[Path]:
     """Make a folder with its parents; return those that were made, the folder first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
     return missing
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder with what it holds."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _link(source: str | Path, target: str | Path) -> None:
@@ -267,23 +354,16 @@ def _link(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target)
 
 
-def glob_escape(name: str) -> str:
-    """Return a pattern that matches a name literally."""
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
 def read_run_json(folder: Path) -> dict[str, Any]:
-    """Return the content of a head run's run.json.
+    """Return the content of a head run's run.json, under today's names.
 
     Raises:
-        InputError: there is no run, it is damaged, or it was written by another version.
+        InputError: there is no run, it is damaged, or it has not the form that this version reads.
     """
-    from interp.tables.versions import current
-
     path = folder / "run.json"
     try:
         run = current(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}); measure the model again with python -m analyses.heads") from error
     needed = ("model", "config", "measures", "problems", "text", "chat")
     missing = [key for key in needed if not isinstance(run, dict) or key not in run]

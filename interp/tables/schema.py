@@ -1,21 +1,15 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""The tables that a head run consists of: columns, meaning, validation. Knows no torch and does no IO beyond Parquet.
+"""What a table is: columns, types and key (`TableSchema`), and how it is checked, written and read.
 
-Three tables, each described by one `TableSchema`:
-
-- `HEADS`: one row per layer, head, measure and region, with a 95 % bootstrap interval over examples;
-- `EXAMPLES`: the same quantities per example, without interval;
-- `INPUTS`: every token that the model read, so that anyone can recompute the numbers from the model alone.
-
-A value that is undefined (for instance the enrichment of numbers in a region whose queries see no number) is NaN with `n_queries` 0.
+A value that is undefined (such as the enrichment of numbers in a region whose queries see no number) is NaN, with `n_queries` 0.
 An interval over a single example is NaN.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,28 +17,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from interp.tables.errors import InputError
+from interp.tables.files import write_file
+from interp.tables.versions import current_names
 
 REGIONS = ("question", "response", "all")
-"""Where the query token stands. `all` also has the tokens of the chat template and special tokens."""
-
+"""Where a query token is. `all` includes the tokens of the chat template and special tokens."""
 
 TOKEN_REGIONS = ("template", "question", "response")
-
+"""Where a token is."""
 
 ROLES = ("none", "special", "operator", "question_number", "operand", "intermediate_result", "final_answer")
-"""In rising precedence: a token that covers characters of two roles has the later one."""
+"""What a token is, in rising precedence: a token that covers characters of two roles has the later one."""
+
+TEXT_TYPE: pa.DataType = pa.dictionary(pa.int32(), pa.string())
+"""Type of a text column with few different values."""
 
 
 @dataclass(frozen=True)
 class MeasureInfo:
-    """What a reader must know of a measure to read its numbers.
+    """What a reader must know about a measure to understand its values.
 
     Attributes:
         name: as in the `measure` column.
-        title: for people, as on a figure's title.
-        unit: such as "nats", "tokens", "probability"; "1" for a pure ratio.
-        low: smallest possible or sensible value, the figures' fixed scale; None where the scale must follow the data.
-        high: largest, likewise.
+        title: for people, as in a figure's title.
+        unit: such as "nats", "tokens" or "probability"; "1" for a pure ratio.
+        low: lower end of the figures' fixed scale: the smallest possible or sensible value; None lets the scale follow the data.
+        high: upper end, likewise.
         formula: in words or symbols, one line.
     """
 
@@ -58,7 +56,14 @@ class MeasureInfo:
 
 @dataclass(frozen=True)
 class TableSchema:
-    """Columns, types and the key of one table."""
+    """One table.
+
+    Attributes:
+        name: in messages, and the stem of the file.
+        arrow: columns and types.
+        key: columns whose values together occur once.
+        choices: allowed values by column.
+    """
 
     name: str
     arrow: pa.Schema
@@ -66,20 +71,16 @@ class TableSchema:
     choices: dict[str, tuple[str, ...]]
 
 
-def text_type() -> pa.DataType:
-    return pa.dictionary(pa.int32(), pa.string())
-
-
 def validate(frame: pd.DataFrame, schema: TableSchema) -> pa.Table:
-    """Check a frame against a schema and return it as an Arrow table with exactly the schema's types.
+    """Return a frame as an Arrow table with exactly the schema's columns and types.
 
     Args:
         frame: columns as in `schema.arrow`, in any order.
-        schema: one of `HEADS`, `EXAMPLES`, `INPUTS`, or of `analyses.shifts.differences`'s.
+        schema: of the table.
 
     Raises:
-        InputError: a column is missing, unknown, of another type, null (numbers may be NaN), or holds a value outside its choices; the
-            key is repeated; a value is not finite where it was measured (`n_queries` > 0), or the interval does not hold the value.
+        InputError: a column is missing, unknown, of another type, null (numbers may be NaN), or holds a value outside its choices; a key
+            is repeated; a value is not finite although it was measured (`n_queries` > 0); or an interval is not finite and ordered.
     """
     missing = [name for name in schema.arrow.names if name not in frame.columns]
     unknown = [name for name in frame.columns if name not in schema.arrow.names]
@@ -97,14 +98,14 @@ def validate(frame: pd.DataFrame, schema: TableSchema) -> pa.Table:
         first = frame.loc[repeated, list(schema.key)].iloc[0].to_dict()
         raise InputError(f"table {schema.name}: {int(repeated.sum())} rows repeat a key, the first is {first}")
     if "value" in frame.columns:
-        _validate_values(frame, schema)
+        _check_values(frame, schema)
     try:
         return pa.Table.from_pandas(frame[schema.arrow.names], schema=schema.arrow, preserve_index=False)
     except pa.ArrowException as error:
         raise InputError(f"table {schema.name}: {error}") from error
 
 
-def _validate_values(frame: pd.DataFrame, schema: TableSchema) -> None:
+def _check_values(frame: pd.DataFrame, schema: TableSchema) -> None:
     value = frame["value"].to_numpy(float)
     measured = frame["n_queries"].to_numpy() > 0
     wrong = measured != np.isfinite(value)
@@ -118,28 +119,31 @@ def _validate_values(frame: pd.DataFrame, schema: TableSchema) -> None:
         wrong = several & ~((low <= high + slack) & np.isfinite(low) & np.isfinite(high))
         if wrong.any():
             row = frame.loc[wrong].iloc[0].to_dict()
-            raise InputError(f"table {schema.name}: {int(wrong.sum())} rows with a broken interval, the first is {row}")
+            raise InputError(f"table {schema.name}: {int(wrong.sum())} rows with an interval that is not finite and ordered: {row}")
 
 
 def write(frame: pd.DataFrame, schema: TableSchema, path: Path) -> None:
-    """Validate and write one table as Parquet.
+    """Check a table against its schema and write it as Parquet, atomically (see `interp.tables.files.write_file`).
 
     Raises:
-        InputError: as `validate`.
+        InputError: as `validate`; nothing is written.
+        OSError: no space or no permission; the old file is left as it was.
     """
-    pq.write_table(validate(frame, schema), path, compression="zstd")
+    table = validate(frame, schema)
+    write_file(path, lambda draft: pq.write_table(table, draft, compression="zstd"))
 
 
 def read(path: Path, schema: TableSchema) -> pd.DataFrame:
-    """Read and validate one table.
+    """Read one table and check it against its schema. Columns that an earlier version named differently get today's names, with a note.
 
     Raises:
-        InputError: the file is not Parquet, is torn, or breaks the schema; the message names the file.
+        InputError: the file is not Parquet, is incomplete, or does not fit the schema; the message names the file.
     """
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({error})") from error
+    table = _renamed(table, schema, path)
     names = set(table.schema.names)
     for field in schema.arrow:
         if field.name in names and table.schema.field(field.name).type != field.type:
@@ -153,5 +157,12 @@ def read(path: Path, schema: TableSchema) -> pd.DataFrame:
     return frame
 
 
-def plain(column: Any) -> Any:
-    return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+def _renamed(table: pa.Table, schema: TableSchema, path: Path) -> pa.Table:
+    """Return a table under the schema's column names where an earlier version used others."""
+    names = [new if new in schema.arrow.names else old for old, new in current_names(table.column_names).items()]
+    renamed = {old: new for old, new in zip(table.column_names, names, strict=True) if old != new}
+    if not renamed:
+        return table
+    described = ", ".join(f"{old} is read as {new}" for old, new in renamed.items())
+    print(f"note: {path} was written by an earlier version; {described}", file=sys.stderr)
+    return table.rename_columns(names)
