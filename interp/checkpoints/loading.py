@@ -1,8 +1,10 @@
-"""TODO_DOC interp/checkpoints/loading.py."""
+"""Load a model and its tokenizer from files, onto a device.
+
+Files from strangers are data: weights are read from safetensors or GGUF only, never from pickles.
+"""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,20 +14,20 @@ from typing import Any
 import torch
 
 from interp.checkpoints.found import FoundFiles, first_line, own_code, weight_files
-from interp.checkpoints.identity import file_sha256
+from interp.checkpoints.identity import weights_sha256
 from interp.tables.errors import CheckpointError
+from interp.tables.files import write_folder
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""Values of `dtype`; "auto" is the checkpoint's own dtype, but float32 on a CPU and for GGUF files."""
 
-
-DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps", "balanced")
-
+_DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps", "balanced")
 
 _CONVERTED = "safetensors-v1"
-
+"""Folder of the converted GGUF files in the cache; changes with the conversion."""
 
 _OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice", "ForMaskedLM")
-"""Ends of the names of models with a head that writes no text."""
+"""Endings of the class names of models that do not predict the next token."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ class Checkpoint:
     Attributes:
         model: in evaluation mode, without gradients; a `PeftModel` where an adapter was named.
         tokenizer: fast, with offsets.
-        name: short, for tables and titles.
-        identity: what exactly was opened: kind, source, revision, hashes, base, sizes, dtype, device.
-        adapter: where the model holds several adapters (`open_adapters`), the name by which PEFT switches this one on.
+        name: short name for tables and titles.
+        identity: what was opened: kind, source, revision, hashes, sizes, dtype, device and adapter.
+        adapter: the name by which PEFT activates this checkpoint's adapter on a model with several (`open_adapters`); None otherwise.
     """
 
     model: Any
@@ -48,22 +50,30 @@ class Checkpoint:
 
     @property
     def position_limit(self) -> int | None:
-        """Longest text that the model's positions allow, in tokens; None where the config names no limit."""
+        """Return the longest text that the model's positions allow, in tokens; None where the config names no limit."""
         text = self.model.config.get_text_config(decoder=True)
         limit = getattr(text, "max_position_embeddings", None)
         return int(limit) if limit else None
 
 
-# --- loading --------------------------------------------------------------------------------------------------------
+def load_model(found: FoundFiles, device: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any, list[str]]:
+    """Return a model in evaluation mode, its tokenizer, and the names of stored weights that the model has no place for.
 
+    Args:
+        found: a model, not an adapter.
+        device: as `choose_device` returns it.
+        dtype: one of `DTYPES`.
+        trust_remote_code: let the checkpoint run its own code.
 
-def load_model(found: FoundFiles, place: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any, list[str]]:
+    Raises:
+        CheckpointError: the files are damaged or incomplete, or the model is not a causal language model.
+    """
     from transformers import AutoModelForCausalLM
 
     folder = converted_folder(found.weights[0]) if found.kind in ("embedded", "gguf") else found.folder
     _check_safetensors(folder, found.source)
     config = load_config(folder, found.source, trust_remote_code)
-    wanted = torch.float32 if dtype == "auto" and (place == "cpu" or found.kind in ("embedded", "gguf")) else dtype
+    wanted = torch.float32 if dtype == "auto" and (device == "cpu" or found.kind in ("embedded", "gguf")) else dtype
     wanted = getattr(torch, wanted) if isinstance(wanted, str) and wanted != "auto" else wanted
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -73,8 +83,8 @@ def load_model(found: FoundFiles, place: str, dtype: str, trust_remote_code: boo
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are counted below, and refused
-            device_map="balanced" if place == "balanced" else None,
+            ignore_mismatched_sizes=True,  # reported below, all of them
+            device_map="balanced" if device == "balanced" else None,
         )
     except Exception as error:
         raise CheckpointError(f"{found.source}: the weights cannot be loaded ({first_line(error)})") from error
@@ -83,15 +93,20 @@ def load_model(found: FoundFiles, place: str, dtype: str, trust_remote_code: boo
     absent += [f"{name} ({list(stored)} instead of {list(needed)})" for name, stored, needed in sorted(info["mismatched_keys"])]
     if absent:
         raise CheckpointError(
-            f"{found.source}: {len(absent)} weights of {type(model).__name__} are missing or of another shape, the first is {absent[0]}"
+            f"{found.source}: {len(absent)} weights of {type(model).__name__} are missing or have another shape, the first is {absent[0]}"
         )
     tokenizer = load_tokenizer(folder, found.source, trust_remote_code)
-    if place != "balanced":
-        model.to(place)
+    if device != "balanced":
+        model.to(device)
     return model.eval().requires_grad_(False), tokenizer, sorted(info["unexpected_keys"])
 
 
 def load_config(folder: Path, source: str, trust_remote_code: bool) -> Any:
+    """Return the config of a model's folder.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not a causal language model's.
+    """
     from transformers import AutoConfig
 
     try:
@@ -105,14 +120,18 @@ def load_config(folder: Path, source: str, trust_remote_code: bool) -> Any:
 
 
 def load_tokenizer(folder: Path, source: str, trust_remote_code: bool) -> Any:
+    """Return the tokenizer of a model's or an adapter's folder.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise CheckpointError(
-            f"{source}: it has no tokenizer that can be read ({first_line(error)})"
-            + own_code(folder / "tokenizer_config.json", trust_remote_code)
+            f"{source}: no tokenizer can be read ({first_line(error)})" + own_code(folder / "tokenizer_config.json", trust_remote_code)
         ) from error
 
 
@@ -127,9 +146,9 @@ def _check_causal(config: Any, source: str) -> None:
         raise CheckpointError(f"{source}: {kind} is encoder-only; a causal (decoder-only) language model is needed")
     heads = [name for name in getattr(config, "architectures", None) or () if name.endswith(_OTHER_HEADS)]
     if heads:
-        raise CheckpointError(f"{source}: {heads[0]} predicts no next token; a causal language model is needed")
+        raise CheckpointError(f"{source}: {heads[0]} does not predict the next token; a causal language model is needed")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not remote:
-        raise CheckpointError(f"{source}: {kind} is no causal language model of transformers")
+        raise CheckpointError(f"{source}: {kind} is not a causal language model of transformers")
 
 
 def _check_safetensors(folder: Path, source: str) -> None:
@@ -140,34 +159,29 @@ def _check_safetensors(folder: Path, source: str) -> None:
             with safe_open(path, "pt") as file:
                 file.keys()
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: damaged or truncated weights ({first_line(error)}); fetch the file again") from error
+            raise CheckpointError(f"{path}: damaged or incomplete weights ({first_line(error)}); fetch the file again") from error
 
 
 def converted_folder(gguf: Path) -> Path:
-    """A GGUF file as a safetensors folder: converted once, kept under the hub's assets cache by the file's hash.
+    """Return a GGUF file's model as a safetensors folder, converted once and kept in the hub's assets cache under the file's hash.
 
-    Two processes may convert at once: each writes a folder of its own, and the first to be done renames its into place.
+    Several processes may convert at once: each writes its own draft, and the first to finish provides the folder.
+
+    Raises:
+        CheckpointError: the file cannot be read, or the cache cannot be written.
     """
     from huggingface_hub import cached_assets_path
 
-    digest = file_sha256(gguf)
+    digest = weights_sha256(gguf)
     try:
-        cache = Path(cached_assets_path(library_name="primed-heads", namespace="gguf", subfolder=_CONVERTED))
-        target = cache / digest
-        if target.is_dir():
-            return target
-        with tempfile.TemporaryDirectory(dir=cache, prefix="converting-") as temporary:
-            _convert(gguf, Path(temporary) / digest)
-            try:
-                (Path(temporary) / digest).rename(target)
-            except OSError:
-                if not target.is_dir():  # not because another process was first
-                    raise
+        target = Path(cached_assets_path(library_name="primed-heads", namespace="gguf", subfolder=_CONVERTED)) / digest
+        if not target.is_dir():
+            write_folder(target, lambda draft: _convert(gguf, draft))
     except CheckpointError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: a file lies in the cache's place
+    except (OSError, ValueError) as error:  # ValueError: the cache's place is a file
         raise CheckpointError(
-            f"{gguf}: the converted weights cannot be kept ({error}); HF_ASSETS_CACHE names the folder, which needs room for them"
+            f"{gguf}: the converted weights cannot be stored ({error}); HF_ASSETS_CACHE names the folder, which needs room for them"
         ) from error
     return target
 
@@ -183,10 +197,10 @@ def _convert(gguf: Path, target: Path) -> None:
     except Exception as error:  # the readers raise KeyError, ValueError, IndexError and others on files they do not know
         raise CheckpointError(f"{gguf}: transformers cannot read this GGUF file ({first_line(error)})") from error
     output, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    if output is not embedding and torch.equal(output, embedding):  # stored twice
+    if output is not embedding and torch.equal(output, embedding):  # one tied matrix, stored twice
         model.config.tie_word_embeddings = True
         model.tie_weights()
-    model.is_quantized = False  # it was, in the file
+    model.is_quantized = False  # the file was; the loaded weights are not
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(target)
@@ -194,7 +208,7 @@ def _convert(gguf: Path, target: Path) -> None:
 
 
 def choose_device(device: str) -> str:
-    """The device that a name means on this machine, "auto" the best that there is.
+    """Return the device that a name means on this machine: for "auto" CUDA, then MPS, then CPU.
 
     Raises:
         CheckpointError: an unknown name, or a device that this machine does not have.
@@ -203,21 +217,23 @@ def choose_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind = device.split(":")[0]
     if kind not in ("cpu", "cuda", "mps", "balanced") or (kind != "cuda" and device != kind):
-        raise CheckpointError(f"device {device!r}; allowed: {', '.join(DEVICES)}")
+        raise CheckpointError(f"device is {device!r}; allowed: {', '.join(_DEVICES)}")
     if kind in ("cuda", "balanced") and not torch.cuda.is_available():
-        raise CheckpointError(f"device {device!r} was asked for, but this machine has no CUDA device; --device auto takes what is there")
+        raise CheckpointError(
+            f"device {device!r} was asked for, but this machine has no CUDA device; --device auto takes what is available"
+        )
     if kind == "cuda" and ":" in device:
         number = device.split(":", 1)[1]
         if not number.isdigit() or int(number) >= torch.cuda.device_count():
             raise CheckpointError(f"device {device!r} was asked for; this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}")
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise CheckpointError("device 'mps' was asked for, but this machine has none; --device auto takes what is there")
+        raise CheckpointError("device 'mps' was asked for, but this machine has none; --device auto takes what is available")
     return device
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Loading without transformers' own bars and notes: what matters becomes an error or a line of `run.json`."""
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and messages: what matters becomes an error or an entry in `run.json`."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -1,7 +1,6 @@
 """Open whatever `--model` may name: a hub id, a folder, a PEFT adapter, a GGUF file, or the embedded default.
 
-One way in for every command and for notebooks. Files from strangers are data: weights are read from safetensors or GGUF only, never from
-pickles, and a checkpoint's own code runs only where `trust_remote_code` asks for it.
+Every command and every notebook opens models here. A checkpoint's own code runs only where `trust_remote_code` allows it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,16 @@ from typing import Any
 from interp.checkpoints.adapters import base_of, open_adapter
 from interp.checkpoints.found import EMBEDDED, find_checkpoint
 from interp.checkpoints.identity import checkpoint_identity, content_of
-from interp.checkpoints.loading import DTYPES, Checkpoint, choose_device, converted_folder, load_config, load_model, load_tokenizer, quiet
+from interp.checkpoints.loading import (
+    DTYPES,
+    Checkpoint,
+    choose_device,
+    converted_folder,
+    load_config,
+    load_model,
+    load_tokenizer,
+    quiet_transformers,
+)
 from interp.tables.errors import CheckpointError
 
 
@@ -29,37 +37,38 @@ def open_checkpoint(
 
     Args:
         source: hub id, folder, PEFT adapter folder, `.gguf` file, or "smollm2".
-        base: base model of an adapter; None takes what the adapter's config names.
-        device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:N", "mps", or "balanced" (layers over all CUDA devices).
-        dtype: "auto" is the checkpoint's own, but float32 on a CPU and for GGUF files.
+        base: base model of an adapter; None takes the one that the adapter's config names.
+        device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:N", "mps", or "balanced" (layers spread over all CUDA
+            devices).
+        dtype: "auto" is the checkpoint's own dtype, but float32 on a CPU and for GGUF files.
         revision: of a hub id.
-        trust_remote_code: let the checkpoint bring its own model code.
+        trust_remote_code: let the checkpoint run its own model code.
 
     Raises:
         CheckpointError: no such model, not a causal language model, damaged or missing weights, an adapter that does not fit its base or
-            changes nothing, a device that is not there.
+            changes nothing, or a device that this machine does not have.
     """
     if dtype not in DTYPES:
-        raise CheckpointError(f"dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
-    place = choose_device(device)
+        raise CheckpointError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
+    device = choose_device(device)
     found = find_checkpoint(str(source), revision, trust_remote_code)
-    with quiet():
+    with quiet_transformers():
         if found.kind == "adapter":
-            return open_adapter(found, base, place, dtype, trust_remote_code)
+            return open_adapter(found, base, device, dtype, trust_remote_code)
         if base is not None:
-            raise CheckpointError(f"--base {base} was given, but {source} is no adapter (no adapter_config.json)")
-        model, tokenizer, unused = load_model(found, place, dtype, trust_remote_code)
+            raise CheckpointError(f"--base {base} was given, but {source} is not an adapter (no adapter_config.json)")
+        model, tokenizer, unused = load_model(found, device, dtype, trust_remote_code)
     return Checkpoint(model, tokenizer, found.name, checkpoint_identity(found, model, unused))
 
 
 def open_tokenizer(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer that `open_checkpoint` would give, without loading any weights.
+    """Return the tokenizer that `open_checkpoint` would give, without loading any weights.
 
     Raises:
         CheckpointError: as `open_checkpoint`.
     """
     found = find_checkpoint(str(source), revision, trust_remote_code, weights=False)
-    with quiet():
+    with quiet_transformers():
         if found.kind == "adapter" and not (found.folder / "tokenizer_config.json").is_file():
             found = base_of(found, None, trust_remote_code, weights=False)[1]
         folder = converted_folder(found.weights[0]) if found.kind in ("embedded", "gguf") else found.folder
@@ -67,13 +76,13 @@ def open_tokenizer(source: str | Path, *, revision: str | None = None, trust_rem
 
 
 def open_config(source: str | Path, *, base: str | None = None, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The config of the model that `open_checkpoint` would give, of an adapter that of its base, without loading any weights.
+    """Return the config of the model that `open_checkpoint` would give, for an adapter that of its base, without loading any weights.
 
     Raises:
         CheckpointError: as `open_checkpoint`.
     """
     found = find_checkpoint(str(source), revision, trust_remote_code, weights=False)
-    with quiet():
+    with quiet_transformers():
         if found.kind == "adapter":
             found = base_of(found, base, trust_remote_code, weights=False)[1]
         folder = converted_folder(found.weights[0]) if found.kind in ("embedded", "gguf") else found.folder
@@ -81,9 +90,9 @@ def open_config(source: str | Path, *, base: str | None = None, revision: str | 
 
 
 def identify(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> dict[str, Any]:
-    """What decides a checkpoint's numbers, without loading it and without its place: name, and revision (hub) or hashes (files).
+    """Return what decides a checkpoint's numbers, wherever its files are: name, and revision (hub) or hashes (files).
 
-    Hashed are the weights, and beside a folder's weights its config and generation config.
+    The weights are hashed; in a folder also its config and its generation config. Nothing is loaded.
 
     Raises:
         CheckpointError: no such model.

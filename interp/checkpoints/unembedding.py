@@ -1,4 +1,4 @@
-"""A model's last hidden states, without its logits: `Head(hidden)` gives those of any token, later and in pieces."""
+"""A model's output head, and last hidden states without logits: `OutputHead.logits` gives those of any token, later and in chunks."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class OutputHead:
     """A model's output matrix and what follows it: logits = cap(scale * (weight @ hidden + bias)), cap(x) = softcap * tanh(x / softcap).
 
     Attributes:
-        weight: rows are tokens.
-        bias: added to the product.
-        scale: factor of the logits (Cohere's `logit_scale`; Granite's is one over its `logits_scaling`).
-        softcap: bound of the logits (Gemma 2's `final_logit_softcapping`); None where there is none.
+        weight: one row per token of the vocabulary.
+        bias: added to the product; None for no bias.
+        scale: factor of the logits (Cohere's `logit_scale`; for Granite one over its `logits_scaling`).
+        softcap: bound of the logits (Gemma 2's `final_logit_softcapping`); None for no bound.
     """
 
     weight: Float[Tensor, "vocab hidden"]
@@ -32,15 +32,17 @@ class OutputHead:
     softcap: float | None = None
 
     def logits(self, hidden: Float[Tensor, "token hidden"]) -> Float[Tensor, "token vocab"]:
-        """The logits of hidden states, in float32 (float64 for a float64 head) after a product in the weight's dtype."""
+        """Return the logits of hidden states, in float32 (float64 for a float64 head) after a product in the weight's dtype."""
         return finish_logits(self, head_product(self, hidden))
 
 
 def head_product(head: OutputHead, hidden: Tensor) -> Tensor:
+    """Return weight @ hidden + bias, in the weight's dtype."""
     return F.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
 
 
 def finish_logits(head: OutputHead, product: Tensor) -> Tensor:
+    """Return the logits that the head makes of `head_product`'s result, in `statistics_dtype`."""
     logits = product.to(statistics_dtype(product.dtype))
     if head.scale != 1:
         logits = logits * head.scale
@@ -50,17 +52,18 @@ def finish_logits(head: OutputHead, product: Tensor) -> Tensor:
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which statistics of tensors of this dtype are computed: float32, or float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def output_head(model: Any) -> OutputHead:
-    """The output matrix and what follows it, checked on a short text against the model's own logits.
+    """Return a model's output head, checked against the model's own logits on a short text.
 
     Args:
         model: a causal language model of transformers, or a PEFT model of one.
 
     Raises:
-        CheckpointError: the architecture does something else after its head, so logits cannot be had from hidden states.
+        CheckpointError: the architecture does something else after its head, so its logits cannot be computed from hidden states.
     """
     layer = model.get_output_embeddings()
     if layer is None:
@@ -84,15 +87,15 @@ def output_head(model: Any) -> OutputHead:
     error = (rebuilt - logits).abs().max().item()
     if not error <= 0.02 * max(1.0, logits.abs().max().item()):
         raise CheckpointError(
-            f"{type(model).__name__}: its logits differ by up to {error:.3g} from those of its output head, so it does something after it "
-            "that is not known here; only text can be distilled from or into it"
+            f"{type(model).__name__}: its logits differ by up to {error:.3g} from those of its output head: the architecture changes them in "
+            "a way that is not supported; only text can be distilled from or into it"
         )
     return head
 
 
 @contextmanager
 def keep_hidden(model: Any) -> Iterator[list[Tensor]]:
-    """Collects the input of the output head at every forward pass: [batch, token, hidden], after the final norm."""
+    """Collect the input of the output head at every forward pass: [batch, token, hidden], after the final norm."""
     kept: list[Tensor] = []
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].detach()))
     try:
@@ -103,16 +106,16 @@ def keep_hidden(model: Any) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def instead_of_head(model: Any, take: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Runs `take` on the hidden states where the head would run, inside the model's own forward pass.
+    """Run `take` on the hidden states where the head would run, inside the model's own forward pass.
 
-    So wrappers that gather or shard weights (DDP, FSDP, DeepSpeed) have the head's weights at hand, and no logits are made.
+    No logits are computed, and wrappers that gather or shard weights (DDP, FSDP, DeepSpeed) have the head's weights available.
 
     Args:
         model: unwrapped; the wrapped one may be called inside.
-        take: of [batch, token, hidden]; what it returns stands for the logits.
+        take: called with [batch, token, hidden]; the model returns its result in place of the logits.
     """
     layer = model.get_output_embeddings()
-    layer.forward = take  # the instance's own attribute, before the class's method
+    layer.forward = take  # an attribute of the instance hides the class's method
     try:
         yield
     finally:
@@ -122,7 +125,10 @@ def instead_of_head(model: Any, take: Callable[[Tensor], Tensor]) -> Iterator[No
 def hidden_states(
     model: Any, input_ids: Int[Tensor, "batch token"], attention_mask: Int[Tensor, "batch token"]
 ) -> Float[Tensor, "batch token hidden"]:
-    """Last hidden states after the final norm, without logits; positions count from each text's first token, whatever the padding."""
+    """Return the last hidden states after the final norm, without computing logits.
+
+    Positions count from each text's first token, whatever the padding.
+    """
     kept: list[Tensor] = []
 
     def take(hidden: Tensor) -> Tensor:
