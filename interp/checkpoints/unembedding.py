@@ -87,7 +87,7 @@ def output_head(model: Any) -> OutputHead:
     error = (rebuilt - logits).abs().max().item()
     if not error <= 0.02 * max(1.0, logits.abs().max().item()):
         raise CheckpointError(
-            f"{type(model).__name__}: its logits differ by up to {error:.3g} from those of its output head: the architecture changes them in "
+            f"{type(model).__name__}: its logits differ by up to {error:.3g} from its output head's: the architecture changes them in "
             "a way that is not supported; only text can be distilled from or into it"
         )
     return head
