@@ -1,41 +1,32 @@
-"""The tables of one problem under the lens: what models read, where their heads look, what they expected at each number. Knows no torch.
+"""The tables of one inspected problem: what models read, where their heads attend, and what they predicted at each number.
 
-A folder of `analyses.examples` holds them, and everything drawn of it (`figures.example.page`, `figures.example.draw`) comes from them.
-Attention is in `EDGES`: of the watched heads every entry that shows in tenths of a per cent (`FAINT` and above), of all other heads
-the strong entries alone (`STRONG` and above). A row of a map adds up to 1, so a token has at most 2,000 entries under a watched head and
-10 under another: beyond that many tokens a table grows with its text, and not with its square.
+`analyses.examples` writes them, and everything drawn of a problem (`figures.example.page`, `figures.example.draw`) comes from them.
+`EDGES` holds attention: for the watched heads every entry that shows in tenths of a percent (`FAINT` and above), for all other heads only
+strong entries (`STRONG` and above). A row of an attention map sums to 1, so a token has at most 2,000 entries in a watched head and 10 in
+another; for longer texts the table grows linearly, not quadratically.
 """
 
 from __future__ import annotations
 
 import pyarrow as pa
 
-from interp.tables.schema import REGIONS, ROLES, TOKEN_REGIONS, TableSchema
+from interp.tables.schema import REGIONS, ROLES, TEXT_TYPE, TOKEN_REGIONS, TableSchema
 
 FAINT = 0.0005
-"""Smallest probability that the table has of a watched head: the smallest that does not round to 0.0 %."""
-
+"""Smallest probability stored for a watched head: the smallest that does not round to 0.0 %."""
 
 STRONG = 0.1
-"""Smallest probability that the table has of a head that is not watched."""
-
+"""Smallest probability stored for a head that is not watched."""
 
 ALTERNATIVES = 5
-"""Most likely tokens listed at each number."""
-
+"""How many of the most likely tokens are listed at each number."""
 
 STEP_QUANTITIES = ("question_numbers", "earlier_results")
-"""Where a step of the response looks: at the question's numbers, and at earlier steps' results (intermediate_result or final_answer)."""
+"""What a step of the response attends to: the question's numbers, and earlier steps' results (intermediate_result or final_answer)."""
 
-
-_TEXT = pa.dictionary(pa.int32(), pa.string())
-
-
-_PLACE: list[tuple[str, pa.DataType]] = [("model", _TEXT), ("position", pa.int32())]
-
+_PLACE: list[tuple[str, pa.DataType]] = [("model", TEXT_TYPE), ("position", pa.int32())]
 
 _HEAD: list[tuple[str, pa.DataType]] = [("layer", pa.int16()), ("head", pa.int16())]
-
 
 TOKENS = TableSchema(
     name="tokens",
@@ -45,8 +36,8 @@ TOKENS = TableSchema(
             ("token_id", pa.int32()),
             ("token", pa.string()),
             ("shown", pa.string()),
-            ("region", _TEXT),
-            ("role", _TEXT),
+            ("region", TEXT_TYPE),
+            ("role", TEXT_TYPE),
             ("number", pa.int16()),
             ("step", pa.int16()),
             ("is_query", pa.bool_()),
@@ -55,29 +46,31 @@ TOKENS = TableSchema(
     key=("model", "position"),
     choices={"region": TOKEN_REGIONS, "role": ROLES},
 )
-"""A row a token. `token` is what it covers, as in `interp.tables.heads.INPUTS`. `shown` are the characters that no earlier token has shown, blanks
-before them included, so that `shown` of all tokens joined is the whole text; "" for a token that holds only a further part of a character.
-`number` counts the numbers of the text from 0, the same for all tokens of one number ("1,250"); -1 for other tokens. `step` is the step of
-the response, counted from 0; -1 elsewhere."""
+"""One row per token.
 
+- `token`: the text that it covers, as in `interp.tables.heads.INPUTS`.
+- `shown`: the characters that no earlier token has shown, including spaces before them, so that `shown` of all tokens joined is the
+  complete text; "" for a token that holds only a further part of a character.
+- `number`: index of the number in the text, the same for all tokens of one number ("1,250"); -1 for other tokens.
+- `step`: index of the step of the response; -1 elsewhere.
+"""
 
 EDGES = TableSchema(
     name="edges",
-    arrow=pa.schema([("model", _TEXT), *_HEAD, ("query", pa.int32()), ("key", pa.int32()), ("probability", pa.float32())]),
+    arrow=pa.schema([("model", TEXT_TYPE), *_HEAD, ("query", pa.int32()), ("key", pa.int32()), ("probability", pa.float32())]),
     key=("model", "layer", "head", "query", "key"),
     choices={},
 )
-"""Attention of the token at position `query` to the one at `key`, sorted by its key columns."""
-
+"""Attention of the token at position `query` to the token at position `key`, sorted by the key columns."""
 
 STANDING = TableSchema(
     name="standing",
     arrow=pa.schema(
         [
-            ("model", _TEXT),
+            ("model", TEXT_TYPE),
             *_HEAD,
-            ("measure", _TEXT),
-            ("region", _TEXT),
+            ("measure", TEXT_TYPE),
+            ("region", TEXT_TYPE),
             ("value", pa.float64()),
             ("n_queries", pa.int32()),
             ("mean", pa.float64()),
@@ -91,21 +84,22 @@ STANDING = TableSchema(
     key=("model", "layer", "head", "measure", "region"),
     choices={"region": REGIONS},
 )
-"""Each head's measures on this problem beside the run's: mean and standard deviation (ddof 1) over the run's other `n_examples` problems,
-t = (value - mean) / (sd sqrt(1 + 1 / n)), its two-sided p with n - 1 degrees of freedom, and q over all heads under one measure and region.
-NaN, and n_examples 0, without a run to compare with."""
+"""Each head's measures on this problem, compared with a run's.
 
+`mean` and `sd` (ddof 1) are over the run's other `n_examples` problems, t = (value - mean) / (sd sqrt(1 + 1 / n)), `p` is two-sided with
+n - 1 degrees of freedom, and `q` is over all heads of one measure and region. Without a run to compare with they are NaN, and `n_examples`
+is 0.
+"""
 
 STEPS = TableSchema(
     name="steps",
     arrow=pa.schema(
-        [("model", _TEXT), ("step", pa.int16()), *_HEAD, ("quantity", _TEXT), ("value", pa.float64()), ("n_queries", pa.int32())]
+        [("model", TEXT_TYPE), ("step", pa.int16()), *_HEAD, ("quantity", TEXT_TYPE), ("value", pa.float64()), ("n_queries", pa.int32())]
     ),
     key=("model", "step", "layer", "head", "quantity"),
     choices={"quantity": STEP_QUANTITIES},
 )
-"""Mean over a step's tokens of a head's attention to a set of tokens. A step before which there is no result has NaN and n_queries 0."""
-
+"""Mean over a step's tokens of a head's attention to a set of tokens; NaN, with n_queries 0, for a step that has no earlier result."""
 
 NEXT = TableSchema(
     name="next",
@@ -122,9 +116,8 @@ NEXT = TableSchema(
     key=("model", "position", "rank"),
     choices={},
 )
-"""What the model expected at each token of a number (`position`), from the tokens before it: the `ALTERNATIVES` most likely tokens, rank 1
-first, and the token that stands there (`is_read`) at its own rank."""
-
+"""What the model predicted at each token of a number (`position`) from the tokens before it: the `ALTERNATIVES` most likely tokens, rank 1
+first, and the token that is there (`is_read`) at its own rank."""
 
 EXAMPLE_TABLES = {schema.name: schema for schema in (TOKENS, EDGES, STANDING, STEPS, NEXT)}
-"""Files of the folder: `<name>.parquet`."""
+"""Tables of the folder, in files `NAME.parquet`."""

@@ -1,36 +1,31 @@
-"""TODO_DOC interp/tables/shifts.py."""
+"""The tables that `analyses.shifts` writes: how each head differs between models.
+
+Differences are student minus baseline. Intervals are 95 % bootstrap intervals over examples unless a table says otherwise.
+"""
 
 from __future__ import annotations
 
 import pyarrow as pa
 
-from interp.tables.schema import REGIONS, TableSchema
+from interp.tables.schema import REGIONS, TEXT_TYPE, TableSchema
 
 FEWEST_STUDENTS = 5
-"""With fewer students than this, a correlation with accuracy has no p value: 4 give no permutation p below 1/12."""
+"""With fewer students than this, a correlation with accuracy has no p value: with 4, no permutation p is below 1/12."""
 
-
-_TEXT = pa.dictionary(pa.int32(), pa.string())
-
-
-_HEAD: list[tuple[str, pa.DataType]] = [("layer", pa.int16()), ("head", pa.int16()), ("measure", _TEXT), ("region", _TEXT)]
-
+_HEAD: list[tuple[str, pa.DataType]] = [("layer", pa.int16()), ("head", pa.int16()), ("measure", TEXT_TYPE), ("region", TEXT_TYPE)]
 
 _INTERVAL: list[tuple[str, pa.DataType]] = [("ci_low", pa.float64()), ("ci_high", pa.float64())]
 
-
 _TEST: list[tuple[str, pa.DataType]] = [("effect", pa.float64()), ("p", pa.float64()), ("q", pa.float64())]
 
-
 HEAD_KEY = ("layer", "head", "measure", "region")
-
 
 SHIFTS = TableSchema(
     name="shifts",
     arrow=pa.schema(
         [
-            ("model", _TEXT),
-            ("baseline", _TEXT),
+            ("model", TEXT_TYPE),
+            ("baseline", TEXT_TYPE),
             *_HEAD,
             ("base_mean", pa.float64()),
             ("mean", pa.float64()),
@@ -43,16 +38,15 @@ SHIFTS = TableSchema(
     key=("model", *HEAD_KEY),
     choices={"region": REGIONS},
 )
-"""One model less its baseline, a row a head, measure and region: mean paired difference with a bootstrap interval over examples, effect
-size d_z, paired t test, q over all heads."""
-
+"""One model minus its baseline, one row per head, measure and region: mean paired difference with a bootstrap interval over examples,
+effect size d_z, p of a paired t test, and q over all heads."""
 
 CONDITIONS = TableSchema(
     name="conditions",
     arrow=pa.schema(
         [
-            ("condition", _TEXT),
-            ("baseline", _TEXT),
+            ("condition", TEXT_TYPE),
+            ("baseline", TEXT_TYPE),
             *_HEAD,
             ("difference", pa.float64()),
             *_INTERVAL,
@@ -67,19 +61,18 @@ CONDITIONS = TableSchema(
     key=("condition", *HEAD_KEY),
     choices={"region": REGIONS},
 )
-"""A condition's students of several seeds less the baseline: interval and p take seeds and examples both as drawn at random. Beside them
-the spread between seeds (standard deviation of their differences) and within a seed (mean standard error over examples)."""
-
+"""A condition's students of several seeds minus the baseline. Interval and p treat both seeds and examples as random samples; `sd_seeds` is
+the standard deviation of the seeds' differences, `se_examples` the mean standard error over examples within a seed."""
 
 LAYERS = TableSchema(
     name="layers",
     arrow=pa.schema(
         [
-            ("model", _TEXT),
-            ("baseline", _TEXT),
+            ("model", TEXT_TYPE),
+            ("baseline", TEXT_TYPE),
             ("layer", pa.int16()),
-            ("measure", _TEXT),
-            ("region", _TEXT),
+            ("measure", TEXT_TYPE),
+            ("region", TEXT_TYPE),
             ("mean", pa.float64()),
             ("mean_low", pa.float64()),
             ("mean_high", pa.float64()),
@@ -93,26 +86,24 @@ LAYERS = TableSchema(
     key=("model", "layer", "measure", "region"),
     choices={"region": REGIONS},
 )
-"""A layer's mean over heads, its difference from the baseline, and the mean over heads of the size of their differences (magnitude)."""
-
+"""A layer's mean over heads, its difference from the baseline, and the mean over heads of their absolute differences (`magnitude`)."""
 
 RANKS = TableSchema(
     name="ranks",
-    arrow=pa.schema([("model", _TEXT), *_HEAD, ("rank", pa.float64()), ("rank_low", pa.float64()), ("rank_high", pa.float64())]),
+    arrow=pa.schema([("model", TEXT_TYPE), *_HEAD, ("rank", pa.float64()), ("rank_low", pa.float64()), ("rank_high", pa.float64())]),
     key=("model", *HEAD_KEY),
     choices={"region": REGIONS},
 )
-"""A head's rank among all heads of its model (1 has the largest value; ties share the mean), with a bootstrap interval over examples."""
-
+"""A head's rank among all heads of its model (1 for the largest value; ties share their mean rank), with an interval over examples."""
 
 AGREEMENT = TableSchema(
     name="agreement",
     arrow=pa.schema(
         [
-            ("model", _TEXT),
-            ("other", _TEXT),
-            ("measure", _TEXT),
-            ("region", _TEXT),
+            ("model", TEXT_TYPE),
+            ("other", TEXT_TYPE),
+            ("measure", TEXT_TYPE),
+            ("region", TEXT_TYPE),
             ("spearman", pa.float64()),
             *_INTERVAL,
             ("n_heads", pa.int32()),
@@ -122,8 +113,7 @@ AGREEMENT = TableSchema(
     key=("model", "other", "measure", "region"),
     choices={"region": REGIONS},
 )
-"""Spearman's correlation of two models' values over heads: does the order of heads stay?"""
-
+"""Spearman's correlation over heads between two models' values: how far the order of heads is the same."""
 
 ACCURACY_SLOPES = TableSchema(
     name="accuracy",
@@ -131,27 +121,27 @@ ACCURACY_SLOPES = TableSchema(
     key=HEAD_KEY,
     choices={"region": REGIONS},
 )
-"""Spearman's correlation over students of a head's difference from the baseline with accuracy; permutation p from 5 students on."""
-
+"""Spearman's correlation over students between a head's difference from the baseline and accuracy; p from `FEWEST_STUDENTS` on."""
 
 MAP_DIVERGENCES = TableSchema(
     name="divergences",
-    arrow=pa.schema([("model", _TEXT), ("baseline", _TEXT), *_HEAD, ("mean", pa.float64()), *_INTERVAL, ("n_examples", pa.int32())]),
+    arrow=pa.schema(
+        [("model", TEXT_TYPE), ("baseline", TEXT_TYPE), *_HEAD, ("mean", pa.float64()), *_INTERVAL, ("n_examples", pa.int32())]
+    ),
     key=("model", *HEAD_KEY),
     choices={"region": REGIONS},
 )
-"""How far two models' maps of one head are from each other on the same text (js, cosine), or all models' maps (variance)."""
-
+"""How far apart two models' attention maps of one head are on the same text (js, cosine), or all models' maps (variance)."""
 
 TRAJECTORY = TableSchema(
     name="trajectory",
-    arrow=pa.schema([("model", _TEXT), ("step", pa.int32()), *_HEAD, ("mean", pa.float64()), ("n_examples", pa.int32())]),
+    arrow=pa.schema([("model", TEXT_TYPE), ("step", pa.int32()), *_HEAD, ("mean", pa.float64()), ("n_examples", pa.int32())]),
     key=("model", "step", *HEAD_KEY),
     choices={"region": REGIONS},
 )
-"""A student's heads while it learns: at each recorded step (0 is the base) the mean over a few fixed texts."""
-
+"""A student's heads during training: the mean over a few fixed texts at each recorded step (0 is the base model)."""
 
 SHIFT_TABLES = {
     schema.name: schema for schema in (SHIFTS, CONDITIONS, LAYERS, RANKS, AGREEMENT, ACCURACY_SLOPES, MAP_DIVERGENCES, TRAJECTORY)
 }
+"""Tables of a comparison with a schema, in files `NAME.parquet`."""
