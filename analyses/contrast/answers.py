@@ -12,7 +12,7 @@ from interp.tables.errors import InputError
 
 if TYPE_CHECKING:
     from distill.problems.sets import Problem
-    from interp.tables.heads import Run
+    from interp.tables.heads import ModelRun
 
 
 def written_answers(inputs: pd.DataFrame, max_new_tokens: int) -> pd.DataFrame:
@@ -43,7 +43,7 @@ def written_answers(inputs: pd.DataFrame, max_new_tokens: int) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["example", "text", "n_tokens", "truncated"])
 
 
-def graded(run: Run, about: dict[str, Any], problems: Sequence[Problem], grader: str) -> pd.DataFrame:
+def graded(run: ModelRun, about: dict[str, Any], problems: Sequence[Problem], grader: str) -> pd.DataFrame:
     """Rows of `interp.tables.contrast.ANSWERS` of one model.
 
     Args:
@@ -60,7 +60,7 @@ def graded(run: Run, about: dict[str, Any], problems: Sequence[Problem], grader:
     if list(written["example"]) != [p.index for p in problems] or tuple(written["example"]) != run.values.examples:
         raise InputError(f"{run.name} has tables of {len(written)} examples, and there are {len(problems)} problems; measure it again")
     verdicts = [
-        grade(text, problem.answer, [grader], cut=cut)[0]
+        grade(text, problem.answer, [grader], truncated=cut)[0]
         for text, cut, problem in zip(written["text"], written["truncated"].tolist(), problems, strict=True)
     ]
     table = written.rename(columns={"example": "problem"}).drop(columns="text")

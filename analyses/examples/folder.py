@@ -147,7 +147,7 @@ def _about(reading: Reading) -> dict[str, Any]:
                         "value": s.exact,
                         "right": s.right,
                     }
-                    for s in step.sums
+                    for s in step.calculations
                 ],
             }
             for step in reading.steps

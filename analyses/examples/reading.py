@@ -13,8 +13,8 @@ import pandas as pd
 from analyses.command import say
 from analyses.examples.request import Request
 from analyses.examples.standing import compared_values, standing_table
-from analyses.models.named import Named
-from distill.problems.arithmetic import Step, steps
+from analyses.models.named import NamedModel
+from distill.problems.arithmetic import ResponseStep, split_steps
 from distill.problems.grading import Grade, grade
 from distill.problems.sets import Problem
 from interp.tables.errors import InputError
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 class Opens(Protocol):
     """Who opens models: `analyses.models.opening.OpenModels`, or a notebook that has them open."""
 
-    def config(self, model: Named) -> Any:
+    def config(self, model: NamedModel) -> Any:
         """A model's config, for which no weights are loaded."""
         ...
 
-    def open(self, model: Named) -> Checkpoint:
+    def open(self, model: NamedModel) -> Checkpoint:
         """A model that is good until another is asked for."""
         ...
 
@@ -41,10 +41,10 @@ class Opens(Protocol):
 class Reading:
     """What one model read, and what it wrote."""
 
-    model: Named
+    model: NamedModel
     tokens: Tokens
     response: str
-    steps: list[Step]
+    steps: list[ResponseStep]
     step_of: np.ndarray
     finish: Literal["stop", "length"] | None
     grade: Grade | None
@@ -57,7 +57,7 @@ class Reading:
 
 
 def read_problem(
-    model: Named, opened: Opens, problem: Problem, request: Request, measures: dict[str, Measure], out: Path, pool: Sequence[Problem]
+    model: NamedModel, opened: Opens, problem: Problem, request: Request, measures: dict[str, Measure], out: Path, pool: Sequence[Problem]
 ) -> Reading:
     """Let a model answer (or read the reference), and measure its heads on that text."""
     import torch
@@ -86,10 +86,10 @@ def read_problem(
         start = len(prompts.texts[0].text) - len(problem.answer)
     text = tokens.texts[0]
     response = text.text[start : text.offsets[text.in_region("response"), 1].max(initial=start)]
-    found = steps(response, cut=finish == "length")
+    found = split_steps(response, truncated=finish == "length")
     verdict = None
     if request.text == "generated" and problem.final_answer:
-        verdict = grade(response, problem.answer, [request.grader], cut=finish == "length")[0]
+        verdict = grade(response, problem.answer, [request.grader], truncated=finish == "length")[0]
     device = checkpoint.model.device
     inputs = {name: tensor.to(device) for name, tensor in tokens.inputs.items()}
     with torch.inference_mode(), record(checkpoint.model, tokens, measures, backend="blocked", seed=request.seed) as heads:
@@ -113,7 +113,7 @@ def read_problem(
     )
 
 
-def steps_of_tokens(offsets: np.ndarray, in_response: np.ndarray, start: int, found: Sequence[Step]) -> np.ndarray:
+def steps_of_tokens(offsets: np.ndarray, in_response: np.ndarray, start: int, found: Sequence[ResponseStep]) -> np.ndarray:
     """The step that each token's first character stands in, counted from 0, [token]; -1 outside the response and between steps."""
     step_of = np.full(len(offsets), -1, np.int64)
     for number, step in enumerate(found):

@@ -283,7 +283,8 @@ def number_problems(models: Mapping[str, Sequence[Response]]) -> dict[str, list[
     Raises:
         InputError: a reference holds no number, or a question has different ones.
     """
-    from distill.problems.grading import is_correct, parse_number
+    from distill.problems.grading import is_correct
+    from distill.problems.numbers import parse_number
     from interp.tables.errors import InputError
 
     found: dict[tuple[str, int], tuple[int, Fraction | None, str]] = {}

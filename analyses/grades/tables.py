@@ -31,7 +31,8 @@ def grade_all(
     import pandas as pd
     from tqdm import tqdm
 
-    from distill.problems.grading import grade, is_correct, published_column
+    from distill.problems.extraction import published_code_answers
+    from distill.problems.grading import grade, is_correct
 
     alone = [name for name in graders if name != PUBLISHED_CODE]
     rows: list[tuple[str, int, str, str | None, bool]] = []
@@ -39,9 +40,9 @@ def grade_all(
         for model, responses in models.items():
             in_order: Sequence[str | None] = []
             if PUBLISHED_CODE in graders and model in published:
-                in_order = published_column([r.text for r in responses])
+                in_order = published_code_answers([r.text for r in responses])
             for at, (number, response) in enumerate(zip(numbers[model], responses, strict=True)):
-                for verdict in grade(response.text, response.answer, alone, cut=bool(response.cut)):
+                for verdict in grade(response.text, response.answer, alone, truncated=bool(response.cut)):
                     rows.append((model, number, verdict.grader, verdict.extracted, verdict.correct))
                 if in_order:
                     rows.append((model, number, PUBLISHED_CODE, in_order[at], is_correct(in_order[at], response.answer)))

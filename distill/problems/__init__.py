@@ -1,1 +1,1 @@
-"""TODO_DOC distill/problems."""
+"""Word problems: loading them, grading responses, and checking the calculations in responses."""

@@ -1,23 +1,23 @@
-"""TODO_DOC distill/problems/options.py."""
+"""Options of a study's problem sets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from distill.settings import require
+from distill.settings import require_setting
 
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """Which problems to take.
+    """A range of problems of one source.
 
     Attributes:
-        problems: shipped (our own set), gsm8k (the hub's openai/gsm8k), gsm8k-socratic (the same problems with sub-questions in the
-            solutions), or a JSONL file in GSM8K's format.
-        split: of gsm8k, train or test.
-        first: number of the first problem taken, from 0.
-        limit: how many, from there; left out takes the rest.
+        problems: shipped (the small set of this package), gsm8k (openai/gsm8k of the Hub), gsm8k-socratic (the same problems with
+            sub-questions in the solutions), or a JSONL file in GSM8K's format.
+        split: train or test of gsm8k.
+        first: index of the first problem, from 0.
+        limit: number of problems from there; left out, all that follow.
     """
 
     problems: str = "shipped"
@@ -26,19 +26,20 @@ class ProblemSet:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks the numbers."""
-        require(self.first >= 0, f"first is {self.first}; 0 or more is needed")
-        require(self.limit is None or self.limit >= 1, f"limit is {self.limit}; at least 1 is needed, or leave it out")
+        """Check the numbers."""
+        require_setting(self.first >= 0, f"first is {self.first}; 0 or more is needed")
+        require_setting(self.limit is None or self.limit >= 1, f"limit is {self.limit}; at least 1 is needed, or leave it out")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The three disjoint sets of problems.
+    """The three disjoint sets of problems of a study.
 
     Attributes:
-        train: the students learn on these.
-        heldout: never trained on; for the divergence to the teacher, for perplexity and for the search. From the training split.
-        test: the students' accuracy is taken on these.
+        train: problems that students learn from.
+        heldout: problems of the training split that students do not learn from, for perplexity, the divergence from the teacher, and the
+            search.
+        test: problems on which the accuracy of students is measured.
     """
 
     train: ProblemSet = ProblemSet(limit=40)
@@ -46,7 +47,7 @@ class DataConfig:
     test: ProblemSet = ProblemSet(split="test", first=46)
 
     def __post_init__(self) -> None:
-        """Checks that nothing is trained on, or chosen by, what is tested on."""
+        """Check that training and search do not use the test split."""
         for name in ("train", "heldout"):
             own = getattr(self, name)
-            require(own.split != "test", f'data.{name}.split is "test", on which only data.test may be; use split = "train"')
+            require_setting(own.split != "test", f'data.{name}.split is "test"; only data.test may use it, set split = "train"')

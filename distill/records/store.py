@@ -38,7 +38,7 @@ from distill.records.shards import (
     tensors_of,
     write_named,
 )
-from distill.settings import differences
+from distill.settings import changed_settings
 from interp.checkpoints.unembedding import OutputHead
 from interp.tables.errors import DamagedError, StudyError
 
@@ -300,7 +300,7 @@ class RecordGroup:
         groups = RecordStore(self.store).groups() if self.store.is_dir() else []
         if not groups:
             return f"{self.store} holds no records; run collect first"
-        changes = min((differences(group.identity, self.identity) for group in groups), key=len)
+        changes = min((changed_settings(group.identity, self.identity) for group in groups), key=len)
         held = "\n  ".join(_described(group.identity) for group in groups)
         return (
             f"{self.store} holds no records of this teacher, strategy and signal; run collect. It holds\n  {held}\n"

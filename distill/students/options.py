@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from distill.settings import require
+from distill.settings import require_setting
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        require(self.rank >= 1, f"student.rank is {self.rank}; at least 1 is needed")
-        require(0 <= self.dropout < 1, f"student.dropout is {self.dropout}; it must lie in [0, 1)")
-        require(self.lora_alpha >= 1, f"student.lora_alpha is {self.lora_alpha}; at least 1 is needed, or the adapter changes nothing")
-        require(bool(self.targets), "student.targets is empty; name at least one module, such as q_proj")
+        require_setting(self.rank >= 1, f"student.rank is {self.rank}; at least 1 is needed")
+        require_setting(0 <= self.dropout < 1, f"student.dropout is {self.dropout}; it must lie in [0, 1)")
+        require_setting(self.lora_alpha >= 1, f"student.lora_alpha is {self.lora_alpha}; at least 1 is needed, or the adapter changes nothing")
+        require_setting(bool(self.targets), "student.targets is empty; name at least one module, such as q_proj")

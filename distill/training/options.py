@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from distill.settings import require
+from distill.settings import require_setting
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         for name in ("batch_size", "gradient_accumulation", "save_steps", "logging_steps"):
-            require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; at least 1 is needed")
+            require_setting(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; at least 1 is needed")
         for name in ("epochs", "learning_rate"):
-            require(0 < getattr(self, name) < math.inf, f"train.{name} is {getattr(self, name)}; it must be above 0, and finite")
+            require_setting(0 < getattr(self, name) < math.inf, f"train.{name} is {getattr(self, name)}; it must be above 0, and finite")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
-            require(0 <= getattr(self, name) < math.inf, f"train.{name} is {getattr(self, name)}; 0 or more is needed, and finite")
+            require_setting(0 <= getattr(self, name) < math.inf, f"train.{name} is {getattr(self, name)}; 0 or more is needed, and finite")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -96,12 +96,12 @@ class TrajectoryConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        require(
+        require_setting(
             self.records == 0 or self.records >= 2,
             f"heads.records is {self.records}; 0 records nothing, 2 or more the first step, the last, and others between",
         )
-        require(self.texts >= 1, f"heads.texts is {self.texts}; at least 1 is needed; heads.records = 0 records nothing")
-        require(
+        require_setting(self.texts >= 1, f"heads.texts is {self.texts}; at least 1 is needed; heads.records = 0 records nothing")
+        require_setting(
             bool(self.measures) and len(set(self.measures)) == len(self.measures),
             f"heads.measures is {list(self.measures)}; name at least one, each once; heads.records = 0 records nothing",
         )

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from distill.objectives.options import ObjectiveConfig
-from distill.settings import differences
+from distill.settings import changed_settings
 from distill.sources.texts import Texts
 from distill.students.lora import save_student
 from distill.training.arguments import quiet, training_arguments
@@ -156,7 +156,7 @@ def _prepare(partial: Path, card: Mapping[str, Any]) -> Path | None:
                 before = json.loads(file.read_text("utf-8"))
             except ValueError as error:
                 raise StudyError(f"{file} is damaged ({error}); delete {partial} to begin anew") from error
-            changed = differences(before, now)
+            changed = changed_settings(before, now)
             if changed:
                 raise StudyError(
                     f"{partial} was begun with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, or delete it to begin anew"

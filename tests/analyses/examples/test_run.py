@@ -185,9 +185,9 @@ def test_a_question_typed_by_hand(look: Callable[..., Ran]) -> None:
 
 
 def test_a_typed_answer_grades(look: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
-    from distill.problems.grading import GRADERS
+    from distill.problems.grading import GRADERS, Grader
 
-    monkeypatch.setitem(GRADERS, "first_final", lambda text, cut: "24")  # what the tiny model writes holds no number
+    monkeypatch.setitem(GRADERS, "first_final", Grader(lambda text, truncated: "24", "a constant"))  # what the tiny model writes holds no number
     for answer, verdict in (("24", True), ("two dozen, so #### 24", True), ("25", False)):
         ran = look("--question", "How much is 12 + 12?", "--answer", answer, *SHORT, "--others", 0)
         assert ran.code == 0, ran.err
@@ -259,7 +259,7 @@ def test_a_base_goes_to_the_adapters_alone(look: Callable[..., Ran], checkpoint:
     assert look("--model", checkpoint, moved, "--base", checkpoint, "--text", "reference", "--others", 0).code == 0
     ran = look("--model", checkpoint, "--base", checkpoint, "--text", "reference", "--others", 0)
     assert ran.code == 2
-    assert "is no adapter" in ran.err
+    assert "is not an adapter" in ran.err
 
 
 def test_what_a_killed_call_left_is_begun_anew(look: Callable[..., Ran], checkpoint: Path) -> None:

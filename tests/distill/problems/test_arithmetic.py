@@ -1,5 +1,3 @@
-"""Sums against Python's own arithmetic on Fractions; what is left alone; any text at all; GSM8K's own marks."""
-
 from __future__ import annotations
 
 import json
@@ -13,42 +11,42 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from distill.problems.arithmetic import Sum, steps, value
-from distill.problems.sets import calculator_steps
+from distill.problems.arithmetic import Calculation, split_steps
+from distill.problems.expressions import evaluate_expression
 
 DATA = os.environ.get("PRIMED_HEADS_DATA")
 
 
-def sums(text: str, *, cut: bool = False) -> list[Sum]:
-    return [each for step in steps(text, cut=cut) for each in step.sums]
+def calculations(text: str, *, truncated: bool = False) -> list[Calculation]:
+    return [each for step in split_steps(text, truncated=truncated) for each in step.calculations]
 
 
-def said(text: str) -> list[tuple[str, str, str | None, bool | None]]:
-    return [(each.written, each.result, each.exact, each.right) for each in sums(text)]
+def summary(text: str) -> list[tuple[str, str, str | None, bool | None]]:
+    return [(each.written, each.result, each.exact, each.right) for each in calculations(text)]
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
 
 
-def test_lines_are_steps() -> None:
-    found = steps("  Ann has 3*4 = 12.\r\n\n \tThen 12+1 = 13.  \n#### 13")
+def test_every_line_is_a_step() -> None:
+    found = split_steps("  Ann has 3*4 = 12.\r\n\n \tThen 12+1 = 13.  \n#### 13")
     assert [step.text for step in found] == ["Ann has 3*4 = 12.", "Then 12+1 = 13.", "#### 13"]
-    assert [[each.written for each in step.sums] for step in found] == [["3*4"], ["12+1"], []]
+    assert [[each.written for each in step.calculations] for step in found] == [["3*4"], ["12+1"], []]
 
 
-def test_one_line_is_cut_into_sentences() -> None:
-    found = steps("Mr. Lee pays $2.50 * 2 = $5. Then he asks: why? He has 10 - 5 = 5. ok! Done")
+def test_single_line_is_split_into_sentences() -> None:
+    found = split_steps("Mr. Lee pays $2.50 * 2 = $5. Then he asks: why? He has 10 - 5 = 5. ok! Done")
     assert [step.text for step in found] == ["Mr. Lee pays $2.50 * 2 = $5.", "Then he asks: why?", "He has 10 - 5 = 5. ok!", "Done"]
-    assert [len(step.sums) for step in found] == [1, 0, 1, 0]
-    assert [step.text for step in steps("One. Two.\nThree. Four.")] == ["One. Two.", "Three. Four."]
+    assert [len(step.calculations) for step in found] == [1, 0, 1, 0]
+    assert [step.text for step in split_steps("One. Two.\nThree. Four.")] == ["One. Two.", "Three. Four."]
 
 
 @pytest.mark.parametrize("text", ["", " \n\t\r\n "])
-def test_nothing_has_no_steps(text: str) -> None:
-    assert steps(text) == []
+def test_blank_text_has_no_steps(text: str) -> None:
+    assert split_steps(text) == []
 
 
-# --- sums -------------------------------------------------------------------------------------------------------------
+# --- calculations -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -110,8 +108,8 @@ def test_nothing_has_no_steps(text: str) -> None:
         ("<<2*3=6=6>>", "2*3", "6", "6"),
     ],
 )
-def test_right_sums(text: str, written: str, result: str, exact: str) -> None:
-    assert said(text) == [(written, result, exact, True)]
+def test_right_calculations(text: str, written: str, result: str, exact: str) -> None:
+    assert summary(text) == [(written, result, exact, True)]
 
 
 @pytest.mark.parametrize(
@@ -133,8 +131,8 @@ def test_right_sums(text: str, written: str, result: str, exact: str) -> None:
         ("7 - 7 = 1", "0"),
     ],
 )
-def test_wrong_sums(text: str, exact: str) -> None:
-    [found] = sums(text)
+def test_wrong_calculations(text: str, exact: str) -> None:
+    [found] = calculations(text)
     assert (found.exact, found.right) == (exact, False)
 
 
@@ -156,8 +154,8 @@ def test_wrong_sums(text: str, exact: str) -> None:
         ("3*4 = 12. Again 3*4 = 12", [("3*4", "12", True), ("3*4", "12", True)]),
     ],
 )
-def test_several_sums(text: str, found: list[tuple[str, str, bool]]) -> None:
-    assert [(each.written, each.result, each.right) for each in sums(text)] == found
+def test_several_calculations(text: str, found: list[tuple[str, str, bool]]) -> None:
+    assert [(each.written, each.result, each.right) for each in calculations(text)] == found
 
 
 @pytest.mark.parametrize(
@@ -214,8 +212,8 @@ def test_several_sums(text: str, found: list[tuple[str, str, bool]]) -> None:
         "2 * (3 + 4 = 7",
     ],
 )
-def test_nothing_is_said_where_it_is_not_sure(text: str) -> None:
-    assert sums(text) == []
+def test_ambiguous_calculations_are_ignored(text: str) -> None:
+    assert calculations(text) == []
 
 
 @pytest.mark.parametrize(
@@ -233,20 +231,20 @@ def test_nothing_is_said_where_it_is_not_sure(text: str) -> None:
         "<<(=3>>",
     ],
 )
-def test_what_has_no_value(text: str) -> None:
-    [found] = sums(text)
+def test_calculations_without_a_value(text: str) -> None:
+    [found] = calculations(text)
     assert (found.value, found.exact, found.right) == (None, None, None)
 
 
-def test_a_result_that_cannot_be_read() -> None:
-    [found] = sums("<<3*4=twelve>>")
+def test_unreadable_result_has_no_verdict() -> None:
+    [found] = calculations("<<3*4=twelve>>")
     assert (found.exact, found.result, found.right) == ("12", "twelve", None)
 
 
-def test_a_cut_response_says_nothing_of_its_last_number() -> None:
-    assert [each.right for each in sums("3*4 = 12. 12*2 = 2.")] == [True, False]
-    assert [each.right for each in sums("3*4 = 12. 12*2 = 2.", cut=True)] == [True]
-    assert [each.right for each in sums("3*4 = 12. So 12*2 = 2 pens", cut=True)] == [True, False]
+def test_last_number_of_a_truncated_response_is_ignored() -> None:
+    assert [each.right for each in calculations("3*4 = 12. 12*2 = 2.")] == [True, False]
+    assert [each.right for each in calculations("3*4 = 12. 12*2 = 2.", truncated=True)] == [True]
+    assert [each.right for each in calculations("3*4 = 12. So 12*2 = 2 pens", truncated=True)] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -254,7 +252,7 @@ def test_a_cut_response_says_nothing_of_its_last_number() -> None:
     [("1/4", "0.25"), ("-1/8", "-0.125"), ("7/3", "7/3"), ("-12", "-12"), ("1/1024", "0.0009765625"), ("5/2", "2.5"), ("1/8192", "1/8192")],
 )
 def test_values_as_text(number: str, text: str) -> None:
-    assert Sum(0, 0, "", "", Fraction(number), None).exact == text
+    assert Calculation(0, 0, "", "", Fraction(number), None).exact == text
     assert Fraction(text) == Fraction(number)
 
 
@@ -268,8 +266,8 @@ NUMBERS = st.one_of(
 
 
 def grown(inner: st.SearchStrategy[tuple[str, str]]) -> st.SearchStrategy[tuple[str, str]]:
-    """(as people write it, as Python reads it) of a larger expression."""
-    # no blanks beside a division: "60 / 3/4" is refused
+    """Return larger expressions as pairs: as people write them, and as Python reads them."""
+    # no blanks next to a division: "60 / 3/4" is refused
     minus_and_times = [("-", "-"), (" − ", "-"), ("*", "*"), (" x ", "*"), (" × ", "*"), (" \\times ", "*")]
     signs = st.sampled_from([("+", "+"), (" + ", "+"), *minus_and_times, ("/", "/"), ("÷", "/")])
     joined = st.tuples(inner, signs, inner).map(lambda t: (t[0][0] + t[1][0] + t[2][0], t[0][1] + t[1][1] + t[2][1]))
@@ -286,7 +284,7 @@ EXPRESSIONS = st.recursive(NUMBERS.map(as_python), grown, max_leaves=8)
 
 @given(EXPRESSIONS)
 @settings(max_examples=300, deadline=None)
-def test_values_are_pythons(both: tuple[str, str]) -> None:
+def test_values_match_python(both: tuple[str, str]) -> None:
     written, python = both
     try:
         expected = eval(python, {"Fraction": Fraction})  # noqa: S307 only what is made above
@@ -294,16 +292,16 @@ def test_values_are_pythons(both: tuple[str, str]) -> None:
         expected = None
     if len(written) > 190 or (expected is not None and max(expected.numerator, expected.denominator).bit_length() > 4000):
         return
-    assert value(written) == expected
+    assert evaluate_expression(written) == expected
     for text, where in ((f"So: {written} = 7", 0), (f"<<{written}=7>>", 0)):
-        found = sums(text)
+        found = calculations(text)
         if re.search(r"[+*/^x×÷−]|\\t|\d-|\)-", written):  # more than a number
             assert (found[where].written, found[where].value) == (written, expected)
             assert found[where].right is (None if expected is None else abs(expected - 7) <= Fraction(1, 2))
 
 
 @given(st.fractions(-1000, 1000, max_denominator=997), st.integers(0, 6))
-def test_rounded_results_are_right_and_others_wrong(exact: Fraction, decimals: int) -> None:
+def test_only_correctly_rounded_results_are_right(exact: Fraction, decimals: int) -> None:
     def result(shift: int) -> str:
         return f"{Decimal(round(exact * 10**decimals) + shift).scaleb(-decimals):f}"
 
@@ -311,13 +309,13 @@ def test_rounded_results_are_right_and_others_wrong(exact: Fraction, decimals: i
     scaled = exact * 10**decimals
     up = int(abs(scaled) + Fraction(1, 2)) * (-1 if scaled < 0 else 1)  # half away from zero, as people round
     allowed = {Fraction(round(scaled), 10**decimals), Fraction(up, 10**decimals)}  # Python's round takes half to even
-    assert sums(f"{text}{result(0)}>>")[0].right is (Fraction(result(0)) != 0 or exact == 0)
+    assert calculations(f"{text}{result(0)}>>")[0].right is (Fraction(result(0)) != 0 or exact == 0)
     for shift in (-1, 1):
-        assert sums(f"{text}{result(shift)}>>")[0].right is (Fraction(result(shift)) in allowed - {0})
+        assert calculations(f"{text}{result(shift)}>>")[0].right is (Fraction(result(shift)) in allowed - {0})
 
 
-def test_half_is_not_rounded_towards_zero() -> None:
-    found = [each.right for each in sums("7/2 = 3\n7/2 = 4\n5/2 = 2\n5/2 = 3\n1/8 = 0.12\n1/8 = 0.13\n3/8 = 0.37")]
+def test_half_is_rounded_away_from_zero_or_to_even() -> None:
+    found = [each.right for each in calculations("7/2 = 3\n7/2 = 4\n5/2 = 2\n5/2 = 3\n1/8 = 0.12\n1/8 = 0.13\n3/8 = 0.37")]
     assert found == [False, True, True, True, True, True, False]
 
 
@@ -336,23 +334,23 @@ PIECES = st.sampled_from(
 @given(st.one_of(st.lists(PIECES, max_size=40).map("".join), st.text(max_size=200)), st.booleans())
 @settings(max_examples=500, deadline=None)
 @example("<<" * 50 + "=" * 50 + ">>" * 50, False)
-def test_any_text(text: str, cut: bool) -> None:
-    found = steps(text, cut=cut)
+def test_steps_cover_any_text(text: str, truncated: bool) -> None:
+    found = split_steps(text, truncated=truncated)
     covered = [at for step in found for at in range(step.start, step.stop)]
     assert len(set(covered)) == len(covered)
     assert {at for at, character in enumerate(text) if not character.isspace()} <= set(covered)
     assert covered == sorted(covered)
     for step in found:
         assert step.text == text[step.start : step.stop] == step.text.strip() != ""
-        for each in step.sums:
+        for each in step.calculations:
             assert step.start <= each.start < each.stop <= step.stop
             assert each.written in text[each.start : each.stop]
             assert text[each.start : each.stop].rstrip("> ").endswith(each.result)
             assert (each.exact is None) == (each.value is None)
             assert each.value is None or Fraction(str(each.exact)) == each.value
             assert each.right is None or each.value is not None
-        assert [each.start for each in step.sums] == sorted(each.start for each in step.sums)
-    value(text)
+        assert [each.start for each in step.calculations] == sorted(each.start for each in step.calculations)
+    evaluate_expression(text)
 
 
 @pytest.mark.parametrize(
@@ -363,23 +361,25 @@ def test_any_text(text: str, cut: bool) -> None:
         ". ", ".", " ", "\\frac{", "x ", "$", "a", "3x", "and 1/2 ", "1 and ", "((1+1=2)", "1 cents", "\n", "\\", "1.", "(1)", "A. ",
     ],
 )  # fmt: skip
-def test_long_texts_are_read_to_their_end(piece: str) -> None:
-    """Quadratic patterns take minutes here, linear ones a blink."""
+def test_long_texts_take_linear_time(piece: str) -> None:
+    """Quadratic patterns take minutes here."""
     text = piece * (200_000 // len(piece)) + "\n4*5 = 20"
-    assert steps(text)[-1].text == "4*5 = 20"
+    assert split_steps(text)[-1].text == "4*5 = 20"
 
 
 # --- real responses ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(DATA is None, reason="PRIMED_HEADS_DATA names no folder with gsm8k/")
+@pytest.mark.skipif(DATA is None, reason="PRIMED_HEADS_DATA is not set; it names the folder with gsm8k/")
 @pytest.mark.parametrize(("split", "n_marks", "n_unread"), [("train", 23_716, 2), ("test", 4_282, 0)])
-def test_gsm8ks_calculator_marks_are_right(split: str, n_marks: int, n_unread: int) -> None:
-    """GSM8K marks exact calculations alone ("2060/15 = 137.33" has no mark), so nothing is rounded here and nothing is wrong."""
+def test_calculator_marks_of_gsm8k_are_right(split: str, n_marks: int, n_unread: int) -> None:
+    """GSM8K marks only exact calculations ("2060/15 = 137.33" has no mark), so none is rounded and none is wrong."""
     lines = Path(str(DATA), "gsm8k", f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
     answers = [json.loads(line)["answer"] for line in lines]
-    marks = [[each for each in sums(answer) if answer[each.start : each.start + 2] == "<<"] for answer in answers]
-    assert [[(each.written, each.result) for each in found] for found in marks] == [calculator_steps(answer) for answer in answers]
+    marks = [[each for each in calculations(answer) if answer[each.start : each.start + 2] == "<<"] for answer in answers]
+    assert [[(each.written, each.result) for each in found] for found in marks] == [
+        [(expression.strip(), result.strip()) for expression, result in re.findall(r"<<([^<>]*)=([^<>=]*)>>", answer)] for answer in answers
+    ]
     every = [each for found in marks for each in found]
     assert len(every) == n_marks
     assert [each for each in every if each.right is False] == []

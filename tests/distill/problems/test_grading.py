@@ -1,198 +1,28 @@
 from __future__ import annotations
 
-import os
-import re
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.problems.grading import (
-    DEFAULT_GRADER,
-    GRADERS,
-    _published,
-    first_final,
-    flexible,
-    grade,
-    is_correct,
-    locate,
-    parse_number,
-    published,
-    published_column,
-    stated,
-    strict,
-)
+from distill.problems.grading import DEFAULT_GRADER, GRADERS, grade, grader_help, is_correct
 from interp.tables.errors import InputError
-
-DATA = os.environ.get("PRIMED_HEADS_DATA")
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("1,000", 1000),
-        ("1,234,567.5", Fraction("1234567.5")),
-        ("$5.00", 5),
-        ("3/4", Fraction(3, 4)),
-        ("1 1/2", Fraction(3, 2)),
-        ("1½", Fraction(3, 2)),
-        ("½", Fraction(1, 2)),
-        ("12.", 12),
-        ("-7", -7),
-        ("−$7", -7),
-        ("$-7", -7),
-        ("18 (i.e. 10 + 8)", 18),
-        ("50%", 50),
-        (".5", Fraction(1, 2)),
-        ("10 + 8 = 18", 18),
-        ("**18**", 18),
-        ("\\$18", 18),
-        ("5 apples", 5),
-        ("1\u202f000", 1000),
-        ("1e3", 1000),
-        ("2^3 = 8", 8),
-        ("3 \\times 6 = 18", 18),
-        ("1/2 of 10 = 5", 5),
-        ("50% of 10 = 5", 5),
-        ("1/2 of 10", None),
-        ("1/2 of the cake", Fraction(1, 2)),
-        ("1 800", 1),  # a plain blank parts no thousands
-        ("10-5", None),
-        ("2^3", None),
-        ("3 \\times 6", None),
-        ("2 + 3", None),
-        ("4 x 3", None),
-        ("0/0", None),
-        ("3/0", None),
-        ("", None),
-        ("none", None),
-    ],
-)
-def test_numbers_as_people_write_them(text: str, number: object) -> None:
-    assert parse_number(text) == number
-
-
-INTEGERS = st.integers(-(10**9), 10**9)
-
-
-def written(number: int, style: str) -> str:
-    return {
-        "plain": f"{number}",
-        "commas": f"{number:,}",
-        "dollars": f"${number:,}" if number >= 0 else f"-${-number:,}",
-        "cents": f"${number}.00" if number >= 0 else f"-${-number}.00",
-        "point": f"{number}.",
-        "percent": f"{number}%",
-        "explained": f"{number} (i.e. {number - 8} + 8)",
-        "bold": f"**{number}**",
-        "whole": f"{2 * number}/2",
-    }[style]
-
-
-STYLES = st.sampled_from(["plain", "commas", "dollars", "cents", "point", "percent", "explained", "bold", "whole"])
-MARKS = st.sampled_from(
-    ["#### {}", "The answer is {}.", "the final answer is: {}\n", "**Answer:** {} pens", "Final answer: {}", "Thus \\boxed{{{}}}"]
-)
-AFTER = st.sampled_from(
-    ["", "\nThe answer is 3.", "\n\nQuestion: Tom has 7 cats.", " #### 99", "\nWait, 5*5 = 25.", "\n" + "The answer is 11. " * 5]
-)
-
-
-@given(INTEGERS, STYLES)
-def test_a_number_is_the_same_in_every_style(number: int, style: str) -> None:
-    assert parse_number(written(number, style)) == number
-
-
-@given(INTEGERS, STYLES, MARKS, AFTER, st.sampled_from(["", "2+2 = 4 pens. ", "Step 1: 9 cats.\n"]))
-def test_the_first_final_statement_counts_and_nothing_after_it(number: int, style: str, mark: str, after: str, before: str) -> None:
-    if "boxed" in mark and style in ("bold", "explained"):
-        style = "plain"
-    said = before + mark.format(written(number, style)) + after
-    found = first_final(said)
-    assert found is not None
-    assert parse_number(found) == number, said
-    assert is_correct(found, f"so\n#### {number:,}")
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("The answer is that she pays $18.", "$18"),
-        ("The answer is not 5. The answer is 6.", "6"),
-        ("The answer is\n\n18", "18"),
-        ("It is \\boxed{\\frac{3}{4}}", "3/4"),
-        ("It is \\boxed{1{,}250}", "1,250"),
-        ("She has 5.\n\nQuestion: 7 cats?", "5"),
-        ("no final mark, but 12 and 13", "13"),
-        ("so 16 left\n## Step 7: think", "16"),
-        ("The answer is 10-5", "5"),  # a sum is no answer: the last number stands in
-        ("nothing", None),
-        ("", None),
-        # a bare label opens a solution as often as it states its end
-        ("Answer: 18 pens. She has 3 more.", "18"),
-        ("Answer: She makes $18 a day.\n\nTom has 5 cats.", "$18"),
-        ("Answer: Janet has 16 eggs. She sells 9 for 2 each.\n#### 18", "18"),
-        ("Answer:\nShe sells 16 - 3 - 4 = 9 eggs. 9 * 2 = 18.\n#### 18", "18"),
-        ("Answer: 16 - 3 - 4 = 9. So 9 * 2 = 18. The final answer is 18.", "18"),
-        ("**Answer:** 16 eggs minus 7 gives 9. \\boxed{18}", "18"),
-        ("The answer is:\nFirst, 3*4 = 12 eggs.\nThen 12 + 5 = 17.", "17"),
-        ("The answer is: She has 3 boxes of 4 pens, so 3*4 = 12 pens.", "12"),
-        ("The answer is: Janet makes $18.", "$18"),
-        ("The answer is 50% of 10 = 5.", "50% of 10 = 5"),
-        ("\\boxed{\\frac12}", "1/2"),
-        ("\\boxed{2\\frac{3}{4}}", "2 3/4"),
-        ("\\boxed{1\\frac12}", "1 1/2"),
-        ("\\boxed{\\frac{-1}{2}}", "-1/2"),
-        ("\\boxed{\\frac{1,000}{2}}", "1,000/2"),
-        ("Answer: Natalia sold 24 clips in May.\nAltogether she sold 48+24 = 72.\n#### 72", "72"),
-        ("The answer is: She sells 9 eggs.\nSo she makes 18.\n#### 18", "18"),
-        ("#### Total eggs\n16 eggs a day - 7 = 9\n#### 9", "9"),
-        ("The answer is the sum of 12 and 3, which is 15.", "15"),
-        ("The answer is 3 + 4 = 7, and 7 * 2 = 14.", "14"),
-        ("The answer is 3 + 4 = 7. She has 5 more.", "3 + 4 = 7"),
-        # headings
-        ("### Final Answer\n18 eggs. She had 5 more.", "18"),
-        ("#### Step 1: add\n5 + 6 = 11\n#### Step 2: double\n22\nThe answer is 22", "22"),
-        ("### Step 6: Summarize the final answer\nOf 124 there are 56.\nThe final answer is 56.", "56"),
-        # words that make no statement
-        ("Is the answer rounded if it is no multiple of 5? The answer is 13", "13"),
-        ("The answer is rounded if it has 5 places. The answer is 13", "13"),
-        ("The answer is found in Step 4. The final answer is: 16", "16"),
-        ("The closest answer is option 5, 250.", "250"),
-        # a next question, and the one that the response restates
-        ("She makes 18.\n\n**Question 2**: 7 cats", "18"),
-        ("\n\nQuestion: Tom has 5.\nThe answer is 18", "18"),
-        ("(1 hour = 1 class)\n# Problem 2\nThe answer is 18", "18"),
-    ],
-)
-def test_first_final_by_hand(text: str, found: str | None) -> None:
-    assert first_final(text) == found
-
-
-def test_a_number_at_the_cut_is_not_complete() -> None:
-    assert first_final("5 pens. The answer is 1") == "1"
-    assert first_final("5 pens. The answer is 1", cut=True) == "5"
-    assert first_final("The answer is 18.", cut=True) == "18"
-    assert stated("The answer is 1", cut=True) is None
-    assert first_final("The answer is 18\nQuestion: 4", cut=True) == "18"  # the cut came later
 
 
 @given(st.text(max_size=200))
 @settings(deadline=None)
-def test_no_rule_fails_on_any_text(text: str) -> None:
-    for name, rule in GRADERS.items():
-        if name != "math_verify":  # it has a test of its own: parsing is slow
-            found = rule(text, False)
+def test_graders_accept_any_text(text: str) -> None:
+    for name, grader in GRADERS.items():
+        if name != "math_verify":  # tested below with fewer examples, because parsing is slow
+            found = grader.extract(text, False)
             assert found is None or isinstance(found, str)
             assert is_correct(found, "#### 5") in (True, False)
 
 
 @given(st.text("0123456789.,$-/#= answeri\\boxed{}", max_size=60))
 @settings(deadline=None, max_examples=60)
-def test_math_verify_does_not_fail(text: str) -> None:
+def test_math_verify_accepts_any_text(text: str) -> None:
     (verdict,) = grade(text, "#### 5", ["math_verify"])
     assert verdict.correct in (True, False)
 
@@ -220,45 +50,26 @@ def test_math_verify_does_not_fail(text: str) -> None:
     ],
 )
 @pytest.mark.parametrize("opening", ["", "oxed{1", "answer", "Q"])
-def test_long_nonsense_ends(opening: str, piece: str) -> None:
-    """A rule that took quadratic time would not end here: 100,000 characters."""
+def test_graders_take_linear_time(opening: str, piece: str) -> None:
+    """A rule that takes quadratic time would not finish on 100,000 characters."""
     text = opening + piece * (100_000 // len(piece))
-    for name, rule in GRADERS.items():
+    for name, grader in GRADERS.items():
         if name != "math_verify":
-            is_correct(rule(text, False), "#### 5")
+            is_correct(grader.extract(text, False), "#### 5")
 
 
-@given(st.text(",.0123456789} ", max_size=30))
-def test_published_box_is_the_papers_own(text: str) -> None:
-    """Written so that it takes linear time, it finds what the notebook's expression finds."""
-    theirs = re.findall(r"oxed{ *([,\d]+\.?[,\d]*) *}", "oxed{" + text)
-    if theirs and re.fullmatch(r"\d+\.?\d*", theirs[0]):
-        assert published("oxed{" + text) == theirs[0]
-    elif not theirs:
-        assert _published("oxed{" + text)[1] != "boxed"
-
-
-@given(st.text("0123456789.,$- #\nab", max_size=80))
-def test_harness_rules_are_those_of_its_task_file(text: str) -> None:
-    """lm-evaluation-harness, tasks/gsm8k/gsm8k.yaml: the regular expressions, first match (strict) and last (flexible), groups joined."""
-    found = re.findall(r"#### (\-?[0-9\.\,]+)", text)
-    assert strict(text) == (found[0].strip() if found else None)
-    every = re.findall(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", text)
-    assert flexible(text) == (next(m for m in every[-1] if m) if every else None)
-
-
-def test_references_are_solutions_or_numbers() -> None:
+def test_reference_is_a_solution_or_a_number() -> None:
     assert is_correct("$1,250.00", "He pays 5 * 250.\n#### 1,250")
     assert is_correct("18", "18")
     assert not is_correct(None, "18")
     assert not is_correct("-18", "18")
-    with pytest.raises(InputError, match="ends in no number"):
+    with pytest.raises(InputError, match="does not end in a number"):
         is_correct("18", "no idea")
-    with pytest.raises(InputError, match="ends in no number"):
+    with pytest.raises(InputError, match="does not end in a number"):
         grade("18", "no idea", ["math_verify"])
 
 
-def test_all_graders_side_by_side() -> None:
+def test_grade_returns_the_verdict_of_every_grader() -> None:
     verdicts = {g.grader: (g.extracted, g.correct) for g in grade("3*6 = 18.\nThe answer is $18.00. The answer is 20.", "#### 18")}
     assert list(verdicts) == list(GRADERS)
     assert verdicts["first_final"] == ("$18.00", True)
@@ -267,94 +78,17 @@ def test_all_graders_side_by_side() -> None:
     assert DEFAULT_GRADER in GRADERS
 
 
-def test_unknown_grader() -> None:
+def test_unknown_grader_is_refused_with_the_known_names() -> None:
     with pytest.raises(InputError, match="unknown grader 'fist'; known: first_final, strict"):
         grade("18", "#### 18", ["fist"])
 
 
-def test_math_verify_works_beside_the_main_thread() -> None:
-    """Its own time limit stands on signals, which other threads have not."""
+def test_math_verify_works_outside_the_main_thread() -> None:
+    """Its time limit uses signals, which work in the main thread only."""
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(lambda: grade("It is $\\boxed{\\frac{36}{2}}$", "#### 18", ["math_verify"])[0].correct).result()
 
 
-def test_an_extracted_answer_is_found_again() -> None:
-    text = "18 pens and 2. The answer is 18. So 18."
-    assert locate(text, "18") == (29, 31)
-    assert locate("4 and 5 and 4", "4") == (12, 13)
-    assert locate("4", "7") is None
-
-
-# --- the published study --------------------------------------------------------------------------------------------
-
-
-def test_published_rules_by_hand() -> None:
-    assert published("12 or 13\nso \\boxed{1,400} and \\boxed{3}") == "1400"
-    assert published("It is 12 yes 12\nthen 5") == "12"
-    assert published("It is 12, yes 12\nthen 5") == "5"  # it takes the comma for a digit: "12," and "12" are two numbers
-    assert published("a 1 b 2\nthe final answer is 7 of 9") == "7"
-    assert published("a 1 b 2\nc 3") == "3"
-    assert published("no number") is None
-    assert published("only ,") is None
-
-
-def test_the_published_code_reads_an_earlier_response() -> None:
-    """After "the answer is" its code takes a variable of the last response that came to its last rule."""
-    texts = ["a 1 b 2\nc 3", "a 4 b 5\nthe answer is 7"]
-    assert [published(t) for t in texts] == ["3", "7"]
-    assert published_column(texts) == ["3", "1"]
-
-
-# fmt: off
-BY_HAND = {
-    "ai-KD": {
-        "a comma alone": [
-            2, 12, 25, 26, 64, 65, 70, 78, 85, 86, 93, 107, 125, 128, 141, 143, 153, 165, 172, 174, 184, 198, 206, 230, 244, 263, 269,
-            291, 292, 298, 314, 318, 321, 326, 327, 332, 357, 359, 369, 413, 414, 415, 417, 424, 445, 448, 455, 483, 498, 524, 529, 532,
-            537, 547, 552, 576, 583, 593, 594, 599, 607, 675, 690, 698, 707, 717, 721, 727, 835, 840, 844, 857, 858, 866, 876, 891, 911,
-            918, 920, 928, 953, 960, 964, 984, 1001, 1002, 1022, 1036, 1048, 1052, 1062, 1068, 1075, 1077, 1079, 1082, 1086, 1092, 1097,
-            1112, 1118, 1126, 1131, 1133, 1138, 1147, 1157, 1170, 1180, 1183, 1196, 1207, 1217, 1236, 1253, 1256, 1282, 1303, 1306,
-        ],
-        "no number": [493, 666, 916],
-        "nothing an earlier response left": [268, 741, 1037],
-    },
-    "base-KD": {
-        "a comma alone": [
-            8, 16, 21, 28, 44, 65, 82, 97, 98, 102, 122, 129, 144, 174, 183, 184, 192, 193, 204, 209, 221, 223, 229, 237, 257, 273, 275,
-            276, 283, 311, 330, 363, 386, 388, 390, 399, 405, 413, 452, 475, 477, 488, 494, 504, 506, 514, 537, 540, 547, 559, 567, 569,
-            586, 597, 619, 657, 666, 668, 674, 681, 700, 725, 742, 746, 750, 752, 759, 765, 769, 780, 796, 840, 841, 844, 847, 865, 868,
-            876, 880, 883, 886, 898, 904, 909, 933, 934, 938, 940, 951, 965, 968, 971, 980, 998, 1010, 1011, 1026, 1028, 1031, 1047, 1049,
-            1057, 1073, 1077, 1087, 1091, 1092, 1097, 1110, 1112, 1119, 1128, 1133, 1145, 1166, 1169, 1171, 1182, 1183, 1186, 1205, 1209,
-            1234, 1258, 1262, 1263, 1264, 1279, 1285, 1289,
-        ],
-        "no number": [220, 729, 993, 994, 1012],
-        "nothing an earlier response left": [714, 1046, 1173],
-    },
-}
-"""Rows that the paper graded by hand, by what its rules found there, none of which Python's float reads."""
-STALE = {"ai-KD": [268, 289, 379, 385, 478, 490, 499, 606, 652, 697, 741, 881, 914, 981, 983, 1037, 1072, 1141],
- "base-KD": [70, 233, 234, 282, 302, 318, 342, 556, 563, 587, 595, 628, 634, 655, 776, 833, 869, 879, 989, 1023, 1033, 1108, 1125, 1135,
-             1144]}
-# fmt: on
-"""Rows after "the answer is" where its code read an earlier response's number, and so logged another one than its rules give."""
-
-
-@pytest.mark.skipif(DATA is None, reason="PRIMED_HEADS_DATA does not say where the published responses are")
-@pytest.mark.parametrize("name", ["ai-KD", "base-KD"])
-def test_published_rules_give_the_published_extraction(name: str) -> None:
-    """On every row that was not graded by hand; and these are just the listed ones, each for its reason."""
-    import pandas as pd
-
-    table = pd.read_csv(Path(DATA or "") / "published" / "responses" / f"{name}.csv")
-    texts = ["" if isinstance(text, float) else text for text in table["model_answer"]]
-    logged = pd.to_numeric(table["model_ex1"], errors="coerce").tolist()
-    found = published_column(texts)
-    assert len(found) == 1319
-    assert [row for row, number in enumerate(found) if number is None] == sorted(row for rows in BY_HAND[name].values() for row in rows)
-    assert [(i, f, e) for i, (f, e) in enumerate(zip(found, logged, strict=True)) if f is not None and float(f) != e] == []
-    for row in BY_HAND[name]["no number"]:
-        assert not re.search(r"\d", texts[row])
-    alone = [published(text) for text in texts]
-    assert [i for i, (f, e) in enumerate(zip(alone, logged, strict=True)) if f is not None and float(f) != e] == STALE[name]
-    for row in STALE[name]:
-        assert re.search(r"the ?(final|correct)* ?answer ?is", texts[row])
+def test_help_describes_every_grader() -> None:
+    assert [part.partition(": ")[0] for part in grader_help().split("; ")] == list(GRADERS)
+    assert all(grader.description for grader in GRADERS.values())

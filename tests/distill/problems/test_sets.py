@@ -1,5 +1,3 @@
-"""The shipped problems are solved right, and every way of loading problems either works or says what is wrong."""
-
 from __future__ import annotations
 
 import ast
@@ -19,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RevisionResolutionError
 
-from distill.problems.sets import Problem, calculator_steps, load_problems, problems_digest
+from distill.problems.sets import Problem, load_problems, problems_digest
 from interp.tables.errors import InputError
 
 SHIPPED = load_problems()
@@ -28,11 +26,11 @@ GOOD = {"question": "How many legs do 3 cats have?", "answer": "3*4 = <<3*4=12>>
 
 
 def evaluate(expression: str) -> Fraction:
-    """The exact value of + - * / and parentheses over decimal numbers."""
+    """Return the exact value of + - * / and parentheses over decimal numbers."""
 
     def visit(node: ast.expr) -> Fraction:
         if isinstance(node, ast.Constant):
-            # The source text, not the parsed float: 0.1 must be exactly one tenth.
+            # the source text, not the parsed float: 0.1 must be exactly one tenth
             return Fraction(ast.get_source_segment(expression, node) or "")
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             return -visit(node.operand)
@@ -51,7 +49,7 @@ def evaluate(expression: str) -> Fraction:
 
 
 def number(text: str) -> Fraction:
-    """A written number such as 1,250 or 31.50; thousands commas must stand where they belong."""
+    """Return the value of a number such as 1,250 or 31.50; thousands commas must be in the right places."""
     assert re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?|\d+(\.\d+)?", text), text
     return Fraction(text.replace(",", ""))
 
@@ -66,7 +64,7 @@ def write_jsonl(path: Path, *rows: object) -> Path:
 
 
 def run_python(code: str, **environment: str) -> str:
-    """What a fresh interpreter prints; it starts in the root, so that it finds the packages without an install."""
+    """Return what a new interpreter prints; it runs in the root folder, where it finds the packages without an installation."""
     finished = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -79,7 +77,7 @@ def run_python(code: str, **environment: str) -> str:
 
 
 def error_of(call: Callable[[], object]) -> str:
-    """The message of the InputError that `call` raises, which must be short."""
+    """Return the message of the InputError that a call raises; it must have one or two lines."""
     with pytest.raises(InputError) as caught:
         call()
     message = str(caught.value)
@@ -108,7 +106,7 @@ def test_evaluate_is_exact(expression: str, value: Fraction) -> None:
 # The shipped set
 
 
-def test_shipped_set_is_large_varied_and_without_repeats() -> None:
+def test_shipped_problems_are_varied_and_unique() -> None:
     assert len(SHIPPED) >= 40
     assert [problem.index for problem in SHIPPED] == list(range(len(SHIPPED)))
     assert len({" ".join(words(problem.question)) for problem in SHIPPED}) == len(SHIPPED)
@@ -124,12 +122,11 @@ def test_shipped_set_is_large_varied_and_without_repeats() -> None:
 
 
 @pytest.mark.parametrize("problem", SHIPPED, ids=lambda problem: str(problem.index))
-def test_shipped_solution_is_right(problem: Problem) -> None:
-    steps = calculator_steps(problem.answer)
+def test_shipped_solution_is_correct(problem: Problem) -> None:
+    steps = re.findall(r"<<([^<>]*)=([^<>=]*)>>", problem.answer)
     assert 2 <= len(steps) <= 6
     assert len(steps) == problem.answer.count("<<") == problem.answer.count(">>")
 
-    # Every mark evaluates to its result.
     for expression, result in steps:
         assert evaluate(expression) == number(result), f"<<{expression}={result}>>"
 
@@ -137,12 +134,12 @@ def test_shipped_solution_is_right(problem: Problem) -> None:
     after_marks = re.findall(r">>([\d,]*\d(?:\.\d+)?)", problem.answer)
     assert [number(text) for text in after_marks] == [number(result) for _, result in steps]
 
-    # What is written before each mark is the same calculation: "3 x 4 = $<<3*4=12>>12".
+    # The text before each mark is the same calculation: "3 x 4 = $<<3*4=12>>12".
     before_marks = re.findall(r"([\d.()+\-*/x ]*) = \$?<<", problem.answer)
     written = [text.replace(" ", "").replace("x", "*") for text in before_marks]
     assert written == [expression for expression, _ in steps]
 
-    # The last line, and only it, is the answer, and it is the last step's result.
+    # Only the last line is the answer, and it is the result of the last step.
     lines = problem.answer.split("\n")
     assert [line.startswith("#### ") for line in lines] == [False] * (len(lines) - 1) + [True]
     assert number(problem.final_answer) == number(steps[-1][1])
@@ -157,7 +154,7 @@ def test_no_shipped_question_is_in_gsm8k() -> None:
     if missing:
         pytest.skip(f"not there: {', '.join(missing)}")
 
-    # Stock phrases are shorter than nine words; a paraphrase that keeps the story shares longer ones.
+    # Stock phrases are shorter than nine words; a paraphrase with the same story shares longer runs.
     def runs(question: str) -> set[tuple[str, ...]]:
         listed = words(question)
         return {tuple(listed[start : start + 9]) for start in range(len(listed) - 8)}
@@ -174,7 +171,7 @@ def test_no_shipped_question_is_in_gsm8k() -> None:
         assert not runs(problem.question) & theirs, problem.question
 
 
-# Problem, calculator_steps, problems_digest
+# Problem, problems_digest
 
 
 def test_problem_is_frozen() -> None:
@@ -197,23 +194,8 @@ def test_final_answer(answer: str, final: str) -> None:
     assert Problem(0, "?", answer).final_answer == final
 
 
-@pytest.mark.parametrize(
-    ("answer", "steps"),
-    [
-        ("48/2 = <<48/2=24>>24, then <<48+24=72>>72", [("48/2", "24"), ("48+24", "72")]),
-        ("<<20*.01*50=10>>10", [("20*.01*50", "10")]),
-        ("$<< 2 * 3 = 6 >>6", [("2 * 3", "6")]),
-        ("<<3+4=5+2=7>>7", [("3+4=5+2", "7")]),
-        ("1 << 2 and 3 >> 2, no marks", []),
-        ("", []),
-    ],
-)
-def test_calculator_steps(answer: str, steps: list[tuple[str, str]]) -> None:
-    assert calculator_steps(answer) == steps
-
-
 def test_digest_is_pinned() -> None:
-    # Computed by hand with sha256sum over the two lines [0, "a", "b"] and [1, "\u00e9", "d"].
+    # computed with sha256sum over the two lines [0, "a", "b"] and [1, "\u00e9", "d"].
     problems = [Problem(0, "a", "b"), Problem(1, "é", "d")]
     assert problems_digest(problems) == "a0a20629c868feda01e3827e02b660a5ce3dc4b04a322280365d1f91ac71ad92"
 
@@ -223,7 +205,7 @@ def test_digest_is_the_same_in_another_process() -> None:
     assert run_python(command, PYTHONHASHSEED="7", PYTHONIOENCODING="ascii") == problems_digest(SHIPPED)
 
 
-def test_digest_sees_every_change() -> None:
+def test_digest_changes_with_every_field_and_the_order() -> None:
     base = [Problem(0, "a", "b"), Problem(1, "c", "d")]
     changed = [
         [],
@@ -242,7 +224,7 @@ def test_digest_sees_every_change() -> None:
 # Loading
 
 
-def test_import_is_light() -> None:
+def test_import_loads_no_heavy_packages() -> None:
     command = (
         "import sys, distill.problems.sets; print([m for m in ('torch', 'transformers', 'pyarrow', 'huggingface_hub') if m in sys.modules])"
     )
@@ -258,7 +240,7 @@ def test_limit() -> None:
 
 @pytest.mark.parametrize("limit", [0, -3])
 @pytest.mark.parametrize("source", ["shipped", "gsm8k", "absent.jsonl"])
-def test_limit_below_one(source: str, limit: int) -> None:
+def test_limit_below_one_is_refused(source: str, limit: int) -> None:
     message = error_of(lambda: load_problems(source, limit=limit))
     assert str(limit) in message
     assert "at least 1" in message
@@ -316,7 +298,7 @@ def test_jsonl_line_separator_inside_a_string(tmp_path: Path) -> None:
     ],
     ids=lambda value: None if isinstance(value, list) else repr(value[:24]),
 )
-def test_jsonl_broken_line(tmp_path: Path, second_line: bytes, seen: list[str]) -> None:
+def test_broken_jsonl_line_is_refused(tmp_path: Path, second_line: bytes, seen: list[str]) -> None:
     good = json.dumps(GOOD).encode()
     path = tmp_path / "p.jsonl"
     path.write_bytes(b"\n".join([good, second_line, good]) + b"\n")
@@ -328,7 +310,7 @@ def test_jsonl_broken_line(tmp_path: Path, second_line: bytes, seen: list[str]) 
 
 
 @pytest.mark.parametrize("data", [b"", b"\n \n", b"\xef\xbb\xbf"], ids=["nothing", "blank lines", "byte order mark"])
-def test_jsonl_empty_file(tmp_path: Path, data: bytes) -> None:
+def test_empty_jsonl_file_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes(data)
     message = error_of(lambda: load_problems(str(path)))
@@ -337,7 +319,7 @@ def test_jsonl_empty_file(tmp_path: Path, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("source", ["absent.jsonl", "GSM8K", "", "a" * 5_000, "null\0byte"])
-def test_no_such_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+def test_missing_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.chdir(tmp_path)
     message = error_of(lambda: load_problems(source))
     if source in ("absent.jsonl", "GSM8K"):
@@ -345,16 +327,16 @@ def test_no_such_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: s
             assert part in message
 
 
-def test_folder(tmp_path: Path) -> None:
+def test_folder_is_refused(tmp_path: Path) -> None:
     message = error_of(lambda: load_problems(str(tmp_path)))
     assert str(tmp_path) in message
     assert "folder" in message
 
 
-def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_jsonl(tmp_path / "p.jsonl", GOOD)
 
-    # Raised by hand: the mode of a file does not stop a test that root runs.
+    # raised by hand, because root can read files of any mode
     def refuse(self: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(self))
 
@@ -364,7 +346,7 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "permission" in message
 
 
-# The hub, never reached
+# The Hub, which is never reached
 
 
 def hub_raises(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -399,7 +381,7 @@ def test_gsm8k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str) -> N
 
 
 @pytest.mark.parametrize("split", ["validation", "", "Test"])
-def test_gsm8k_unknown_split(split: str) -> None:
+def test_unknown_split_is_refused(split: str) -> None:
     message = error_of(lambda: load_problems("gsm8k", split))
     assert repr(split) in message
     assert "train, test" in message
@@ -417,17 +399,17 @@ def test_gsm8k_unknown_split(split: str) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_gsm8k_without_network(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_hub_error_is_reported_with_alternatives(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     hub_raises(monkeypatch, error)
     message = error_of(lambda: load_problems("gsm8k"))
     for part in ("openai/gsm8k", type(error).__name__, "JSONL file", "shipped"):
         assert part in message
 
 
-def test_gsm8k_http_library_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_the_hubs_http_library_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
-    # The base class that the hub's own HTTP library gives it; not an OSError.
+    # the base class from the Hub's HTTP library, which is not an OSError
     base = HfHubHTTPError.__mro__[1]
     assert not issubclass(base, OSError)
     hub_raises(monkeypatch, base("connection reset"))
@@ -436,8 +418,8 @@ def test_gsm8k_http_library_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "JSONL file" in message
 
 
-def test_gsm8k_offline_for_real(tmp_path: Path) -> None:
-    """The hub's client itself, in its offline mode, with an empty cache."""
+def test_hub_client_in_offline_mode_is_reported(tmp_path: Path) -> None:
+    """The real Hub client in offline mode with an empty cache."""
     command = (
         "from distill.problems.sets import InputError, load_problems\n"
         "try:\n    load_problems('gsm8k', 'train')\n"
@@ -448,7 +430,7 @@ def test_gsm8k_offline_for_real(tmp_path: Path) -> None:
     assert "JSONL file" in message
 
 
-def test_gsm8k_broken_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_parquet_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "split.parquet"
     hub_gives(monkeypatch, path)
 
