@@ -1,4 +1,4 @@
-"""What every command does around its work: options from arguments, lines of progress, one line for an error, the exit codes 0, 2 and 130."""
+"""What every command does around its work: parse options, report progress, print an error as one line, return the exit code."""
 
 from __future__ import annotations
 

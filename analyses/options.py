@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
@@ -20,7 +21,7 @@ def own_options_first(options: type[T]) -> type[T]:
     A decorator above `@dataclass(frozen=True, kw_only=True)`. A dataclass itself lists inherited fields first.
     """
     known = {field.name: field for field in fields(options)}  # pyright: ignore[reportArgumentType]
-    order = [name for parent in options.__mro__ for name in parent.__dict__.get("__annotations__", {}) if name in known]
+    order = [name for parent in options.__mro__ for name in inspect.get_annotations(parent) if name in known]
     options.__dataclass_fields__ = {name: known[name] for name in order}  # pyright: ignore[reportAttributeAccessIssue]
     return options
 

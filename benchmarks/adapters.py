@@ -113,14 +113,15 @@ def write_adapters(config: AdaptersConfig, folder: Path) -> None:
 
 def checkpoints(way: str, config: AdaptersConfig, folder: Path) -> Iterator[Checkpoint]:
     """The adapters one after the other, each open until the next is asked for."""
-    from analyses.models.named import all_named
-    from analyses.models.opening import Opening, OpenModels
+    from analyses.models.named import find_models
+    from analyses.models.opening import OpenModels
+    from analyses.options import ModelOptions
     from interp.checkpoints.opening import open_checkpoint
 
     sources = [str(folder / f"adapter-{number}") for number in range(config.adapters)]
     if way == "shared":
-        models = all_named(sources, config.model)
-        opened = OpenModels(models, Opening("cpu", "auto", False))
+        models = find_models(sources, config.model)
+        opened = OpenModels(models, ModelOptions(device="cpu"))
         yield from map(opened.open, models)
         return
     for source in sources:

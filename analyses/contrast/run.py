@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from analyses.models.named import Named
+    from analyses.models.named import NamedModel
     from analyses.models.opening import OpenModels
     from distill.problems.sets import Problem
-    from interp.tables.heads import Run
+    from interp.tables.heads import ModelRun
 
 
 FEW = 10
@@ -38,7 +38,7 @@ def contrast(config: ContrastConfig, command: str) -> int:
     Raises:
         InputError: models of one name, an unknown grader, head runs of other problems or settings, or a folder of other things.
         InputError: too few right or wrong answers; answers.parquet is there all the same.
-        ValueError: as `analyses.models.named.named`, `analyses.heads.run.run` and `distill.problems.sets.load_problems` raise.
+        ValueError: as `analyses.models.named.find_model`, `analyses.heads.run.measure_heads` and `distill.problems.sets.load_problems` raise.
     """
     import numpy as np
 
@@ -47,17 +47,17 @@ def contrast(config: ContrastConfig, command: str) -> int:
     from analyses.contrast.statistics import contrast_table, lengths_table, same_heads
     from analyses.contrast.text import summarise
     from analyses.models.head_runs import read_head_run
-    from analyses.models.named import all_named
-    from analyses.models.opening import Opening, OpenModels
+    from analyses.models.named import find_models
+    from analyses.models.opening import OpenModels
     from interp.tables.contrast import ANSWERS, CONTRAST
     from interp.tables.errors import InputError
 
-    models = all_named(config.models, config.base)
+    models = find_models(config.models, config.base)
     _check(config, models)
     folder = ContrastFolder(config.out, force=config.force)
     config, problems = _settled(config, models)
     _check_runs(config, models, problems)
-    opened = OpenModels(models, Opening(config.device, config.dtype, config.trust_remote_code))
+    opened = OpenModels(models, config)
     models = [m if m.folder else replace(m, folder=_measured(config, m, opened)) for m in models]
     _check_runs(config, models, problems)
     say("grading answers")
@@ -115,7 +115,7 @@ def contrast(config: ContrastConfig, command: str) -> int:
 # --- head runs ------------------------------------------------------------------------------------------------------
 
 
-def _check(config: ContrastConfig, models: Sequence[Named]) -> None:
+def _check(config: ContrastConfig, models: Sequence[NamedModel]) -> None:
     """What is wrong is said before anything is measured."""
     from distill.problems.grading import GRADERS
     from interp.checkpoints.opening import identify
@@ -136,14 +136,14 @@ def _check(config: ContrastConfig, models: Sequence[Named]) -> None:
             identify(model.source, trust_remote_code=config.trust_remote_code)
 
 
-def _about(model: Named) -> dict[str, Any]:
+def _about(model: NamedModel) -> dict[str, Any]:
     from analyses.models.named import folder_of
     from interp.tables.results import read_run_json
 
     return read_run_json(folder_of(model))
 
 
-def _settled(config: ContrastConfig, models: Sequence[Named]) -> tuple[ContrastConfig, list[Problem]]:
+def _settled(config: ContrastConfig, models: Sequence[NamedModel]) -> tuple[ContrastConfig, list[Problem]]:
     """What was not asked for, taken from the first finished run; and the problems."""
     from distill.problems.sets import load_problems
     from interp.tables.errors import InputError
@@ -168,7 +168,7 @@ def _settled(config: ContrastConfig, models: Sequence[Named]) -> tuple[ContrastC
     return replace(config, problems=source), load_problems(source, config.split, config.limit)
 
 
-def _check_runs(config: ContrastConfig, models: Sequence[Named], problems: Sequence[Problem]) -> None:
+def _check_runs(config: ContrastConfig, models: Sequence[NamedModel], problems: Sequence[Problem]) -> None:
     """Finished head runs read their own answers to these problems, all under one setting.
 
     Raises:
@@ -203,7 +203,7 @@ def _check_runs(config: ContrastConfig, models: Sequence[Named], problems: Seque
             )
 
 
-def _measured(config: ContrastConfig, model: Named, opened: OpenModels) -> Path:
+def _measured(config: ContrastConfig, model: NamedModel, opened: OpenModels) -> Path:
     """A model's head run on its own answers: the finished one that is there, the rest of an unfinished one, or a new one."""
     from analyses.models.measuring import head_run
 
@@ -218,7 +218,7 @@ def _measured(config: ContrastConfig, model: Named, opened: OpenModels) -> Path:
     )
 
 
-def _on_common_measures(runs: list[Run]) -> list[Run]:
+def _on_common_measures(runs: list[ModelRun]) -> list[ModelRun]:
     common = [m for m in runs[0].values.measures if all(m in run.values.measures for run in runs)]
     if not common:
         names = ", ".join(run.name for run in runs)
@@ -232,7 +232,7 @@ def _on_common_measures(runs: list[Run]) -> list[Run]:
     return restricted
 
 
-def _infos(model: Named, measures: Sequence[str]) -> list[dict[str, Any]]:
+def _infos(model: NamedModel, measures: Sequence[str]) -> list[dict[str, Any]]:
     known = {info["name"]: {key: value for key, value in info.items() if key != "backend"} for info in _about(model)["measures"]}
     return [known[name] for name in measures]
 
@@ -240,7 +240,7 @@ def _infos(model: Named, measures: Sequence[str]) -> list[dict[str, Any]]:
 # --- what the answers allow to say ----------------------------------------------------------------------------------
 
 
-def _accuracy(model: Named, answers: pd.DataFrame) -> dict[str, Any]:
+def _accuracy(model: NamedModel, answers: pd.DataFrame) -> dict[str, Any]:
     from distill.evaluation.statistics import wilson_interval
 
     n, n_right = len(answers), int(answers["correct"].sum())
@@ -260,11 +260,11 @@ def _accuracy(model: Named, answers: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _embedded(models: Sequence[Named]) -> bool:
+def _embedded(models: Sequence[NamedModel]) -> bool:
     return any(_about(m)["model"].get("kind") == "embedded" for m in models)
 
 
-def warnings(models: Sequence[Named], answers: Sequence[pd.DataFrame], right: np.ndarray, *, same: bool) -> list[str]:
+def warnings(models: Sequence[NamedModel], answers: Sequence[pd.DataFrame], right: np.ndarray, *, same: bool) -> list[str]:
     """What a reader must know of these answers."""
     from analyses.contrast.statistics import FEWEST
 

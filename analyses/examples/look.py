@@ -11,7 +11,7 @@ from analyses.examples.folder import write_example
 from analyses.examples.heads import choose_heads, named_heads, standing_out
 from analyses.examples.reading import Opens, Reading, read_problem
 from analyses.examples.request import Request
-from analyses.models.named import Named
+from analyses.models.named import NamedModel
 from distill.problems.sets import Problem
 from interp.tables.errors import InputError
 from interp.tables.example import STRONG
@@ -27,7 +27,7 @@ FOREMOST = 12
 
 
 def look(
-    models: Sequence[Named], opened: Opens, problem: Problem, request: Request, out: Path, about: dict[str, Any], pool: Sequence[Problem]
+    models: Sequence[NamedModel], opened: Opens, problem: Problem, request: Request, out: Path, about: dict[str, Any], pool: Sequence[Problem]
 ) -> Path:
     """Look at one problem with every model, and write the folder that figures and page are drawn from.
 
@@ -61,7 +61,7 @@ def look(
     return out
 
 
-def _form(models: Sequence[Named], opened: Opens) -> tuple[tuple[int, ...], int]:
+def _form(models: Sequence[NamedModel], opened: Opens) -> tuple[tuple[int, ...], int]:
     """Layers and number of heads, the same for all models."""
     from interp.attention.seam import attention_layers
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from analyses.examples.look import look
 from analyses.examples.request import Request
-from analyses.models.named import Named, named
+from analyses.models.named import NamedModel, find_model
 from distill.problems.sets import Problem, load_problems
 from figures.example.page import example_page
 from figures.example.read import read_example
@@ -54,11 +54,11 @@ class _Open:
     def __init__(self, checkpoints: dict[str, Checkpoint], sources: dict[str, str]) -> None:
         self._checkpoints, self._sources = checkpoints, sources
 
-    def config(self, model: Named) -> Any:
+    def config(self, model: NamedModel) -> Any:
         known = self._checkpoints.get(model.name)
         return known.model.config if known is not None else open_config(self._sources[model.name])
 
-    def open(self, model: Named) -> Checkpoint:
+    def open(self, model: NamedModel) -> Checkpoint:
         if model.name not in self._checkpoints:
             self._checkpoints[model.name] = open_checkpoint(self._sources[model.name])
         return self._checkpoints[model.name]
@@ -120,8 +120,8 @@ def show(
             raise InputError("question or answer holds half of a surrogate pair; it must be valid Unicode")
     if answer and "####" not in answer and text == "generated":
         answer = f"#### {answer}"
-    known = [m if isinstance(m, Checkpoint) else named(str(m)) for m in models or ("smollm2",)]
-    entries = [Named(m.name, m.name, source=m.identity.get("source")) if isinstance(m, Checkpoint) else m for m in known]
+    known = [m if isinstance(m, Checkpoint) else find_model(str(m)) for m in models or ("smollm2",)]
+    entries = [NamedModel(m.name, m.name, source=m.identity.get("source")) if isinstance(m, Checkpoint) else m for m in known]
     names = [entry.name for entry in entries]
     repeated = next((name for at, name in enumerate(names) if name in names[:at]), None)
     if repeated is not None:

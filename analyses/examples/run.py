@@ -13,7 +13,7 @@ from interp.tables.errors import InputError
 
 if TYPE_CHECKING:
     from analyses.examples.request import Request
-    from analyses.models.named import Named
+    from analyses.models.named import NamedModel
     from distill.problems.sets import Problem
 
 
@@ -21,9 +21,9 @@ def look_at(config: ExamplesConfig, command: str) -> int:
     """One problem: tables, text, figures, page."""
     from analyses.examples.folder import check_folder
     from analyses.examples.request import Request
-    from analyses.models.named import all_named
+    from analyses.models.named import find_models
 
-    models = all_named(config.model, config.base)
+    models = find_models(config.model, config.base)
     config = settled(config, models)
     problem, pool, about = the_problem(config)
     unlike = [m.name for m in models if m.source is None]
@@ -68,20 +68,22 @@ def look_at(config: ExamplesConfig, command: str) -> int:
 def _look(
     config: ExamplesConfig,
     request: Request,
-    models: Sequence[Named],
+    models: Sequence[NamedModel],
     problem: Problem,
     pool: Sequence[Problem],
     about: dict[str, Any],
     out: Path,
 ) -> None:
     from analyses.examples.look import look
-    from analyses.models.opening import Opening, OpenModels
+    from analyses.models.opening import OpenModels
+    from analyses.options import ModelOptions
 
+    opening = ModelOptions(device=config.device, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
     say(f"opening {', '.join(str(m.source) for m in models)}")
-    look(models, OpenModels(models, Opening(config.device, config.dtype, config.trust_remote_code)), problem, request, out, about, pool)
+    look(models, OpenModels(models, opening), problem, request, out, about, pool)
 
 
-def settled(config: ExamplesConfig, models: Sequence[Named]) -> ExamplesConfig:
+def settled(config: ExamplesConfig, models: Sequence[NamedModel]) -> ExamplesConfig:
     """What was not asked for, taken from the first head run named."""
     from dataclasses import replace
 

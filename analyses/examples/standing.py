@@ -13,7 +13,7 @@ import pandas as pd
 from analyses.command import say
 from analyses.examples.request import FEWEST, Request
 from analyses.models.measuring import same_weights
-from analyses.models.named import Named
+from analyses.models.named import NamedModel
 from distill.problems.sets import Problem
 from interp.inference import benjamini_hochberg, new_observation
 from interp.tables.errors import InputError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def compared_values(
-    model: Named,
+    model: NamedModel,
     checkpoint: Checkpoint,
     tokens: Tokens,
     request: Request,
@@ -101,7 +101,7 @@ def _others(folder: Path, tokens: Tokens, measures: list[str]) -> np.ndarray:
     return values.values[kept][:, :, :, columns]
 
 
-def _small_run(model: Named, checkpoint: Checkpoint, request: Request, others: Sequence[Problem], out: Path) -> Path:
+def _small_run(model: NamedModel, checkpoint: Checkpoint, request: Request, others: Sequence[Problem], out: Path) -> Path:
     """A head run of a few problems, kept in the folder for the next look."""
     from analyses.models.measuring import head_run, write_problems
     from analyses.options import ReadingOptions

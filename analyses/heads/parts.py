@@ -20,7 +20,9 @@ from interp.tables.results import Kind, ResultsFolder
 from interp.tables.schema import read, write
 from interp.tables.versions import current
 
-HEAD_RUN = Kind(noun="head run", kinds=(None,), names=r"part-\d+\.(safetensors|parquet)|\..*-part-.*|\w+\.parquet", temporary=("part-*", ".*-part-*"))
+HEAD_RUN = Kind(
+    noun="head run", kinds=(None,), names=r"part-\d+\.(safetensors|parquet)|\..*-part-.*|\w+\.parquet", temporary=("part-*", ".*-part-*")
+)
 """The results of `analyses.heads`."""
 
 
@@ -91,7 +93,7 @@ class Parts:
             "blocked": np.asarray(part.blocked, np.int64),
         }
         try:
-            write_file(inputs, lambda draft: write(part.inputs, INPUTS, draft))
+            write(part.inputs, INPUTS, inputs)
             write_file(values, lambda draft: save_file(tensors, draft))  # last: this file completes the part
         except (SafetensorError, OSError) as error:
             raise OptionError(

@@ -77,9 +77,7 @@ def write_tables(
     results.write_table(heads, HEADS)
     results.write_table(inputs.reset_index(drop=True), INPUTS)
     axes = [examples[order], layers, range(values.shape[2]), measures]
-    write_file(
-        results.draft / f"{EXAMPLE_VALUES.name}.parquet", lambda path: _write_example_values(path, model, axes, values, counts)
-    )
+    write_file(results.draft / f"{EXAMPLE_VALUES.name}.parquet", lambda path: _write_example_values(path, model, axes, values, counts))
     return RunTables(
         heads=heads,
         n_tokens=len(inputs),

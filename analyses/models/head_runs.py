@@ -1,45 +1,37 @@
-"""The head runs behind a comparison: folders of `analyses.heads`, checkpoints that are measured first, or a whole study of `distill`."""
+"""The head runs that a comparison reads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
-from analyses.models.named import Named
+from analyses.models.named import NamedModel, folder_of
 from interp.tables.errors import InputError
-from interp.tables.heads import INPUTS, Run, read_values
+from interp.tables.heads import INPUTS, ModelRun, read_values
 from interp.tables.results import read_run_json
 from interp.tables.schema import read
 
-if TYPE_CHECKING:
-    pass
 
-
-# --- reading --------------------------------------------------------------------------------------------------------
-
-
-def read_head_run(model: Named) -> Run:
-    """A head run's values and tokens.
+def read_head_run(model: NamedModel) -> ModelRun:
+    """Return a head run's values and tokens.
 
     Raises:
-        InputError: a table that is missing, damaged or of another version; the message names it.
+        InputError: a table is missing, damaged or of another version; the message names it.
     """
-    assert model.folder is not None
+    folder = folder_of(model)
     try:
-        values = read_values(model.folder / "examples.parquet")
-        inputs = read(model.folder / "inputs.parquet", INPUTS)
+        values = read_values(folder / "examples.parquet")
+        inputs = read(folder / "inputs.parquet", INPUTS)
     except InputError as error:
         raise InputError(f"{error}; measure {model.name} again with python -m analyses.heads") from error
-    from dataclasses import replace
-
-    return Run(replace(values, model=model.name), inputs, model.condition, model.seed)
+    return ModelRun(replace(values, model=model.name), inputs, model.condition, model.seed)
 
 
-def same_texts(models: Sequence[Named]) -> None:
-    """Head runs of one comparison read their texts alike.
+def check_same_texts(models: Sequence[NamedModel]) -> None:
+    """Raise if head runs of one comparison read different kinds of text.
 
     Raises:
-        InputError: one read the gold solutions and another its own answers, or through another template.
+        InputError: one read the reference solutions and another its own answers, or only one used the chat template.
     """
     first, *others = [(m, read_run_json(m.folder)) for m in models if m.folder is not None]
     for model, run in others:
@@ -49,4 +41,4 @@ def same_texts(models: Sequence[Named]) -> None:
                     f"{first[0].name} was measured with {what} {first[1][key]}, {model.name} with {run[key]}: measure one again"
                 )
     if first[1]["text"] == "generated" and others:
-        raise InputError("the runs read each model's own answers (--text generated), which differ; measure them with --text gold")
+        raise InputError("the runs read each model's own answers (--text generated), which differ; measure them with --text reference")

@@ -15,13 +15,13 @@ from interp.tables.errors import InputError
 from interp.tables.results import read_run_json
 
 if TYPE_CHECKING:
-    from analyses.models.named import Named
+    from analyses.models.named import NamedModel
     from distill.problems.sets import Problem
     from interp.checkpoints.loading import Checkpoint
 
 
 def head_run(
-    model: Named,
+    model: NamedModel,
     options: ReadingOptions,
     folder: Path,
     opened: Callable[[], Checkpoint],

@@ -1,1 +1,1 @@
-"""TODO_DOC analyses/shifts."""
+"""Compare the attention heads of several models: `python -m analyses.shifts`, or `analyses.shifts.compare.compare_models`."""

@@ -1,14 +1,14 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""Heads compared across models that read the same texts: arrays and tables in, tables out. Knows no torch.
+"""Heads compared across models that read the same texts: arrays in, tables out. Needs no torch.
 
-Everything is paired by example: a difference is taken on one text, and averaged over texts. Families for the false-discovery rate are all
-heads (every layer) under one measure and region of one comparison.
+Everything is paired by example: a difference is taken on one text and then averaged over texts. The false-discovery rate is controlled
+over all heads of all layers for each measure and region of a comparison.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from itertools import permutations
 from math import factorial
 
 import numpy as np
@@ -17,104 +17,32 @@ from scipy import stats
 
 from interp.inference import benjamini_hochberg, bootstrap_interval, crossed_test, paired_t
 from interp.tables.errors import InputError
-from interp.tables.heads import HeadValues, Run
+from interp.tables.heads import HeadValues, ModelRun
 from interp.tables.schema import REGIONS
 from interp.tables.shifts import FEWEST_STUDENTS, HEAD_KEY
 
-RESOLUTION = 1e-6
-"""A difference on one text of less than this times max(1, |a|, |b|) is none: two runs in float32 tell no finer apart."""
+_RESOLUTION = 1e-6
+"""A difference on one text below this value times max(1, |a|, |b|) counts as 0: it is rounding of float32."""
+
+_RANK_RESAMPLES = 200
 
 
-RANK_RESAMPLES = 200
-
-
-def align(runs: Sequence[Run]) -> list[Run]:
-    """The runs on the measures that all of them have.
-
-    Raises:
-        InputError: fewer than two runs, names that repeat, no common measure, another grid of heads, other examples, or an example
-            whose tokens differ; the message says where.
-    """
-    if len(runs) < 2:
-        raise InputError(f"{len(runs)} model to compare ({', '.join(r.name for r in runs) or 'none'}); name at least two")
-    first = runs[0]
-    names = [r.name for r in runs]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise InputError(f"two runs are of a model called {repeated[0]!r}; measure one of them again with --name")
-    for run in runs[1:]:
-        mine, theirs = (first.values.layers, first.values.n_heads), (run.values.layers, run.values.n_heads)
-        if mine != theirs:
-            raise InputError(
-                f"{run.name} has {len(theirs[0])} layers of {theirs[1]} heads, {first.name} {len(mine[0])} of {mine[1]}: their heads are "
-                "not the same; --match finds heads that do alike"
-            )
-    examples = [e for e in first.values.examples if all(e in set(r.values.examples) for r in runs)]
-    for run in runs[1:]:
-        alone = sorted(set(run.values.examples) ^ set(first.values.examples))
-        if examples and alone:
-            has, lacks = (run, first) if alone[0] in run.values.examples else (first, run)
-            raise InputError(
-                f"{first.name} has {len(first.values.examples)} examples, {run.name} {len(run.values.examples)}: example {alone[0]} is in "
-                f"{has.name} and not in {lacks.name}; measure both on the same problems (--problems, --limit)"
-            )
-    measures = [m for m in first.values.measures if all(m in r.values.measures for r in runs)]
-    if not examples:
-        raise InputError(f"no example is common to {', '.join(names)}: they were measured on other problems")
-    if not measures:
-        raise InputError(f"no measure is common to {', '.join(names)}; measure them again with the same --measures")
-    reference = _tokens(first, examples)
-    for run in runs[1:]:
-        _same_tokens(first.name, reference, run.name, _tokens(run, examples))
-    return [replace(r, values=_restricted(r.values, examples, measures)) for r in runs]
-
-
-def _tokens(run: Run, examples: Sequence[int]) -> pd.DataFrame:
-    rows = run.inputs[run.inputs["example"].isin(list(examples))]
-    rows = rows.sort_values(["example", "position"], kind="stable").reset_index(drop=True)
-    return rows.assign(region=rows["region"].astype(str))
-
-
-def _same_tokens(name: str, one: pd.DataFrame, other_name: str, other: pd.DataFrame) -> None:
-    n = min(len(one), len(other))
-    columns = ["example", "position", "token_id", "region", "is_query"]
-    differs = (one.loc[: n - 1, columns].to_numpy() != other.loc[: n - 1, columns].to_numpy()).any(1)
-    if not differs.any() and len(one) == len(other):
-        return
-    at = int(differs.argmax()) if differs.any() else n
-    seen = [frame.iloc[at] if at < len(frame) else None for frame in (one, other)]
-    place = next(row for row in seen if row is not None)
-    said = [f"{row['token']!r} ({row['region']})" if row is not None else "nothing more" for row in seen]
-    raise InputError(
-        f"{name} and {other_name} did not read the same tokens: example {place['example']}, position {place['position']}: {said[0]} "
-        f"against {said[1]}. Measure both on the same problems with --text gold and the same chat template; --match compares models of "
-        "different tokenizers"
-    )
-
-
-def _restricted(values: HeadValues, examples: Sequence[int], measures: Sequence[str]) -> HeadValues:
-    if tuple(examples) == values.examples and tuple(measures) == values.measures:
-        return values
-    rows, columns = [values.examples.index(e) for e in examples], [values.measures.index(m) for m in measures]
-    return replace(values, examples=tuple(examples), measures=tuple(measures), values=values.values[rows][:, :, :, columns])
-
-
-def differences(base: HeadValues, other: HeadValues) -> np.ndarray:
-    """Other less base on each text, [example, layer, head, measure, region]; what is below `RESOLUTION` is 0."""
+def example_differences(base: HeadValues, other: HeadValues) -> np.ndarray:
+    """Return other minus base for each example, [example, layer, head, measure, region]; differences of float32 rounding are 0."""
     difference = other.values - base.values
     size = np.maximum(1.0, np.maximum(np.abs(base.values), np.abs(other.values)))
-    return np.where(np.abs(difference) < RESOLUTION * size, 0.0, difference)
+    return np.where(np.abs(difference) < _RESOLUTION * size, 0.0, difference)
 
 
-def shifts_table(base: Run, other: Run, *, seed: int = 0) -> pd.DataFrame:
-    """Rows of `SHIFTS` for one model against its baseline.
+def shifts_table(base: ModelRun, other: ModelRun, *, seed: int = 0) -> pd.DataFrame:
+    """Return the rows of `interp.tables.shifts.SHIFTS` for one model compared with its baseline.
 
     Args:
-        base: aligned with `other`.
+        base: the baseline, aligned with `other`.
         other: the model.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
     """
-    d = differences(base.values, other.values)
+    d = example_differences(base.values, other.values)
     flat = d.reshape(len(d), -1)
     mean, low, high = bootstrap_interval(flat, seed)
     p, effect = paired_t(flat)
@@ -130,23 +58,23 @@ def shifts_table(base: Run, other: Run, *, seed: int = 0) -> pd.DataFrame:
     return frame
 
 
-def conditions_table(bases: Sequence[Run], others: Sequence[Run], *, seed: int = 0) -> pd.DataFrame:
-    """Rows of `CONDITIONS` for the students of one condition against the baseline's.
+def condition_shifts_table(bases: Sequence[ModelRun], others: Sequence[ModelRun], *, seed: int = 0) -> pd.DataFrame:
+    """Return the rows of `interp.tables.shifts.CONDITIONS` for the students of one condition compared with the baseline's.
 
-    Students are paired by seed where both conditions have the same seeds; a baseline of one student, such as the untouched one, is
-    compared with every seed. Seeds are never pooled as if they were more examples: with two or more, interval and p come from
-    `interp.inference.crossed_test`; with one, from the bootstrap and the t test over examples, and speak of this student alone.
+    Students are paired by seed if both conditions have the same seeds. A baseline with one student, such as the untouched one, is
+    compared with every seed. Seeds are never pooled as if they were more examples: with two or more seeds, interval and p come from
+    `interp.inference.crossed_test`; with one, from the bootstrap and the t test over examples, which describe this student only.
 
     Args:
         bases: runs of the baseline's students, aligned with `others`.
-        others: runs of the condition's.
-        seed: of the bootstrap.
+        others: runs of the condition's students.
+        seed: seed of the bootstrap.
 
     Raises:
         InputError: both have several seeds, and none in common.
     """
     pairs = _pairs(bases, others)
-    d = np.stack([differences(one.values, two.values) for one, two in pairs])
+    d = np.stack([example_differences(one.values, two.values) for one, two in pairs])
     n_seeds, n_examples = d.shape[:2]
     flat = d.reshape(n_seeds, n_examples, -1)
     by_seed = np.stack([_mean(one, np.isfinite(one)) for one in flat])
@@ -168,7 +96,7 @@ def conditions_table(bases: Sequence[Run], others: Sequence[Run], *, seed: int =
     return frame
 
 
-def _pairs(bases: Sequence[Run], others: Sequence[Run]) -> list[tuple[Run, Run]]:
+def _pairs(bases: Sequence[ModelRun], others: Sequence[ModelRun]) -> list[tuple[ModelRun, ModelRun]]:
     if len(bases) == 1:
         return [(bases[0], other) for other in others]
     known = {base.seed: base for base in bases}
@@ -177,26 +105,26 @@ def _pairs(bases: Sequence[Run], others: Sequence[Run]) -> list[tuple[Run, Run]]
         if len(others) == 1:
             return [(base, others[0]) for base in bases]
         raise InputError(
-            f"{bases[0].condition} has the seeds {[b.seed for b in bases]}, {others[0].condition} {[o.seed for o in others]}: "
-            "they share none"
+            f"{bases[0].condition} has the seeds {[b.seed for b in bases]} and {others[0].condition} {[o.seed for o in others]}, with none "
+            "in common"
         )
     return pairs
 
 
 def _crossed(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`crossed_test` for each quantity on the examples where it is defined for every seed."""
+    """Return interval and p of `crossed_test` for each quantity, over the examples in which it is defined for every seed."""
     defined = np.asarray(np.isfinite(flat).all(0))
     low, high, p = (np.full(flat.shape[2], np.nan) for _ in range(3))
-    whole = defined.all(0)
-    low[whole], high[whole], p[whole] = crossed_test(flat[:, :, whole])
-    for at in np.flatnonzero(~whole & (defined.sum(0) > 1)):
+    complete = defined.all(0)
+    low[complete], high[complete], p[complete] = crossed_test(flat[:, :, complete])
+    for at in np.flatnonzero(~complete & (defined.sum(0) > 1)):
         low[at], high[at], p[at] = crossed_test(flat[:, defined[:, at], at])
     return low, high, p
 
 
-def layers_table(base: Run, other: Run, *, seed: int = 0) -> pd.DataFrame:
-    """Rows of `LAYERS` for one model against its baseline (itself: all differences are 0)."""
-    d = differences(base.values, other.values)
+def layers_table(base: ModelRun, other: ModelRun, *, seed: int = 0) -> pd.DataFrame:
+    """Return the rows of `interp.tables.shifts.LAYERS` for one model compared with its baseline, which may be the model itself."""
+    d = example_differences(base.values, other.values)
     with np.errstate(invalid="ignore"):
         of_layer = _nan_mean(other.values.values, 2)
         shift = _nan_mean(d, 2)
@@ -216,8 +144,8 @@ def layers_table(base: Run, other: Run, *, seed: int = 0) -> pd.DataFrame:
     return frame
 
 
-def ranks_table(run: Run, *, seed: int = 0, n_resamples: int = RANK_RESAMPLES) -> pd.DataFrame:
-    """Rows of `RANKS` for one model."""
+def ranks_table(run: ModelRun, *, seed: int = 0, n_resamples: int = _RANK_RESAMPLES) -> pd.DataFrame:
+    """Return the rows of `interp.tables.shifts.RANKS` for one model."""
     values = run.values.values
     drawn = _ranks(_resampled(values, seed, n_resamples), values.shape[1:])
     frame = _heads_index(run.values)
@@ -227,15 +155,15 @@ def ranks_table(run: Run, *, seed: int = 0, n_resamples: int = RANK_RESAMPLES) -
     return frame
 
 
-def agreement_table(runs: Sequence[Run], *, seed: int = 0, n_resamples: int = RANK_RESAMPLES) -> pd.DataFrame:
-    """Rows of `AGREEMENT` for every pair of models. The interval resamples the examples, the same for both."""
+def agreement_table(runs: Sequence[ModelRun], *, seed: int = 0, n_resamples: int = _RANK_RESAMPLES) -> pd.DataFrame:
+    """Return the rows of `interp.tables.shifts.AGREEMENT` for every pair of models; both use the same resamples of the examples."""
     shape = runs[0].values.values.shape[1:]
-    wholes = [_centred(_ranks(_mean_of(r.values.values)[None], shape)) for r in runs]
-    drawn = [_centred(_ranks(_resampled(r.values.values, seed, n_resamples), shape)) for r in runs]
+    complete = [_centered(_ranks(_mean_of(r.values.values)[None], shape)) for r in runs]
+    drawn = [_centered(_ranks(_resampled(r.values.values, seed, n_resamples), shape)) for r in runs]
     rows = []
     for at, one in enumerate(runs):
         for to in range(at + 1, len(runs)):
-            rho = _correlation(wholes[at], wholes[to])[0]
+            rho = _correlation(complete[at], complete[to])[0]
             low, high = np.quantile(_correlation(drawn[at], drawn[to]), [0.025, 0.975], axis=0)
             index = pd.MultiIndex.from_product([one.values.measures, REGIONS], names=["measure", "region"])
             frame = index.to_frame(index=False)
@@ -251,25 +179,25 @@ def agreement_table(runs: Sequence[Run], *, seed: int = 0, n_resamples: int = RA
     return pd.concat(rows, ignore_index=True)
 
 
-def accuracy_table(base: HeadValues, students: Sequence[HeadValues], accuracy: Sequence[float], *, seed: int = 0) -> pd.DataFrame:
-    """Rows of `ACCURACY`: does a head's shift go with accuracy, over students?
+def accuracy_slopes_table(base: HeadValues, students: Sequence[HeadValues], accuracy: Sequence[float], *, seed: int = 0) -> pd.DataFrame:
+    """Return the rows of `interp.tables.shifts.ACCURACY_SLOPES`: correlation of a head's shift with accuracy, over students.
 
-    p is a permutation test's, two-sided, over all orders of up to 7 students and 10,000 random ones of more; the observed order counts.
-    Students of one condition resemble each other, so p is too small where seeds of few conditions make the number.
+    p is from a two-sided permutation test: over all orders of up to 7 students, or 10,000 random orders of more; the observed order is
+    counted. Students of one condition are similar, so p is too small if most students are seeds of a few conditions.
 
     Args:
-        base: aligned with every student.
-        students: at least two, the baseline not among them.
-        accuracy: of each.
-        seed: of the permutations.
+        base: the baseline, aligned with every student.
+        students: at least two, without the baseline.
+        accuracy: accuracy of each student.
+        seed: seed of the permutations.
 
     Raises:
         InputError: fewer than two students.
     """
     n = len(students)
     if n < 2:
-        raise InputError(f"{n} student with a known accuracy; at least two are needed to go with it")
-    shifts = np.stack([_mean_of(differences(base, s)) for s in students])
+        raise InputError(f"{n} student with a known accuracy; a correlation needs at least two")
+    shifts = np.stack([_mean_of(example_differences(base, s)) for s in students])
     flat = shifts.reshape(n, -1)
     x = _unit(stats.rankdata(flat, axis=0))
     y = _unit(stats.rankdata(np.asarray(accuracy, float))[:, None])[:, 0]
@@ -278,8 +206,8 @@ def accuracy_table(base: HeadValues, students: Sequence[HeadValues], accuracy: S
     if n >= FEWEST_STUDENTS:
         orders = _orders(n, seed)
         for at in range(0, flat.shape[1], 4096):
-            cut = slice(at, at + 4096)
-            p[cut] = (np.abs(y[orders] @ x[:, cut]) >= np.abs(rho[cut]) - 1e-12).mean(0)
+            block = slice(at, at + 4096)
+            p[block] = (np.abs(y[orders] @ x[:, block]) >= np.abs(rho[block]) - 1e-12).mean(0)
         p = np.where(np.isfinite(rho), p, np.nan)
     frame = _heads_index(base)
     frame["spearman"], frame["p"], frame["q"] = rho, p, _q_over_heads(p, shifts.shape[1:])
@@ -288,7 +216,7 @@ def accuracy_table(base: HeadValues, students: Sequence[HeadValues], accuracy: S
 
 
 def divergences_table(examples: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Rows of `DIVERGENCES`: mean over examples with a bootstrap interval.
+    """Return the rows of `interp.tables.shifts.MAP_DIVERGENCES`: mean over examples with a bootstrap interval.
 
     Args:
         examples: model, baseline, example, layer, head, measure, region, value: as `interp.recording.divergence` gives it.
@@ -304,13 +232,6 @@ def divergences_table(examples: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     return frame
 
 
-def top_heads(shifts: pd.DataFrame, count: int = 10, region: str = "response") -> pd.DataFrame:
-    """The heads that moved most of each model and measure: by the size of the effect, among those with the smallest q first."""
-    rows = shifts[(shifts["region"] == region) & shifts["effect"].notna()]
-    rows = rows.assign(size=-rows["effect"].abs()).sort_values(["model", "measure", "size", "layer", "head"], kind="stable")
-    return rows.groupby(["model", "measure"], observed=True, sort=False).head(count).drop(columns="size").reset_index(drop=True)
-
-
 # --- arrays ---------------------------------------------------------------------------------------------------------
 
 
@@ -320,7 +241,7 @@ def _heads_index(values: HeadValues) -> pd.DataFrame:
 
 
 def _q_over_heads(p: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Benjamini-Hochberg over all layers and heads of each measure and region."""
+    """Return q by Benjamini-Hochberg over all layers and heads of each measure and region."""
     by_family = p.reshape(shape[0] * shape[1], -1)
     return np.stack([benjamini_hochberg(family) for family in by_family.T], 1).reshape(p.shape)
 
@@ -349,7 +270,7 @@ def _standard_error(values: np.ndarray) -> np.ndarray:
 
 
 def _resampled(values: np.ndarray, seed: int, n_resamples: int) -> np.ndarray:
-    """Means of bootstrap resamples of the examples, [resample, ...]; the same resamples for every model."""
+    """Return means of bootstrap resamples of the examples, [resample, ...]; the resamples are the same for every model."""
     n = len(values)
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples).astype(float)
     flat = values.reshape(n, -1)
@@ -360,18 +281,18 @@ def _resampled(values: np.ndarray, seed: int, n_resamples: int) -> np.ndarray:
 
 
 def _ranks(means: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Ranks over all heads of each measure and region, 1 the largest, NaN where undefined: [resample, layer, head, measure, region]."""
+    """Return ranks over all heads of each measure and region (1 is the largest), [resample, layer, head, measure, region]; NaN if undefined."""
     flat = means.reshape(len(means), shape[0] * shape[1], -1)
     return stats.rankdata(-flat, axis=1, nan_policy="omit").reshape(len(means), *shape)
 
 
-def _centred(ranks: np.ndarray) -> np.ndarray:
-    """[resample, head, measure, region] of mean 0 and length 1 over heads; NaN where a head is undefined or all are equal."""
+def _centered(ranks: np.ndarray) -> np.ndarray:
+    """Return ranks with mean 0 and length 1 over heads, [resample, head, measure, region]; NaN if a head is undefined or all are equal."""
     flat = ranks.reshape(len(ranks), ranks.shape[1] * ranks.shape[2], *ranks.shape[3:])
-    centred = flat - flat.mean(1, keepdims=True)
-    length = np.sqrt((centred**2).sum(1, keepdims=True))
+    centered = flat - flat.mean(1, keepdims=True)
+    length = np.sqrt((centered**2).sum(1, keepdims=True))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(length > 0, centred / length, np.nan)
+        return np.where(length > 0, centered / length, np.nan)
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -379,24 +300,22 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
-    centred = values - values.mean(0)
+    centered = values - values.mean(0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return centred / np.sqrt((centred**2).sum(0))
+        return centered / np.sqrt((centered**2).sum(0))
 
 
 def _orders(n: int, seed: int) -> np.ndarray:
-    """Orders of n things, [order, n], the given one first."""
-    from itertools import permutations
-
+    """Return orders of n items, [order, n], with the given order first."""
     if factorial(n) <= factorial(7):
         return np.array(list(permutations(range(n))))
     random = np.random.default_rng(seed)
     return np.concatenate([np.arange(n)[None], random.permuted(np.tile(np.arange(n), (9_999, 1)), axis=1)])
 
 
-def by_condition(runs: Sequence[Run]) -> Mapping[str, list[Run]]:
-    """The runs of each condition, in order."""
-    groups: dict[str, list[Run]] = {}
+def by_condition(runs: Sequence[ModelRun]) -> Mapping[str, list[ModelRun]]:
+    """Return the runs of each condition, in order."""
+    groups: dict[str, list[ModelRun]] = {}
     for run in runs:
         groups.setdefault(run.condition, []).append(run)
     return groups

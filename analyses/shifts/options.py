@@ -1,4 +1,4 @@
-"""What `analyses.shifts` compares, and how: the options that every kind of comparison reads. Heavy imports have no place here."""
+"""Options of `python -m analyses.shifts`. The module imports nothing heavy, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Literal
 
 import tyro
 
+from analyses.options import ReadingOptions, Region, own_options_first
 from interp.tables.errors import OptionError
 
 
-@dataclass(frozen=True)
-class ShiftsConfig:
+@own_options_first
+@dataclass(frozen=True, kw_only=True)
+class ShiftsConfig(ReadingOptions):
     """Compare the heads of several models on the same texts.
 
     Attributes:
@@ -20,25 +22,19 @@ class ShiftsConfig:
         baseline: model or condition that the others are compared with; default the first, or a study's untouched student.
         study: results folder of a study of distill: all its students, with their accuracy.
         published: folder of attention maps in the published layout, or of archives: the published curves and ranking.
-        trajectory: students whose heads were recorded while they learnt, or folders of checkpoints.
-        match: models of other architectures or tokenizers: match heads by what they do instead of by their place.
-        maps: compare the attention maps themselves: auto does where all models are at hand, yes, or no.
-        accuracy: CSV file with the columns model and accuracy, for models that are no study's.
+        trajectory: students whose heads were recorded while they learned, or folders of checkpoints.
+        match: for models with different architectures or tokenizers: pair heads by what they do instead of by their position.
+        maps: compare the attention maps themselves: auto does so if all models are available; yes, or no.
+        accuracy: CSV file with the columns model and accuracy, for models that do not belong to a study.
         out: folder for the results; default runs/shifts, or STUDY/shifts.
-        region: where the queries of figures and printed tables stand: question, response or all.
-        problems: for models: shipped (our own set), gsm8k, or a JSONL file; a study's students read its test problems.
-        split: of gsm8k, train or test.
-        limit: first N problems only; 100 of a study.
-        base: base model of adapters, where their config names none or another place.
-        measures: for models: names; all where none is given.
-        device: auto, cpu, cuda, cuda:N, mps, or balanced.
-        dtype: auto is the checkpoint's own, but float32 on a CPU.
-        batch_tokens: padded tokens of a batch, at most.
-        seed: of the bootstrap and of the permutations.
+        region: region of the queries in figures and printed tables: question, response or all.
+        problems: for models: shipped (this project's own set), gsm8k, or a JSONL file; the default is shipped, or a study's test
+            problems.
+        limit: read the first N problems only; default 100 of a study.
+        base: base model of adapters, if their config does not name one or names another place.
+        measures: for models: names of the measures to take; all if none is given.
+        seed: seed of the bootstrap and of the permutations.
         force: replace a finished comparison; head runs of the same models and problems are kept.
-        figures: draw figures and page.
-        trust_remote_code: run the checkpoints' own model code.
-        debug: show the traceback of an error.
     """
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -50,41 +46,25 @@ class ShiftsConfig:
     maps: Literal["auto", "yes", "no"] = "auto"
     accuracy: Path | None = None
     out: Path | None = None
-    region: Literal["question", "response", "all"] = "response"
-    problems: str | None = None
-    split: str = "test"
-    limit: int | None = None
-    base: str | None = None
-    measures: tuple[str, ...] = ()
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    batch_tokens: int = 2048
-    seed: int = 0
-    force: bool = False
-    figures: bool = True
-    trust_remote_code: bool = False
-    debug: bool = False
+    region: Region = "response"
 
     def __post_init__(self) -> None:
         """Check what can be checked without opening anything.
 
         Raises:
-            OptionError: nothing to compare, or two kinds of comparison at once.
+            OptionError: nothing to compare, two kinds of comparison at once, or a number out of range.
         """
         kinds = [name for name in ("study", "published", "trajectory") if getattr(self, name)]
         if len(kinds) > 1 or (self.runs and kinds and kinds != ["study"]):
             raise OptionError(f"{' and '.join(['RUN…'] * bool(self.runs) + [f'--{k}' for k in kinds])} are different comparisons: give one")
         if not kinds and not self.runs:
             raise OptionError("nothing to compare: name head runs or models, or --study, --published or --trajectory (see --help)")
-        if self.limit is not None and self.limit < 1:
-            raise OptionError(f"--limit is {self.limit}; at least 1 is needed")
-        if self.seed < 0 or self.batch_tokens < 1:
-            raise OptionError("--seed must be 0 or more, and --batch-tokens at least 1")
+        super().__post_init__()
         if self.match and len(self.runs) != 2:
-            raise OptionError(f"--match compares two models, {len(self.runs)} are named")
+            raise OptionError(f"--match compares two models, but {len(self.runs)} are named")
 
     def folder(self) -> Path:
-        """Where the results go."""
+        """Return the folder of the results."""
         if self.out is not None:
             return self.out
         if self.study is not None:

@@ -1,81 +1,102 @@
-"""TODO_DOC analyses/shifts/text.py."""
+"""A comparison as text for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import pandas as pd
 
-if TYPE_CHECKING:
-    import pandas as pd
+from analyses.shifts.comparison import Comparison
+from analyses.shifts.trajectories import moved_table
 
-    from analyses.models.named import Named
-    from interp.tables.heads import Run
-
-
-def warnings(runs: Sequence[Run], bases: Sequence[Run], models: Sequence[Named]) -> list[str]:
-    """What a reader must know."""
-    from analyses.shifts.differences import by_condition
-    from interp.tables.shifts import FEWEST_STUDENTS
-
-    told = []
-    n = len(runs[0].values.examples)
-    if n < 20:
-        told.append(f"only {n} examples: intervals and tests over examples are rough")
-    based = {base.name for base in bases}
-    single = [name for name, group in by_condition([r for r in runs if r.name not in based]).items() if len(group) == 1]
-    if single:
-        told.append(f"one seed of {', '.join(single)}: tests over examples speak of that student alone, another seed may differ")
-    seeds = {base.seed for base in bases}
-    unpaired = [r.name for r in runs if r.name not in based and r.seed not in seeds] if len(bases) > 1 else []
-    if unpaired:
-        told.append(
-            f"{', '.join(unpaired)}: {bases[0].condition} has no student of that seed, so shifts and layers are against {bases[0].name}"
-        )
-    graded = sum(bool(m.accuracy) for m in models if m.name not in based)
-    if 0 < graded < FEWEST_STUDENTS:
-        told.append(f"{graded} students with a known accuracy: no p value goes with their correlation (from {FEWEST_STUDENTS} on)")
-    return told
+_SHOWN_PAIRS = 15
+_SHOWN_VARIANCES = 10
+_SIGNIFICANT = 0.05
 
 
-# --- telling --------------------------------------------------------------------------------------------------------
+def describe_comparison(comparison: Comparison) -> str:
+    """Return the main results of a comparison, and where the rest is, in a few lines."""
+    kinds = {"shifts": _shifts, "match": _match, "published": _published, "trajectory": _trajectory}
+    lines = [f"warning: {warning}" for warning in comparison.run["warnings"]]
+    lines += ["", kinds[comparison.run["kind"]](comparison), ""]
+    lines.append(f"tables:  {', '.join(sorted(comparison.tables))} in {comparison.folder}")
+    if (comparison.folder / "report.html").is_file():
+        lines.append(f"report:  {comparison.folder / 'report.html'}")
+    return "\n".join(lines)
 
 
-def summarise(tables: dict[str, pd.DataFrame], about: dict[str, Any], out: Path) -> None:
-    """Which heads moved most, in a few lines."""
-    import pandas as pd
-
-    region, n_heads = about["region"], about["n_layers"] * about["n_heads"]
-    for warning in about["warnings"]:
-        print(f"warning: {warning}")
+def _shifts(comparison: Comparison) -> str:
+    """Return for each model and measure how many heads differ significantly, and the one that differs most."""
+    tables, run = comparison.tables, comparison.run
     several = tables["conditions"]["n_seeds"].max() > 1
     table, key = (tables["conditions"], "condition") if several else (tables["shifts"], "model")
-    rows = table[(table["region"] == region) & table["q"].notna()]
+    rows = table[(table["region"] == run["region"]) & table["q"].notna()]
     lines = []
-    for (name, measured), group in rows.groupby([key, "measure"], observed=True, sort=False):
-        clear = group[group["q"] < 0.05]
-        if clear.empty:
-            lines.append({key: name, "measure": measured, "q<0.05": f"0 of {len(group)}"})
-            continue
-        first = clear.loc[clear["difference"].abs().idxmax()]
-        lines.append(
-            {
-                key: name,
-                "measure": measured,
-                "q<0.05": f"{len(clear)} of {len(group)}",
-                "largest": f"{first['layer']}.{first['head']}",
-                "difference": first["difference"],
-                "ci_low": first["ci_low"],
-                "ci_high": first["ci_high"],
-                "q": first["q"],
-            }
-        )
+    for (name, measure), group in rows.groupby([key, "measure"], observed=True, sort=False):
+        significant = group[group["q"] < _SIGNIFICANT]
+        line = {key: name, "measure": measure, f"q<{_SIGNIFICANT}": f"{len(significant)} of {len(group)}"}
+        if not significant.empty:
+            first = significant.loc[significant["difference"].abs().idxmax()]
+            line |= {"largest": f"{first['layer']}.{first['head']}", **first[["difference", "ci_low", "ci_high", "q"]].to_dict()}
+        lines.append(line)
     test = "seeds and examples crossed, quasi-F" if several else "paired t test over examples"
-    print(
-        f"\nHeads against {about['baseline']}: {about['n_examples']} examples, queries in {region}; {test}; Benjamini-Hochberg over "
-        f"{n_heads} heads; 95 % intervals{'' if several else ' (bootstrap)'}:\n"
+    return (
+        f"Heads compared with {run['baseline']}: {run['n_examples']} examples, queries in {run['region']}; {test}; Benjamini-Hochberg over "
+        f"{run['n_layers'] * run['n_heads']} heads; 95 % intervals{'' if several else ' (bootstrap)'}:\n\n"
+        + pd.DataFrame(lines).to_string(index=False, na_rep="", float_format=_short)
     )
-    print(pd.DataFrame(lines).to_string(index=False, na_rep="", float_format=lambda value: f"{value:.3g}"))
-    print(f"\ntables:  {', '.join(sorted(tables))} in {out}")
-    if (out / "report.html").is_file():
-        print(f"report:  {out / 'report.html'}")
+
+
+def _match(comparison: Comparison) -> str:
+    """Return how similar the pairs of heads are, and the most similar ones."""
+    matches, words = comparison.tables["matches"], comparison.tables["words"]
+    one, other = (model["name"] for model in comparison.run["models"])
+    summary = pd.DataFrame(
+        {
+            "matched": [len(matches)],
+            "similarity, mean": [matches["similarity"].mean()],
+            "margin > 0": [f"{(matches['margin'] > 0).mean():.0%}"],
+            "stability, mean": [matches["stability"].mean()],
+            "depth difference, mean": [matches["depth_difference"].abs().mean()],
+        }
+    )
+    shown = matches.sort_values(["similarity"], ascending=False, kind="stable").head(_SHOWN_PAIRS)
+    return (
+        f"Heads of {one} and {other} matched by profile over {len(words)} examples ({words['n_words'].sum():,} words, "
+        f"{words['n_tokens_one'].sum():,} and {words['n_tokens_other'].sum():,} tokens); similarity: Pearson's r of standardized profiles; "
+        "margin above 0: each head is the most similar one to the other; stability: share of bootstrap samples with the same partner.\n\n"
+        + summary.to_string(index=False, float_format=_short)
+        + "\n\nThe most similar pairs:\n\n"
+        + shown.to_string(index=False, float_format=_short)
+    )
+
+
+def _published(comparison: Comparison) -> str:
+    """Return the published curves by layer, and the heads whose maps differ most between models."""
+    run, curves = comparison.run, comparison.tables["curves"]
+    wide = curves.pivot_table(index="layer", columns=["curve", "model"], values="value", observed=True)
+    text = (
+        f"Published curves of {len(run['models'])} models ({run['n_layers']} layers x {run['n_heads']} heads, one text of "
+        f"{run['n_tokens']} tokens), mean over heads:\n\n" + wide.to_string(float_format="{:.4f}".format)
+    )
+    if "variance" not in comparison.tables:
+        return text
+    first = comparison.tables["variance"].head(_SHOWN_VARIANCES)
+    return (
+        text
+        + f"\n\nHeads by variance over the {len(run['models'])} models (mean over all entries of their maps):\n\n"
+        + first.to_string(index=False, float_format="{:.4g}".format)
+    )
+
+
+def _trajectory(comparison: Comparison) -> str:
+    """Return how far heads moved during training."""
+    run = comparison.run
+    return (
+        "How far heads moved from the first recorded step to the last: mean over heads of |difference| in units of the standard "
+        f"deviation over heads at the first step; {run['n_examples']} texts, queries in {run['region']}. There is no test: a trajectory "
+        "describes one student.\n\n"
+        + moved_table(comparison.tables["trajectory"], run["region"]).to_string(index=False, float_format=_short)
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"

@@ -1,9 +1,8 @@
-"""Students' heads while they learnt, for `analyses.shifts --trajectory`: as they were recorded, or from checkpoints that lie on disk."""
+"""Students' heads during training, for `analyses.shifts --trajectory`: as they were recorded, or measured from checkpoints on disk."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,27 +10,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analyses.models.named import ACCURACY, study_accuracies
+from analyses.command import say
+from analyses.models.studies import ACCURACY_COLUMNS, study_accuracies
 from interp.tables.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from analyses.shifts.options import ShiftsConfig
+    from distill.problems.sets import Problem
 
 
-FOLLOWED_MEASURES = ("entropy_nats", "bos_mass", "mean_distance", "numeric_mass", "operator_mass")
-"""Measured at checkpoints where none are named: those that a study records."""
+_DEFAULT_MEASURES = ("entropy_nats", "bos_mass", "mean_distance", "numeric_mass", "operator_mass")
+"""Measures that are taken at checkpoints unless others are named: those that a study records."""
+
+_DEFAULT_PROBLEMS = 8
+"""Number of problems that checkpoints read unless `--limit` is given."""
 
 
 @dataclass(frozen=True)
-class Followed:
-    """One student while it learnt.
+class StudentTrajectory:
+    """One student during training.
 
     Attributes:
-        name: in tables and figures.
-        place: its folder.
+        name: name in tables and figures.
+        place: the student's folder.
         heads: rows of `interp.tables.shifts.TRAJECTORY`.
-        losses: model, condition, seed, step, loss.
-        about: a row of the models' table.
+        losses: columns model, condition, seed, step, loss.
+        about: row of the `models` table.
     """
 
     name: str
@@ -41,50 +45,54 @@ class Followed:
     about: dict[str, Any]
 
 
-def of_student(place: Path, config: ShiftsConfig) -> Followed:
-    """A student's recorded heads, or those of the checkpoints in a folder, measured now.
+def follow_student(place: Path, options: ShiftsConfig) -> StudentTrajectory:
+    """Return a student's recorded heads, or measure those of the checkpoints in a folder.
+
+    Args:
+        place: a student of a study, or a folder of checkpoints.
+        options: how checkpoints are measured.
 
     Raises:
-        InputError: a folder with neither.
-        StudyError: a damaged recording.
+        InputError: the folder has neither.
+        StudyError: the recording is damaged.
     """
     from distill.students.lora import CARD, read_card
     from distill.training.trajectory import FILE, checkpoint_folders, read_trajectory, record_checkpoints
 
     if not place.is_dir():
-        raise InputError(f"--trajectory {place} is no folder; name students of a study, or folders with checkpoint-N in them")
+        raise InputError(f"--trajectory {place} is not a folder; name students of a study, or folders with checkpoint-N in them")
     card = read_card(place) if (place / CARD).is_file() else {}
     name = place.resolve().name.removesuffix(".partial")
     if (place / FILE).is_file():
         heads = read_trajectory(place)
     elif any(place.glob("checkpoint-*")):
-        print(f"measuring the checkpoints of {name}", file=sys.stderr, flush=True)
+        say(f"measuring the checkpoints of {name}")
         heads = record_checkpoints(
             checkpoint_folders(place),
-            _problems(config),
-            config.measures or FOLLOWED_MEASURES,
-            base=config.base,
-            device=config.device,
-            dtype=config.dtype,
-            trust_remote_code=config.trust_remote_code,
+            _problems(options),
+            options.measures or _DEFAULT_MEASURES,
+            base=options.base,
+            device=options.device,
+            dtype=options.dtype,
+            trust_remote_code=options.trust_remote_code,
         )
     else:
-        raise InputError(f"{place} has neither a {FILE} nor checkpoint-N folders: its heads were not recorded, and cannot be any more")
+        raise InputError(f"{place} has neither a {FILE} nor checkpoint-N folders: its heads were not recorded during training")
     who = {"model": name, "condition": card.get("condition", name), "seed": card.get("seed")}
     losses = pd.DataFrame(_losses(place), columns=["step", "loss"]).assign(**who)
     known = study_accuracies(place.resolve().parent.parent).get((str(who["condition"]), who["seed"]), {})
-    return Followed(name, place, heads.assign(model=name), losses, {**who, **dict.fromkeys(ACCURACY, np.nan), **known})
+    return StudentTrajectory(name, place, heads.assign(model=name), losses, {**who, **dict.fromkeys(ACCURACY_COLUMNS, np.nan), **known})
 
 
-def _problems(config: ShiftsConfig) -> list[Any]:
-    """The texts for checkpoints: the first eight, or `--limit`, of `--problems`."""
+def _problems(options: ShiftsConfig) -> list[Problem]:
+    """Return the problems that checkpoints read."""
     from distill.problems.sets import load_problems
 
-    return load_problems(config.problems or "shipped", config.split, config.limit or 8)
+    return load_problems(options.problems or "shipped", options.split, options.limit or _DEFAULT_PROBLEMS)
 
 
 def _losses(place: Path) -> list[dict[str, float]]:
-    """Steps and losses of a student's log, or of the last checkpoint's."""
+    """Return steps and losses from a student's log, or from the last checkpoint."""
     log = place / "training.jsonl"
     if log.is_file():
         lines = [json.loads(line) for line in log.read_text("utf-8").splitlines() if line.strip()]
@@ -95,10 +103,14 @@ def _losses(place: Path) -> list[dict[str, float]]:
 
 
 def moved_table(trajectory: pd.DataFrame, region: str) -> pd.DataFrame:
-    """How far each student's heads are at the last step from the first, a row a student and measure.
+    """Return how far each student's heads moved from the first recorded step to the last, a row per student and measure.
 
-    Columns: model, measure, steps, moved (mean over heads of |last - first| / s, s the standard deviation between heads at the first step),
-    head (the one that moved most, layer.head) and its difference.
+    Columns: model, measure, steps, moved (mean over heads of |last - first| / s, where s is the standard deviation over heads at the first
+    step), head (the one that moved most, layer.head) and its difference.
+
+    Args:
+        trajectory: rows of `interp.tables.shifts.TRAJECTORY`.
+        region: region of the queries.
     """
     rows = []
     for (model, measure), part in trajectory[trajectory["region"] == region].groupby(["model", "measure"], observed=True, sort=False):
@@ -122,16 +134,22 @@ def moved_table(trajectory: pd.DataFrame, region: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "measure", "steps", "moved", "head", "difference"])
 
 
-def compare_trajectories(config: ShiftsConfig, command: str) -> int:
-    """When each head moved while its student learnt: from recorded trajectories, or from checkpoints on disk."""
-    from analyses.shifts.folder import ComparisonFolder
+def compare_trajectories(options: ShiftsConfig) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """Return the tables of students' heads during training, and the content of run.json.
+
+    Args:
+        options: which students.
+
+    Raises:
+        OptionError: two students have the same name.
+        InputError: a folder has no recorded heads.
+    """
     from interp.measures.catalog import load_measures
 
-    folder = ComparisonFolder(config.folder(), force=config.force)
-    followed = [of_student(place, config) for place in config.trajectory]
+    followed = [follow_student(place, options) for place in options.trajectory]
     names = [student.name for student in followed]
     if len(set(names)) < len(names):
-        raise OptionError(f"two of the students have one name ({', '.join(names)}); name each once")
+        raise OptionError(f"two of the students have the same name ({', '.join(names)}); name each one once")
     tables = {
         "trajectory": pd.concat([student.heads for student in followed], ignore_index=True),
         "training": pd.concat([student.losses for student in followed], ignore_index=True),
@@ -141,26 +159,11 @@ def compare_trajectories(config: ShiftsConfig, command: str) -> int:
     known = load_measures()
     about = {
         "kind": "trajectory",
-        "command": command,
-        "region": config.region,
+        "region": options.region,
         "text": "reference",
         "n_examples": int(tables["trajectory"]["n_examples"].max()),
         "measures": [asdict(known[name].info) for name in measured if name in known],
         "models": [{"name": student.name, "source": str(student.place)} for student in followed],
         "warnings": [],
     }
-    folder.write(tables, about)
-    if config.figures:
-        print("drawing figures", file=sys.stderr, flush=True)
-        folder.draw(config.region)
-    moved = moved_table(tables["trajectory"], config.region)
-    print(
-        f"\nHow far heads moved from the first recorded step to the last: mean over heads of |difference| in units of the standard "
-        f"deviation between heads at the first; {about['n_examples']} texts, queries in {config.region}. No test: a trajectory is of one "
-        "student.\n"
-    )
-    print(moved.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
-    print(f"\ntables:  {', '.join(tables)} in {folder.out}")
-    if config.figures:
-        print(f"report:  {folder.out / 'report.html'}")
-    return 0
+    return tables, about

@@ -12,7 +12,7 @@ With p_i the row of query i in the baseline's map, q_i that in the student's, R 
     cosine    sum_ij p_ij q_ij / sqrt(sum_ij p_ij^2 sum_ij q_ij^2), over i in R and all keys j
     variance  mean over i in R and the keys j that query i may see of the variance of a_ij over all students (divided by their number)
 
-The Jensen-Shannon divergence is that of Lin 1991; its square root is a metric. `analyses.shifts.stored_maps` has the variance of published maps,
+The Jensen-Shannon divergence is that of Lin 1991; its square root is a metric. `analyses.shifts.published.curves` has the variance of published maps,
 whose mean is over all T^2 entries instead.
 """
 

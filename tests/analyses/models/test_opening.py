@@ -98,14 +98,15 @@ def test_adapters_of_one_base_take_one_load_and_a_forward_each(
 
 
 def test_the_base_of_adapters_is_told_by_its_weights(adapters: list[Path], checkpoint: Path, save_checkpoint: Make, tmp_path: Path) -> None:
-    from analyses.models.named import all_named
-    from analyses.models.opening import Opening, OpenModels
+    from analyses.models.named import find_models
+    from analyses.models.opening import OpenModels
+    from analyses.options import ModelOptions
     from interp.checkpoints.opening import open_checkpoint
 
     other = save_checkpoint(tmp_path / "other", seed=1)
-    models = all_named([str(path) for path in (checkpoint, *adapters, other)])
+    models = find_models([str(path) for path in (checkpoint, *adapters, other)])
     base, first, *_, another = models
-    opened = OpenModels(models, Opening("cpu", "auto", False))
+    opened = OpenModels(models, ModelOptions(device="cpu"))
     assert opened.open(another).model is not opened.open(base).model
     ids = torch.arange(40)[None]
 

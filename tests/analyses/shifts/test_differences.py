@@ -11,11 +11,11 @@ import pytest
 from scipy import stats
 
 from analyses.shifts.differences import (
-    accuracy_table,
+    accuracy_slopes_table,
     agreement_table,
     align,
     by_condition,
-    conditions_table,
+    condition_shifts_table,
     differences,
     divergences_table,
     layers_table,
@@ -25,7 +25,7 @@ from analyses.shifts.differences import (
 )
 from interp.inference import crossed_test
 from interp.tables.errors import InputError
-from interp.tables.heads import HeadValues, Run
+from interp.tables.heads import HeadValues, ModelRun
 from interp.tables.schema import REGIONS, validate
 from interp.tables.shifts import ACCURACY_SLOPES, AGREEMENT, CONDITIONS, LAYERS, MAP_DIVERGENCES, RANKS, SHIFTS
 
@@ -38,9 +38,9 @@ def inputs(examples: int, offset: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["example", "position", "token_id", "token", "region", "role", "is_query"])
 
 
-def run(name: str, values: np.ndarray, condition: str | None = None, seed: int | None = None) -> Run:
+def run(name: str, values: np.ndarray, condition: str | None = None, seed: int | None = None) -> ModelRun:
     held = HeadValues(name, tuple(range(len(values))), (0, 1, 2), 4, MEASURES, values)
-    return Run(held, inputs(len(values)), condition or name, seed)
+    return ModelRun(held, inputs(len(values)), condition or name, seed)
 
 
 def texts(n: int = 20, seed: int = 0) -> np.ndarray:
@@ -142,7 +142,7 @@ def test_seeds_are_a_second_level() -> None:
     random = np.random.default_rng(4)
     shifts = random.normal(0.2, 0.3, (3, *SHAPE))
     students = [run(f"s{k}", base + shifts[k] + random.normal(0, 0.1, base.shape), "taught", k) for k in range(3)]
-    table = conditions_table([run("base", base)], students)
+    table = condition_shifts_table([run("base", base)], students)
     validate(table, CONDITIONS)
     row = at(table, 2, 1, "numeric_mass", "question")
     d = np.stack([(s.values.values - base)[:, 2, 1, 1, 0] for s in students])
@@ -160,17 +160,17 @@ def test_seeds_pair_with_the_baseline_of_their_seed() -> None:
     random = np.random.default_rng(5)
     bases = [run(f"b{k}", texts(8, k), "none", k) for k in range(3)]
     others = [run(f"o{k}", bases[k].values.values + 0.3 + random.normal(0, 0.01, (8, *SHAPE)), "told", k) for k in (1, 0, 2)]
-    table = conditions_table(bases, others)
+    table = condition_shifts_table(bases, others)
     np.testing.assert_allclose(table["difference"], 0.3, atol=0.02)
     assert (table["q"] < 0.05).all()
     with pytest.raises(InputError, match=r"none has the seeds \[0, 1, 2\], told \[4, 5, 6\]: they share none"):
-        conditions_table(bases, [replace(o, seed=4 + k) for k, o in enumerate(others)])
+        condition_shifts_table(bases, [replace(o, seed=4 + k) for k, o in enumerate(others)])
     assert [len(group) for group in by_condition([*bases, *others]).values()] == [3, 3]
 
 
 def test_one_seed_speaks_of_one_student() -> None:
     base, other = run("a", texts(10)), run("b", texts(10) + 0.2, "told", 0)
-    table = conditions_table([base], [other])
+    table = condition_shifts_table([base], [other])
     assert table["sd_seeds"].isna().all()
     assert (table["n_seeds"] == 1).all()
     np.testing.assert_array_equal(table["p"], shifts_table(base, other)["p"])
@@ -213,7 +213,7 @@ def test_accuracy_by_permutation_is_scipys() -> None:
     random = np.random.default_rng(8)
     students = [run(f"s{k}", base + random.normal(0, 1, (1, *SHAPE))).values for k in range(6)]
     accuracy = [0.1, 0.25, 0.2, 0.4, 0.35, 0.5]
-    table = accuracy_table(run("base", base).values, students, accuracy)
+    table = accuracy_slopes_table(run("base", base).values, students, accuracy)
     validate(table, ACCURACY_SLOPES)
     row = at(table, 0, 3)
     x = [(s.values - base)[:, 0, 3, 0, 2].mean() for s in students]
@@ -224,12 +224,12 @@ def test_accuracy_by_permutation_is_scipys() -> None:
     )
     assert row["p"] == pytest.approx(exact.pvalue)
     assert row["n_students"] == 6
-    few = accuracy_table(run("base", base).values, students[:4], accuracy[:4])
+    few = accuracy_slopes_table(run("base", base).values, students[:4], accuracy[:4])
     assert few["p"].isna().all()
     assert few["q"].isna().all()
     assert few["spearman"].notna().all()
     with pytest.raises(InputError, match="at least two"):
-        accuracy_table(run("base", base).values, students[:1], accuracy[:1])
+        accuracy_slopes_table(run("base", base).values, students[:1], accuracy[:1])
 
 
 def test_accuracy_of_many_students_is_by_random_orders() -> None:
@@ -237,10 +237,10 @@ def test_accuracy_of_many_students_is_by_random_orders() -> None:
     random = np.random.default_rng(9)
     students = [run(f"s{k}", base + random.normal(0, 1, (1, *SHAPE))).values for k in range(12)]
     accuracy = random.random(12)
-    p = accuracy_table(run("base", base).values, students, list(accuracy))["p"]
+    p = accuracy_slopes_table(run("base", base).values, students, list(accuracy))["p"]
     assert stats.kstest(p, "uniform").pvalue > 0.001  # nothing goes with it
     accuracy = [float((s.values - base)[:, 1, 1, 0, 0].mean()) for s in students]
-    assert at(accuracy_table(run("base", base).values, students, accuracy), 1, 1, region="question")["p"] == pytest.approx(1e-4)
+    assert at(accuracy_slopes_table(run("base", base).values, students, accuracy), 1, 1, region="question")["p"] == pytest.approx(1e-4)
 
 
 def test_divergences_are_means_over_examples() -> None:
@@ -296,5 +296,5 @@ def test_what_cannot_be_compared_is_said() -> None:
         align([one, replace(other, inputs=cut)])
     wide = HeadValues("w", (0, 1, 2, 3), (0, 1), 4, MEASURES, texts(4)[:, :2])
     with pytest.raises(InputError, match=r"w has 2 layers of 4 heads, a 3 of 4.*--match"):
-        align([one, Run(wide, inputs(4), "w")])
+        align([one, ModelRun(wide, inputs(4), "w")])
     assert differences(one.values, one.values).shape == (4, *SHAPE)

@@ -14,9 +14,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from analyses.shifts.differences import (
-    accuracy_table,
+    accuracy_slopes_table,
     agreement_table,
-    conditions_table,
+    condition_shifts_table,
     divergences_table,
     layers_table,
     ranks_table,
@@ -25,7 +25,7 @@ from analyses.shifts.differences import (
 from figures.comparison.draw import HEADLINE, draw_comparison, is_comparison
 from figures.drawing import style
 from interp.tables.errors import InputError
-from interp.tables.heads import HeadValues, Run
+from interp.tables.heads import HeadValues, ModelRun
 from interp.tables.published import CURVES
 from interp.tables.schema import REGIONS, MeasureInfo, write
 from interp.tables.shifts import SHIFT_TABLES
@@ -40,12 +40,12 @@ def folder(tmp_path: Path) -> Path:
     """Six models of two seeds, as `analyses.shifts` would write them."""
     random = np.random.default_rng(0)
     base = random.random((12, 3, 4, len(MEASURES), len(REGIONS)))
-    runs = [Run(HeadValues("untouched", tuple(range(12)), (0, 1, 2), 4, MEASURES, base), INPUTS, "untouched")]
+    runs = [ModelRun(HeadValues("untouched", tuple(range(12)), (0, 1, 2), 4, MEASURES, base), INPUTS, "untouched")]
     for condition in ("none", "teacher", "<b>odd & co"):
         for seed in (0, 1):
             values = base + random.normal(0, 0.05, (1, 3, 4, 2, 3)) + random.normal(0, 0.02, base.shape)
             runs.append(
-                Run(HeadValues(f"{condition}-seed{seed}", tuple(range(12)), (0, 1, 2), 4, MEASURES, values), INPUTS, condition, seed)
+                ModelRun(HeadValues(f"{condition}-seed{seed}", tuple(range(12)), (0, 1, 2), 4, MEASURES, values), INPUTS, condition, seed)
             )
     others = runs[1:]
     rows = [
@@ -67,11 +67,11 @@ def folder(tmp_path: Path) -> Path:
     ]
     tables = {
         "shifts": pd.concat([shifts_table(runs[0], r) for r in others], ignore_index=True),
-        "conditions": pd.concat([conditions_table(runs[:1], others[at : at + 2]) for at in (0, 2, 4)], ignore_index=True),
+        "conditions": pd.concat([condition_shifts_table(runs[:1], others[at : at + 2]) for at in (0, 2, 4)], ignore_index=True),
         "layers": pd.concat([layers_table(runs[0], r) for r in runs], ignore_index=True),
         "ranks": pd.concat([ranks_table(r) for r in runs], ignore_index=True),
         "agreement": agreement_table(runs),
-        "accuracy": accuracy_table(runs[0].values, [r.values for r in others], list(random.random(6))),
+        "accuracy": accuracy_slopes_table(runs[0].values, [r.values for r in others], list(random.random(6))),
         "divergences": divergences_table(pd.DataFrame(rows)),
     }
     for name, table in tables.items():

@@ -1,4 +1,4 @@
-"""figures.comparison.head_shifts: greyed, undefined and significant heads; infinite effects; texts inside and apart."""
+"""figures.comparison.head_shifts: grayed, undefined and significant heads; infinite effects; texts inside and apart."""
 
 # A figure may be None by its type; where it were, the test fails as it should.
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false
@@ -13,18 +13,18 @@ import pytest
 from matplotlib.colors import to_rgba
 from tests.figures.test_catalog import LONG, assert_texts_inside_and_apart
 
-from analyses.shifts.differences import conditions_table, shifts_table
+from analyses.shifts.differences import condition_shifts_table, shifts_table
 from figures.comparison.head_shifts import difference_map, difference_scale, place_labels, volcano, volcano_points
 from figures.drawing import style
 from interp.tables.errors import InputError
-from interp.tables.heads import HeadValues, Run
+from interp.tables.heads import HeadValues, ModelRun
 from interp.tables.schema import REGIONS, MeasureInfo
 
 INFO = MeasureInfo("numeric_mass", "Attention on numbers", "probability", 0.0, 1.0, "Σ p")
 RESPONSE = ["numeric_mass", "response"]
 
 
-def runs(layers: int, heads: int, *, moved: dict[tuple[int, int], float], n: int = 30, seed: int = 0) -> tuple[Run, Run]:
+def runs(layers: int, heads: int, *, moved: dict[tuple[int, int], float], n: int = 30, seed: int = 0) -> tuple[ModelRun, ModelRun]:
     """A baseline and a student whose heads in `moved` are shifted by so much on every text, with noise."""
     random = np.random.default_rng(seed)
     base = random.beta(0.6, 5.0, (1, layers, heads, 1, len(REGIONS))) + random.normal(0, 0.02, (n, layers, heads, 1, len(REGIONS)))
@@ -32,8 +32,8 @@ def runs(layers: int, heads: int, *, moved: dict[tuple[int, int], float], n: int
     for (layer, head), shift in moved.items():
         other[:, layer, head] += shift
 
-    def run(name: str, values: np.ndarray) -> Run:
-        return Run(HeadValues(name, tuple(range(n)), tuple(range(layers)), heads, (INFO.name,), values), pd.DataFrame(), name)
+    def run(name: str, values: np.ndarray) -> ModelRun:
+        return ModelRun(HeadValues(name, tuple(range(n)), tuple(range(layers)), heads, (INFO.name,), values), pd.DataFrame(), name)
 
     return run("base", base), run("student", other)
 
@@ -63,19 +63,19 @@ def subtitle_of(figure) -> str:
     return " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
 
 
-def test_heads_without_significance_are_grey_and_the_others_are_not(table):
+def test_heads_without_significance_are_gray_and_the_others_are_not(table):
     figure = difference_map(table, INFO)
-    colours, greys = figure.axes[0].images
+    colors, grays = figure.axes[0].images
     clear = np.array([[(layer, head) in MOVED for layer in range(3)] for head in range(4)])
-    np.testing.assert_array_equal(np.ma.getmaskarray(np.ma.asarray(colours.get_array())), ~clear)
-    np.testing.assert_array_equal(np.ma.getmaskarray(np.ma.asarray(greys.get_array())), clear)
-    shades = greys.to_rgba(greys.get_array())[~clear]
-    np.testing.assert_allclose(shades[:, 0], shades[:, 1], atol=0.02)  # grey: as much red as green
-    red, _, blue, _ = colours.to_rgba(0.1)
+    np.testing.assert_array_equal(np.ma.getmaskarray(np.ma.asarray(colors.get_array())), ~clear)
+    np.testing.assert_array_equal(np.ma.getmaskarray(np.ma.asarray(grays.get_array())), clear)
+    shades = grays.to_rgba(grays.get_array())[~clear]
+    np.testing.assert_allclose(shades[:, 0], shades[:, 1], atol=0.02)  # gray: as much red as green
+    red, _, blue, _ = colors.to_rgba(0.1)
     assert red > blue  # red is higher than the baseline
 
 
-def test_the_colours_are_symmetric_and_follow_a_given_limit(table):
+def test_the_colors_are_symmetric_and_follow_a_given_limit(table):
     figure = difference_map(table, INFO)
     low, high = figure.axes[0].images[0].get_clim()
     rows = table[table["region"] == "response"]
@@ -96,13 +96,13 @@ def test_the_figures_name_models_n_test_and_correction(table):
             assert text in said, text
         assert "gold text" in said
         assert "(probability)" in said
-    assert "grey: q > 0.05 · 3 of 12 heads have q ≤ 0.05" in subtitle_of(difference_map(table, INFO))
+    assert "gray: q > 0.05 · 3 of 12 heads have q ≤ 0.05" in subtitle_of(difference_map(table, INFO))
 
 
 def test_a_condition_names_its_seeds():
     base, one = runs(3, 4, moved=MOVED)
     two = runs(3, 4, moved=MOVED, seed=0)[1]
-    table = conditions_table([base], [one, two]).rename(columns={"condition": "model"})
+    table = condition_shifts_table([base], [one, two]).rename(columns={"condition": "model"})
     table["effect"] = shifts_table(base, one)["effect"]
     for draw in (difference_map, volcano):
         said = subtitle_of(draw(table, INFO, crossed=True))
@@ -128,10 +128,10 @@ def test_one_example_has_no_test():
     assert volcano(table, INFO) is None
 
 
-def test_a_head_without_a_p_is_greyed():
+def test_a_head_without_a_p_is_grayed():
     table = shifts_table(*runs(2, 2, moved={}, n=1))
-    greys = difference_map(table, INFO).axes[0].images[1]
-    assert not np.ma.getmaskarray(np.ma.asarray(greys.get_array())).any()
+    grays = difference_map(table, INFO).axes[0].images[1]
+    assert not np.ma.getmaskarray(np.ma.asarray(grays.get_array())).any()
 
 
 def test_volcano_points_are_effect_and_log_p(table):
@@ -213,12 +213,12 @@ def test_labels_keep_apart_and_inside():
     random = np.random.default_rng(0)
     points = np.concatenate([np.full((5, 2), [1.9, 1.4]), random.uniform(0.1, 1.3, (40, 2))])  # five at the same place, near a corner
     sizes = np.full((5, 2), [0.3, 0.09])
-    centres = place_labels(points, [0, 1, 2, 3, 4], sizes, (2.0, 1.5))
-    assert (centres - sizes / 2 >= 0).all()
-    assert (centres + sizes / 2 <= (2.0, 1.5)).all()
+    centers = place_labels(points, [0, 1, 2, 3, 4], sizes, (2.0, 1.5))
+    assert (centers - sizes / 2 >= 0).all()
+    assert (centers + sizes / 2 <= (2.0, 1.5)).all()
     for at in range(5):
         for to in range(at):
-            assert (np.abs(centres[at] - centres[to]) >= sizes[0]).any()
+            assert (np.abs(centers[at] - centers[to]) >= sizes[0]).any()
 
 
 @pytest.mark.parametrize("name", style.STYLES)

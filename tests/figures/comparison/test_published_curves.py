@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 from tests.figures.test_catalog import assert_texts_inside_and_apart
 
-from analyses.shifts.stored_maps import open_published, variance_ranking
+from analyses.shifts.published.curves import variance_ranking
+from analyses.shifts.published.stored_maps import open_published
 from figures.comparison.published_curves import published_curves, variance_heads, variance_map
 from figures.drawing import style
 from interp.tables.errors import InputError

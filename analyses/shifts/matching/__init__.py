@@ -1,0 +1,1 @@
+"""Heads of models with different architectures, paired by what they do."""

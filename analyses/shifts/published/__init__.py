@@ -1,0 +1,1 @@
+"""The published study's curves and ranking from stored attention maps."""
