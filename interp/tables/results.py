@@ -74,12 +74,12 @@ class ResultsFolder:
     """
 
     def __init__(self, out: Path, kind: Kind, *, force: bool = False, resume: bool = False, lock: bool = True) -> None:
-        self.out, self.kind, self.force = _place(out), kind, force
-        self.draft = self.out.with_name(self.out.name + ".partial")
-        self.fresh = False
+        self.kind, self.force, self.fresh = kind, force, False
         self._made: list[Path] = []
-        self._lock = FileLock(self.draft / LOCK, timeout=0) if lock else None
         try:
+            self.out = _place(out)
+            self.draft = self.out.with_name(self.out.name + ".partial")
+            self._lock = FileLock(self.draft / LOCK, timeout=0) if lock else None
             if self._lock is None:
                 self._made = _make(self.draft)
             else:
@@ -92,12 +92,12 @@ class ResultsFolder:
 
     def _open(self, lock: FileLock, *, resume: bool) -> None:
         """Make and lock the draft, recover from killed calls, and check that the work may begin."""
-        if not self.draft.exists():
-            self._check_out()  # before anything is made
-        elif not self.draft.is_dir():
-            raise OptionError(f"{self.draft} is a file, and unfinished results go there; move it, or name another --out")
-        else:
+        if self.draft.is_dir():
             self._check_draft()  # before a lock file is left in somebody else's folder
+        elif self.draft.exists():
+            raise OptionError(f"{self.draft} is a file, and unfinished results go there; move it, or name another --out")
+        elif not self._left():
+            self._check_out()  # before anything is made
         self._made = _make(self.draft)
         lock.acquire()
         try:
@@ -126,13 +126,17 @@ class ResultsFolder:
         Before the second of its two renames, the results that it moved away are moved back, and the draft can be resumed; after it,
         what is left of the old results and of the draft is removed.
         """
-        for old in sorted(self.out.parent.glob(f".{glob.escape(self.out.name)}.old-*")):
+        for old in self._left():
             if not self.out.exists():
                 rename(old, self.out)
             elif (self.out / "run.json").is_file():
                 shutil.rmtree(old, ignore_errors=True)
         if (self.out / _SETTINGS).is_file() and (self.out / "run.json").is_file():
             self._clean()
+
+    def _left(self) -> list[Path]:
+        """Return old results that a killed replacement left under another name."""
+        return sorted(self.out.parent.glob(f".{glob.escape(self.out.name)}.old-*"))
 
     def _check_out(self) -> None:
         """Raise if results may not go to `out`."""

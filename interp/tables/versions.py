@@ -40,8 +40,11 @@ OLD_VALUES = {
 }
 """Values by key, as in `OLD_KEYS`."""
 
-OLD_OPTIONS = {"--way": "--backend", "--text gold": "--text reference"}
+OLD_OPTIONS = {"--way": "--backend"}
 """Command-line options of version 0.1 that are still accepted and are not listed in --help."""
+
+OLD_OPTION_VALUES = {"--text": {"gold": "reference"}}
+"""Values of options, likewise."""
 
 MOVED = {
     "interp.measures": "interp (`from interp import Measure, MeasureInfo`) or interp.measures.catalog",
@@ -113,11 +116,9 @@ def current_options(arguments: list[str]) -> list[str]:
     replaced: list[str] = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         option, equals, value = argument.partition("=")
-        if f"{before} {argument}" in OLD_OPTIONS:
-            argument = OLD_OPTIONS[f"{before} {argument}"].split()[1]
-        elif equals and f"{option} {value}" in OLD_OPTIONS:
-            argument = OLD_OPTIONS[f"{option} {value}"].replace(" ", "=")
-        elif option in OLD_OPTIONS:
-            argument = OLD_OPTIONS[option] + equals + value
-        replaced.append(argument)
+        if equals:
+            value = OLD_OPTION_VALUES.get(option, {}).get(value, value)
+        else:
+            option = OLD_OPTION_VALUES.get(before, {}).get(option, option)
+        replaced.append(OLD_OPTIONS.get(option, option) + equals + value)
     return replaced

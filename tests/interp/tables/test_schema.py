@@ -1,4 +1,4 @@
-"""Every way in which a table may break its schema; round trip; torn and foreign files."""
+"""Every way in which a table may not fit its schema; round trips; incomplete files, and files of other tables or earlier versions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from interp.tables.contrast import ANSWERS
 from interp.tables.errors import InputError
-from interp.tables.heads import EXAMPLE_VALUES, HEAD_TABLES, HEADS, INPUTS, read_values
+from interp.tables.heads import EXAMPLE_VALUES, HEAD_TABLES, HEADS, INPUTS
 from interp.tables.schema import REGIONS, ROLES, TOKEN_REGIONS, TableSchema, read, validate, write
 
 
 def make(schema: TableSchema) -> pd.DataFrame:
-    """A small table that is right."""
+    """Return a small valid table."""
     if schema is INPUTS:
         return pd.DataFrame(
             {
@@ -39,7 +40,7 @@ def make(schema: TableSchema) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("schema", HEAD_TABLES.values(), ids=HEAD_TABLES)
-def test_round_trip(schema: TableSchema, tmp_path: Path) -> None:
+def test_a_table_is_read_as_it_was_written(schema: TableSchema, tmp_path: Path) -> None:
     frame, path = make(schema), tmp_path / f"{schema.name}.parquet"
     write(frame.sample(frac=1, axis=1, random_state=0), schema, path)
     found = read(path, schema)
@@ -67,7 +68,7 @@ def test_columns_must_be_those_of_the_schema(schema: TableSchema) -> None:
 
 
 @pytest.mark.parametrize("schema", HEAD_TABLES.values(), ids=HEAD_TABLES)
-def test_keys_do_not_repeat(schema: TableSchema) -> None:
+def test_repeated_keys_are_refused(schema: TableSchema) -> None:
     frame = make(schema)
     with pytest.raises(InputError, match=rf"table {schema.name}: 1 rows repeat a key, the first is"):
         validate(pd.concat([frame, frame.iloc[:1]]), schema)
@@ -87,7 +88,7 @@ def test_nulls_are_refused_outside_the_values(schema: TableSchema) -> None:
     [(HEADS, "region", REGIONS), (EXAMPLE_VALUES, "region", REGIONS), (INPUTS, "region", TOKEN_REGIONS), (INPUTS, "role", ROLES)],
     ids=["heads", "examples", "inputs-region", "inputs-role"],
 )
-def test_choices_are_checked(schema: TableSchema, column: str, allowed: tuple[str, ...]) -> None:
+def test_a_value_outside_its_choices_is_refused(schema: TableSchema, column: str, allowed: tuple[str, ...]) -> None:
     frame = make(schema)
     frame.loc[1, column] = "nowhere"
     with pytest.raises(InputError, match=rf"column {column} holds \['nowhere'\]; allowed: {', '.join(allowed)}"):
@@ -95,7 +96,7 @@ def test_choices_are_checked(schema: TableSchema, column: str, allowed: tuple[st
 
 
 @pytest.mark.parametrize(("column", "value"), [("layer", 1 << 20), ("layer", 0.5), ("head", "first"), ("n_queries", 1.5), ("model", 3)])
-def test_types_are_checked(column: str, value: Any) -> None:
+def test_a_value_of_another_type_is_refused(column: str, value: Any) -> None:
     frame = make(HEADS).astype({column: object})
     frame[column] = value if column != "n_queries" else [value, 0, value]
     with pytest.raises(InputError, match="table heads"):
@@ -104,7 +105,7 @@ def test_types_are_checked(column: str, value: Any) -> None:
 
 @pytest.mark.parametrize("schema", [HEADS, EXAMPLE_VALUES], ids=["heads", "examples"])
 @pytest.mark.parametrize(("row", "value"), [(0, np.nan), (0, np.inf), (1, 0.5)])
-def test_a_value_is_finite_exactly_where_it_was_measured(schema: TableSchema, row: int, value: float) -> None:
+def test_a_value_must_be_finite_exactly_where_it_was_measured(schema: TableSchema, row: int, value: float) -> None:
     frame = make(schema)
     frame.loc[row, "value"] = value
     with pytest.raises(InputError, match=rf"table {schema.name}: 1 rows are measured but not finite, or finite but not measured"):
@@ -112,20 +113,20 @@ def test_a_value_is_finite_exactly_where_it_was_measured(schema: TableSchema, ro
 
 
 @pytest.mark.parametrize("broken", [{"ci_low": 0.8}, {"ci_low": np.nan}, {"ci_high": np.inf}, {"ci_high": 0.2}])
-def test_intervals_of_several_examples_are_whole(broken: dict[str, float]) -> None:
+def test_an_interval_over_several_examples_must_be_finite_and_ordered(broken: dict[str, float]) -> None:
     frame = make(HEADS)
     for name, value in broken.items():
         frame.loc[0, name] = value
-    with pytest.raises(InputError, match="table heads: 1 rows with a broken interval"):
+    with pytest.raises(InputError, match="table heads: 1 rows with an interval that is not finite and ordered"):
         validate(frame, HEADS)
 
 
-def test_torn_and_foreign_files_are_named(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "heads.parquet"
     write(make(HEADS), HEADS, path)
-    whole = path.read_bytes()
-    for kept in (0, 3, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:kept])
+    complete = path.read_bytes()
+    for kept in (0, 3, len(complete) // 2, len(complete) - 1):
+        path.write_bytes(complete[:kept])
         with pytest.raises(InputError, match=r"heads\.parquet: not a readable Parquet file"):
             read(path, HEADS)
     with pytest.raises(InputError, match="not a readable Parquet file"):
@@ -135,7 +136,7 @@ def test_torn_and_foreign_files_are_named(tmp_path: Path) -> None:
         read(path, HEADS)
 
 
-def test_files_of_other_columns_and_types_are_named(tmp_path: Path) -> None:
+def test_a_file_with_other_columns_or_types_is_named(tmp_path: Path) -> None:
     path = tmp_path / "heads.parquet"
     write(make(EXAMPLE_VALUES), EXAMPLE_VALUES, path)
     with pytest.raises(InputError, match=r"heads\.parquet: (column|table heads: missing columns)"):
@@ -157,59 +158,54 @@ def test_nothing_is_written_where_validation_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# --- values as an array -----------------------------------------------------------------------------------------------
+# --- tables of earlier versions ---------------------------------------------------------------------------------------
 
 
-def grid_of_examples() -> pd.DataFrame:
-    axes = [[3, 7], [0, 2], range(3), ["a", "b"], REGIONS]
-    index = pd.MultiIndex.from_product(axes, names=["example", "layer", "head", "measure", "region"])
-    frame = index.to_frame(index=False).assign(model="m", n_queries=1)
-    frame["value"] = np.arange(len(frame), dtype=float)
-    frame.loc[5, ["value", "n_queries"]] = [np.nan, 0]
-    return frame
-
-
-def test_values_as_an_array(tmp_path: Path) -> None:
-    frame = grid_of_examples()
-    pq.write_table(validate(frame, EXAMPLE_VALUES), tmp_path / "e.parquet", row_group_size=7)
-    found = read_values(tmp_path / "e.parquet")
-    assert (found.model, found.examples, found.layers, found.n_heads, found.measures) == ("m", (3, 7), (0, 2), 3, ("a", "b"))
-    np.testing.assert_array_equal(found.values.ravel(), frame["value"])
-    assert found.values.shape == (2, 2, 3, 2, 3)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda f: f.iloc[::-1], "regions all, response, question"),
-        (lambda f: f.sort_values("layer", kind="stable"), "out of order by example"),
-        (lambda f: f.iloc[:-1], "71 rows, 2 x 2 x 3 x 2 x 3 were expected"),
-        (lambda f: f.assign(model=["m", "n"] * 36), "expected one model, found 2: m, n"),
-        (lambda f: f.assign(example=8 - f["example"]), "not in ascending order"),
-        (lambda f: f.assign(value=np.inf), "measured but not finite"),
-        (
-            lambda f: f.assign(value=f["value"].where(f.index != 9)),
-            "1 rows are measured but not finite.*'example': 3, 'layer': 0, 'head': 1",
-        ),
-        (lambda f: f.assign(n_queries=0), "finite but not measured"),
-        (lambda f: f.iloc[:0], "expected one model, found 0"),
-    ],
-)
-def test_values_that_are_no_whole_grid(change: Any, words: str, tmp_path: Path) -> None:
-    pq.write_table(
-        pa.Table.from_pandas(change(grid_of_examples())[EXAMPLE_VALUES.arrow.names], EXAMPLE_VALUES.arrow, preserve_index=False),
-        tmp_path / "e",
+def old_answers(**columns: Any) -> pa.Table:
+    table = validate(
+        pd.DataFrame({"model": ["m"], "problem": [0], "extracted": ["7"], "correct": [True], "n_tokens": [3], "truncated": [True]}), ANSWERS
     )
-    with pytest.raises(InputError, match=words):
-        read_values(tmp_path / "e")
+    return table.rename_columns([columns.get(name, name) for name in table.column_names])
 
 
-def test_values_of_another_version_or_torn(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"model": ["m"], "mean": [1.0]}), tmp_path / "old")
-    with pytest.raises(InputError, match="missing columns"):
-        read_values(tmp_path / "old")
-    pq.write_table(validate(grid_of_examples(), EXAMPLE_VALUES), tmp_path / "e")
-    (tmp_path / "torn").write_bytes((tmp_path / "e").read_bytes()[:100])
-    for name in ("torn", "none"):
-        with pytest.raises(InputError, match="not a readable Parquet file"):
-            read_values(tmp_path / name)
+def test_an_old_column_name_is_read_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "answers.parquet"
+    pq.write_table(old_answers(truncated="cut"), path)
+    assert read(path, ANSWERS)["truncated"].tolist() == [True]
+    assert capsys.readouterr().err == f"note: {path} was written by an earlier version; cut is read as truncated\n"
+    pq.write_table(old_answers(), path)
+    read(path, ANSWERS)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_old_column_name_is_not_taken_where_the_schema_has_no_such_column(tmp_path: Path) -> None:
+    path = tmp_path / "heads.parquet"
+    table = validate(make(HEADS), HEADS)
+    pq.write_table(table.append_column("cut", pa.array([True] * 3)), path)
+    with pytest.raises(InputError, match=r"unknown columns \['cut'\]"):
+        read(path, HEADS)
+
+
+def test_both_names_of_a_column_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "answers.parquet"
+    pq.write_table(old_answers().append_column("cut", pa.array([True])), path)
+    with pytest.raises(InputError, match=r"unknown columns \['cut'\]"):
+        read(path, ANSWERS)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_write_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "heads.parquet"
+    write(make(HEADS), HEADS, path)
+    before = path.read_bytes()
+
+    def fail(table: pa.Table, where: Path, **_: Any) -> None:
+        where.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write(make(HEADS).assign(model="other"), HEADS, path)
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("heads.parquet", before)]
