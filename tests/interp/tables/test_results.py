@@ -638,11 +638,11 @@ def test_clearing_keeps_what_is_named(tmp_path: Path) -> None:
 # --- Windows ----------------------------------------------------------------------------------------------------------
 
 
-def test_windows_releases_the_lock_before_folders_are_renamed_or_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There a folder with an open file can be neither renamed nor removed."""
+def test_windows_releases_the_lock_before_a_folder_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a folder with an open file cannot be renamed."""
     monkeypatch.setattr(results, "WINDOWS", True)
     folder = ResultsFolder(tmp_path / "out", KIND)
-    lock, replace, rmtree = folder._lock, Path.replace, shutil.rmtree
+    lock, replace = folder._lock, Path.replace
     assert lock is not None
 
     def checked(self: Path, target: Path) -> Path:
@@ -652,17 +652,21 @@ def test_windows_releases_the_lock_before_folders_are_renamed_or_removed(tmp_pat
     monkeypatch.setattr(Path, "replace", checked)
     folder.publish({"kind": "shifts", "text": "new"})
     assert names(tmp_path / "out") == {"run.json"}
-    folder = ResultsFolder(tmp_path / "other", KIND)
-    lock = folder._lock
+
+
+def test_windows_releases_the_lock_before_a_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "WINDOWS", True)
+    folder = ResultsFolder(tmp_path / "out", KIND)
+    lock, rmtree = folder._lock, shutil.rmtree
     assert lock is not None
 
-    def checked_rmtree(*given: Any, **options: Any) -> None:
+    def checked(*given: Any, **options: Any) -> None:
         assert not lock.is_locked
         rmtree(*given, **options)
 
-    monkeypatch.setattr(shutil, "rmtree", checked_rmtree)
+    monkeypatch.setattr(shutil, "rmtree", checked)
     folder.abandon(keep=False)
-    assert names(tmp_path) == {"out"}
+    assert names(tmp_path) == set()
 
 
 # --- reading run.json -------------------------------------------------------------------------------------------------
