@@ -1,6 +1,6 @@
-"""Prompting strategies: what a teacher is told beside the question. The student never sees any of it.
+"""Prompting strategies: instructions that a teacher reads in addition to the question. The student never sees them.
 
-`STRATEGIES` holds the presets; a file of the user's own adds more:
+`STRATEGIES` holds the presets. A TOML file adds more:
 
     [[strategy]]
     name = "rhyme"
@@ -10,34 +10,31 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from difflib import get_close_matches
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from distill.settings import FOLDER_NAME
 from interp.tables.errors import StudyError
+from interp.tables.plugins import nearest
 from interp.tokens import render_prompt
 
-PLACES = ("system", "before", "after")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
-RESERVED = ("untouched", "finetune")
-"""The two control conditions: no training at all, and training on the reference solutions."""
+_PLACES = ("system", "before", "after")
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """What is put beside a question.
+    """An instruction and its place in the prompt.
 
     Attributes:
-        name: short, for tables and folders: letters, digits, `_`, `-` and `.`.
-        text: the instruction; "" puts nothing.
-        place: "system" (a turn of its own in the chat template; before the question where no template is used), "before" or "after"
-            the question.
+        name: name in tables and folders: letters, digits, `_`, `-` and `.`.
+        text: the instruction; "" leaves the question alone.
+        place: "before" or "after" the question, or "system": the system turn of the chat template (before the question if no template is
+            used).
         about: one line for people.
     """
 
@@ -47,32 +44,32 @@ class Strategy:
     about: str = ""
 
     def __post_init__(self) -> None:
-        """Checks the fields.
+        """Check the fields.
 
         Raises:
-            StudyError: a name that cannot be a folder's, or an unknown place.
+            StudyError: the name cannot be a folder's name, or the place is unknown.
         """
-        if not NAME.fullmatch(self.name):
-            raise StudyError(f"strategy name {self.name!r}; letters, digits, '_', '-' and '.' are allowed")
-        if self.place not in PLACES:
-            raise StudyError(f"strategy {self.name}: place {self.place!r}; allowed: {', '.join(PLACES)}")
+        if not FOLDER_NAME.fullmatch(self.name):
+            raise StudyError(f"strategy name {self.name!r} is not allowed; use letters, digits, '_', '-' and '.', a letter or digit first")
+        if self.place not in _PLACES:
+            raise StudyError(f"strategy {self.name}: place is {self.place!r}; allowed: {', '.join(_PLACES)}")
 
     @property
     def content(self) -> dict[str, str]:
-        """What shapes the prompt; the name does not, so two names of one text are one strategy. No text has no place."""
+        """What decides the prompt. The name does not, so strategies of equal text are equal; an empty text has no place."""
         return {"place": self.place if self.text else "before", "text": self.text}
 
     def prompt(self, tokenizer: Any, question: str, chat: bool) -> str:
-        """The text before a response, as `interp.tokens.render_prompt` gives it where the strategy has no text.
+        """Return the text before a response; without an instruction, it is that of `interp.tokens.render_prompt`.
 
         Args:
-            tokenizer: with a chat template where `chat` is set.
-            question: the problem.
-            chat: through the chat template, or plainly as "Question: ... Answer:".
+            tokenizer: a tokenizer, with a chat template if `chat` is set.
+            question: text of the problem.
+            chat: use the chat template; otherwise the plain form "Question: ... Answer:".
 
         Raises:
-            StudyError: a chat template that takes no system turn.
-            InputError: a chat template that fails otherwise, or changes the question's text.
+            StudyError: the chat template refuses or drops the system turn.
+            InputError: the chat template fails for another reason, or changes the question's text.
         """
         if not self.text:
             return render_prompt(tokenizer, question, chat)[0]
@@ -80,8 +77,10 @@ class Strategy:
             turns = [{"role": "system", "content": self.text}, {"role": "user", "content": question}]
             try:
                 prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            except Exception as error:  # a template is a program of the checkpoint's: it may raise anything
-                raise StudyError(f'strategy {self.name}: the chat template takes no system turn ({error}); use place = "before"') from error
+            except Exception as error:  # a template is a program, which may raise anything
+                raise StudyError(
+                    f'strategy {self.name}: the chat template refuses a system turn ({error}); use place = "before"'
+                ) from error
             if self.text.strip() not in prompt:
                 raise StudyError(f'strategy {self.name}: the chat template drops the system turn; use place = "before"')
             return prompt
@@ -93,7 +92,7 @@ class Strategy:
         return f"{self.text}\n\n{render_prompt(tokenizer, question, chat)[0]}"
 
     def encode(self, tokenizer: Any, question: str, chat: bool) -> list[int]:
-        """Token ids of `prompt`: special tokens are the template's own, or the tokenizer's where no template is used."""
+        """Return the token ids of `prompt`; special tokens come from the template, or from the tokenizer if no template is used."""
         return list(tokenizer(self.prompt(tokenizer, question, chat), add_special_tokens=not chat)["input_ids"])
 
 
@@ -114,8 +113,8 @@ Answer: On Monday he read 60 / 4 = 15 pages. Together with Tuesday he read 15 + 
 Solve the next problem in the same way."""
 
 STRATEGIES: dict[str, Strategy] = {
-    s.name: s
-    for s in (
+    strategy.name: strategy
+    for strategy in (
         Strategy("none", "", "before", "the question alone"),
         Strategy(
             "teacher",
@@ -142,69 +141,63 @@ STRATEGIES: dict[str, Strategy] = {
             "socratic",
             "Solve the problem below in the Socratic way: before each step, ask the small question that the step answers, then answer it.",
             "before",
-            "sub-questions with their answers, as GSM8K's Socratic form has them",
+            "sub-questions with their answers, as in the socratic config of GSM8K",
         ),
-        Strategy("few_shot", _FEW_SHOT, "before", "three solved problems of our own writing first"),
+        Strategy("few_shot", _FEW_SHOT, "before", "three solved example problems before the question"),
     )
 }
-"""The presets, by name."""
+"""The presets by name."""
 
 
-def load_strategies(files: Sequence[str | Path] = ()) -> dict[str, Strategy]:
-    """The presets, and the strategies of TOML files with `[[strategy]]` tables (name, text, place, about).
+def load_strategies(files: Sequence[str | Path] = (), *, reserved: Collection[str] = ()) -> dict[str, Strategy]:
+    """Return the presets and the strategies of TOML files with `[[strategy]]` tables (name, text, place, about).
+
+    Args:
+        files: TOML files.
+        reserved: names that a strategy cannot have, such as those of control conditions.
 
     Raises:
-        StudyError: a file that cannot be read, a wrong key, a name that is taken.
+        StudyError: a file cannot be read, has a wrong key, or uses a name that is taken.
     """
     known = dict(STRATEGIES)
     for file in files:
-        for strategy in _read(Path(file)):
-            if strategy.name in known or strategy.name in RESERVED:
+        for strategy in _read_strategies(Path(file)):
+            if strategy.name in known or strategy.name in reserved:
                 raise StudyError(f"{file}: the name {strategy.name!r} is taken; choose another")
             known[strategy.name] = strategy
     return known
 
 
-def choose_strategies(names: Iterable[str], known: dict[str, Strategy]) -> dict[str, Strategy]:
-    """The strategies of conditions, in their order; the two controls have none.
+def require_plain(strategy: Strategy) -> None:
+    """Raise unless instruction and question can be one plain text, as the published objective needs.
 
     Raises:
-        StudyError: an unknown name; the message lists the known.
+        StudyError: the instruction is not before the question.
     """
-    chosen = {}
-    for name in names:
-        if name in RESERVED:
-            continue
-        if name not in known:
-            near = get_close_matches(name, [*known, *RESERVED], 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise StudyError(
-                f'unknown condition {name!r}{hint}; known: {", ".join([*RESERVED, *known])}; strategies = ["file.toml"] adds your own'
-            )
-        chosen[name] = known[name]
-    return chosen
+    if strategy.text and strategy.place != "before":
+        raise StudyError(
+            f'strategy {strategy.name}: place is "{strategy.place}", but objective published needs "before", because instruction and '
+            "question are one plain text"
+        )
 
 
-def _read(file: Path) -> list[Strategy]:
+def _read_strategies(file: Path) -> list[Strategy]:
     try:
         content = tomllib.loads(file.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StudyError(f"{file}: no valid TOML ({error})") from error
+        raise StudyError(f"{file} is not valid TOML ({error})") from error
     except OSError as error:
-        raise StudyError(f"{file}: cannot be read ({error.strerror or error})") from error
-    keys = list(asdict(Strategy("none")))
-    form = f"a file of strategies holds [[strategy]] tables with the keys {', '.join(keys)}"
+        raise StudyError(f"{file} cannot be read ({error.strerror or error})") from error
+    keys = [field.name for field in fields(Strategy)]
+    form = f"a strategy file holds [[strategy]] tables with the keys {', '.join(keys)}"
     tables = content.get("strategy")
     if not isinstance(tables, list) or not tables or len(content) != 1:
-        raise StudyError(f"{file}: it holds {', '.join(map(repr, content)) or 'nothing'}; {form}")
+        raise StudyError(f"{file} holds {', '.join(map(repr, content)) or 'nothing'}; {form}")
     strategies = []
     for number, table in enumerate(tables, 1):
         unknown = [key for key in table if key not in keys] if isinstance(table, dict) else []
         if unknown:
-            near = get_close_matches(unknown[0], keys, 1)
-            raise StudyError(
-                f"{file}: strategy {number} has the unknown key {unknown[0]!r}{f' (did you mean {near[0]!r}?)' if near else ''}; {form}"
-            )
+            raise StudyError(f"{file}: strategy {number} has the unknown key {unknown[0]!r}{nearest(unknown[0], keys)}; {form}")
         try:
             strategies.append(msgspec.convert(table, Strategy))
         except msgspec.ValidationError as error:

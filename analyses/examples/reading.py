@@ -62,7 +62,7 @@ def read_problem(
     """Let a model answer (or read the reference), and measure its heads on that text."""
     import torch
 
-    from analyses.heads.batches import decoder_of, plan_batches, stop_ids, write_answers
+    from analyses.heads.batches import decoder_of, plan_batches, write_answers
     from interp.attention.seam import attention_layers
     from interp.recording.recorder import record
 
@@ -78,8 +78,8 @@ def read_problem(
         if not checkpoint.model.can_generate():
             raise InputError(f"{model.name} cannot generate; {request.spelt('text', 'gold')} lets it read the reference solution")
         say(f"{model.name} answers")
-        tokens, _ = write_answers(checkpoint, prompts.select([0], "left"), request.max_new_tokens)
-        finish = "stop" if int(tokens.texts[0].ids[-1]) in stop_ids(checkpoint) else "length"
+        tokens, n_truncated = write_answers(checkpoint, prompts.select([0], "left"), request.max_new_tokens)
+        finish = "length" if n_truncated else "stop"
         start = len(prompts.texts[0].text)
     else:
         tokens = prompts

@@ -127,28 +127,18 @@ def decoder_of(model: Any) -> Any:
     return next(m for m in model.modules() if isinstance(m, PreTrainedModel)).base_model
 
 
-def stop_ids(checkpoint: Checkpoint) -> list[int]:
-    """Tokens that end the model's text."""
-    own = getattr(checkpoint.model, "generation_config", None)
-    stop = getattr(own, "eos_token_id", None)
-    stop = checkpoint.tokenizer.eos_token_id if stop is None else stop
-    return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
-
-
 def write_answers(checkpoint: Checkpoint, prompts: Tokens, max_new_tokens: int) -> tuple[Tokens, int]:
-    """The model's greedy answers, annotated, and how many of them ran into the cut."""
-    import torch
-    from transformers import GenerationConfig
+    """Return the model's greedy answers to prompts, annotated, and how many of them are truncated."""
+    import numpy as np
 
-    model, stops = checkpoint.model, stop_ids(checkpoint)
-    greedy = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops or None, pad_token_id=prompts.pad_id, use_cache=True
-    )
-    inputs = {name: prompts.inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    with torch.inference_mode():
-        written = model.generate(**inputs, generation_config=greedy).cpu().numpy()[:, prompts.width :]
-    tokens = prompts.extend(written, stops)
-    cut = sum(len(text) == len(prompt) + max_new_tokens for text, prompt in zip(tokens.texts, prompts.texts, strict=True))
+    from distill.teachers.generate import Sampling, end_ids, generate
     from interp.tokens import Tokens as Batch
 
-    return Batch(tokens.texts, "right", prompts.pad_id, prompts.tokenizer, prompts.sources), cut
+    ids = [text.ids.tolist() for text in prompts.texts]
+    answers = generate(checkpoint.model, checkpoint.tokenizer, ids, Sampling(max_new_tokens), batch_size=len(ids))
+    rows = np.full((len(ids), max(len(answer.ids) for answer in answers)), prompts.pad_id)
+    for row, answer in zip(rows, answers, strict=True):
+        row[: len(answer.ids)] = answer.ids  # a shorter answer ends in an end token, and what follows that is dropped
+    tokens = prompts.extend(rows, end_ids(checkpoint.model, checkpoint.tokenizer))
+    n_truncated = sum(answer.finish == "length" for answer in answers)
+    return Batch(tokens.texts, "right", prompts.pad_id, prompts.tokenizer, prompts.sources), n_truncated

@@ -1,1 +1,1 @@
-"""TODO_DOC distill/teachers."""
+"""Teachers: models, servers and files that give the answers and distributions that students learn from."""

@@ -1,59 +1,50 @@
-"""Who answers: teachers of several kinds, each saying which signals it can give.
+"""The kinds of teachers. Reading them loads neither torch nor a teacher.
 
-`TEACHERS` names them. A teacher's identity says what shapes its answers, and is known before its weights are loaded: a study whose
-records are complete never loads them.
+A teacher's identity holds everything that decides its answers, and is known before its weights are loaded: a study whose records are
+complete never loads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
-from distill.teachers.local import TransformersTeacher
-from distill.teachers.options import TeacherConfig
-from distill.teachers.server import OpenAITeacher
-from distill.teachers.teacher import Teacher
-from distill.teachers.vllm import VllmTeacher
-from distill.teachers.written import ReferenceTeacher, ReplayTeacher
-from interp.tables.errors import StudyError
-
-# --- choosing -------------------------------------------------------------------------------------------------------
-
-TIERS: dict[str, tuple[str, ...]] = {
-    "transformers": ("text", "topk", "hidden", "dense"),
-    "vllm": ("text", "topk"),
-    "openai": ("text", "topk"),
-    "replay": ("text",),
-    "reference": ("text",),
-}
-"""Which signals each kind of teacher can give."""
+SignalKind = Literal["text", "topk", "hidden", "dense"]
+"""What is kept of the teacher's distribution: nothing, the top k, the last hidden state, or all log-probabilities."""
 
 
-TEACHERS: dict[str, Callable[[TeacherConfig], Teacher]] = {
-    "transformers": TransformersTeacher,
-    "vllm": VllmTeacher,
-    "openai": OpenAITeacher,
-    "replay": ReplayTeacher,
-    "reference": ReferenceTeacher,
-}
-"""The kinds of teachers."""
+@dataclass(frozen=True)
+class TeacherKind:
+    """One kind of teacher.
 
-
-def check_kind(kind: str) -> None:
-    """Refuses a kind of teacher that is not known."""
-    if kind not in TEACHERS:
-        raise StudyError(f"unknown teacher.kind {kind!r}; known: {', '.join(TEACHERS)}")
-
-
-def open_teacher(config: TeacherConfig) -> Teacher:
-    """A teacher, its weights not loaded yet.
-
-    Raises:
-        StudyError: an unknown kind, or a signal that it cannot give.
-        CheckpointError: a model that cannot be found.
+    Attributes:
+        path: the class as "module:Class"; `distill.teachers.teacher.open_teacher` imports it.
+        signals: the signals that it can give.
+        description: one line for people.
+        in_process: its model can be called in this process, so that it can score prompts and teach live.
     """
-    check_kind(config.kind)
-    if config.signal not in TIERS[config.kind]:
-        raise StudyError(
-            f"a teacher of kind {config.kind} cannot give teacher.signal = {config.signal!r}; it can give {', '.join(TIERS[config.kind])}"
-        )
-    return TEACHERS[config.kind](config)
+
+    path: str
+    signals: tuple[SignalKind, ...]
+    description: str
+    in_process: bool = False
+
+
+TEACHERS: dict[str, TeacherKind] = {
+    "transformers": TeacherKind(
+        "distill.teachers.local:TransformersTeacher",
+        ("text", "topk", "hidden", "dense"),
+        "a checkpoint in this process",
+        in_process=True,
+    ),
+    "vllm": TeacherKind("distill.teachers.vllm:VllmTeacher", ("text", "topk"), "a checkpoint in this process, run by vLLM"),
+    "openai": TeacherKind("distill.teachers.server:OpenAITeacher", ("text", "topk"), "a server with an OpenAI-compatible API"),
+    "replay": TeacherKind("distill.teachers.written:ReplayTeacher", ("text",), "responses from a JSONL file"),
+    "reference": TeacherKind("distill.teachers.written:ReferenceTeacher", ("text",), "the reference solutions"),
+}
+"""The kinds of teachers by name."""
+
+
+def in_process_kinds() -> str:
+    """Return the kinds whose model can be called in this process, for messages."""
+    return " or ".join(f'"{name}"' for name, kind in TEACHERS.items() if kind.in_process)

@@ -1,14 +1,18 @@
-"""Batched generation that hands out what the model thought at each token: log-probabilities, top k, or hidden states.
+"""Generate answers in batches, with the distribution at each token: log-probabilities, top k or hidden states.
 
-A loop of our own over the model's forward pass, because `generate` of transformers goes on with rows that have ended, and keeps nothing
-of the states. Rows that end leave the batch and its cache; prompts are batched by length; results come back in the given order.
+This is the only routine of the project that writes answers, and `end_ids` is the only rule for where they end. Tokens come from the
+model's own distribution: the processors of its generation config, such as a repetition penalty, are not applied.
+
+`generate` of transformers continues rows that have ended and returns no hidden states. Here, rows that end leave the batch and its cache.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,22 +21,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from distill.teachers.catalog import SignalKind
 from interp.checkpoints.unembedding import keep_hidden
 from interp.tables.errors import InputError
-
-TIERS = ("text", "topk", "hidden", "dense")
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen.
+    """How tokens are chosen, and when an answer ends.
 
     Attributes:
-        max_new_tokens: cut of an answer.
-        temperature: logits are divided by it; 0 takes the likeliest token.
-        top_p: the smallest set of likeliest tokens with at least this mass is drawn from.
-        seed: every row draws by itself, from a generator of this seed and the row's key.
-        stop: texts that end an answer.
+        max_new_tokens: longest answer, in tokens.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_p: tokens are drawn from the smallest set of most likely tokens with at least this mass.
+        seed: each row has its own random generator, made from this seed and the row's key.
+        stop: texts that end an answer, in addition to the end tokens.
     """
 
     max_new_tokens: int
@@ -42,13 +45,13 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Check the ranges."""
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {self.max_new_tokens}; at least 1 is needed")
         if not 0 <= self.temperature < math.inf:
             raise InputError(f"temperature is {self.temperature}; 0 (greedy) or more is needed")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}; it must lie above 0 and at most at 1")
+            raise InputError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if "" in self.stop:
             raise InputError("a stop text is empty, so every answer would end at once; leave it out")
 
@@ -58,10 +61,10 @@ class Generated:
     """One answer.
 
     Attributes:
-        ids: with the end-of-text token that ended it; cut before the first token that holds a part of a stop text.
-        text: without end-of-text token and stop text.
-        finish: "eos", "stop" or "length" (the cut).
-        log_probs: of each token in the model's own distribution (T = 1, before top_p), nats, float32 [token].
+        ids: token ids, including the end token; without tokens that hold a part of a stop text.
+        text: the text without end token and stop text.
+        finish: what ended the answer: an end token ("eos"), a stop text ("stop") or max_new_tokens ("length").
+        log_probs: log-probability of each token under the model (T = 1, before top_p), in nats, float32 [token].
         signals: as `distill.records.record.Record.signals`; row j is the distribution from which ids[j] was drawn.
     """
 
@@ -71,12 +74,42 @@ class Generated:
     log_probs: np.ndarray
     signals: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the model itself ended the answer."""
+        return self.finish == "eos"
+
 
 def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """All tokens that end a text: the generation config's and the tokenizer's."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    ids = {tokenizer.eos_token_id, *(own if isinstance(own, (list, tuple)) else [own])}
+    """Return all tokens that end an answer.
+
+    These are the end tokens of the generation config, the tokenizer's end-of-text token, and the token that ends a turn in the chat
+    template. Checkpoints often list only some of them: a base model's config lacks the token that its chat template ends turns with.
+    """
+    of_config = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = {tokenizer.eos_token_id, _turn_end_id(tokenizer), *(of_config if isinstance(of_config, (list, tuple)) else [of_config])}
     return tuple(sorted(i for i in ids if i is not None))
+
+
+def _turn_end_id(tokenizer: Any) -> int | None:
+    """Return the special token that follows an assistant's turn in the chat template; None without a template or such a token."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return None
+    reply = "Yes."
+    try:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "Go on?"}, {"role": "assistant", "content": reply}], tokenize=False
+        )
+    except Exception:  # a template is a program, which may refuse any conversation
+        return None
+    before, found, after = text.rpartition(reply)
+    ids = tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"] if found and before else []
+    return ids[0] if ids and _is_special(tokenizer, ids[0]) else None
+
+
+def _is_special(tokenizer: Any, token: int) -> bool:
+    added = tokenizer.added_tokens_decoder.get(token)  # not every checkpoint repeats these in its map of special tokens
+    return token in tokenizer.all_special_ids or (added is not None and added.special)
 
 
 @torch.no_grad()
@@ -87,39 +120,30 @@ def generate(
     sampling: Sampling,
     *,
     batch_size: int,
-    signal: Literal["text", "topk", "hidden", "dense"] = "text",
+    signal: SignalKind = "text",
     top_k: int = 64,
     keys: Sequence[str] | None = None,
     label: str | None = None,
 ) -> list[Generated]:
-    """Answers to prompts, in their order. Batches change nothing but rounding.
+    """Return the answers to prompts, in the order of the prompts. The batch size changes only rounding.
 
     Args:
         model: a causal language model in evaluation mode.
-        tokenizer: its own.
-        prompts: token ids.
-        sampling: how tokens are chosen, and when to stop.
-        batch_size: prompts at a time.
+        tokenizer: the model's tokenizer.
+        prompts: token ids of each prompt.
+        sampling: how tokens are chosen, and when an answer ends.
+        batch_size: prompts per batch.
         signal: what to keep of each token's distribution.
-        top_k: of topk.
-        keys: of the rows' random numbers; default the prompts' ids.
-        label: of a progress bar; None shows none.
+        top_k: for topk, number of tokens to keep.
+        keys: seeds of the rows' random generators, in addition to `sampling.seed`; default: the prompts' ids.
+        label: label of the progress bar; None shows none.
 
     Raises:
-        InputError: an empty prompt, one that leaves no room below the model's position limit, a model in training mode, or one whose
-            logits are no numbers.
+        InputError: a prompt is empty or leaves too few positions, the model is in training mode, or its logits are NaN.
     """
     if model.training:
         raise InputError("the model is in training mode, so dropout would change its answers; call model.eval()")
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    for number, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise InputError(f"prompt {number} is empty")
-        if limit and len(prompt) + sampling.max_new_tokens > limit:
-            raise InputError(
-                f"prompt {number} has {len(prompt)} tokens; with max_new_tokens = {sampling.max_new_tokens} that is more than the model's "
-                f"{limit} positions; set max_new_tokens to {max(0, limit - len(prompt))} or less"
-            )
+    _check_lengths(model, prompts, sampling.max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     results: list[Generated | None] = [None] * len(prompts)
     batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
@@ -135,8 +159,20 @@ def generate(
     return [result for result in results if result is not None]
 
 
+def _check_lengths(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise InputError(f"prompt {number} is empty")
+        if limit and len(prompt) + max_new_tokens > limit:
+            raise InputError(
+                f"prompt {number} has {len(prompt)} tokens; with max_new_tokens = {max_new_tokens} that is more than the model's "
+                f"{limit} positions; set max_new_tokens to {max(0, limit - len(prompt))} or less"
+            )
+
+
 class _Row:
-    """One answer while it is written."""
+    """One answer while it is generated."""
 
     def __init__(self, prompt: Sequence[int], sampling: Sampling, key: str, tokenizer: Any) -> None:
         self.prompt, self.sampling, self.tokenizer = prompt, sampling, tokenizer
@@ -159,7 +195,7 @@ class _Row:
             self.finish = "length"
 
     def _stopped(self) -> bool:
-        taken = self.tail  # as many tokens as the longest stop text has bytes; more where special tokens, which are no text, lie among them
+        taken = self.tail  # a token holds at least one byte, unless it is a special token, which adds no text: then more are decoded
         end = self.tokenizer.decode(self.ids[-taken:], skip_special_tokens=True)
         while len(end) < self.tail and taken < len(self.ids):
             taken *= 2
@@ -169,8 +205,8 @@ class _Row:
     def result(self) -> Generated:
         assert self.finish is not None
         kept = len(self.ids)
-        said = self.ids[:-1] if self.finish == "eos" else self.ids
-        text = self.tokenizer.decode(said, skip_special_tokens=True)
+        content = self.ids[:-1] if self.finish == "eos" else self.ids
+        text = self.tokenizer.decode(content, skip_special_tokens=True)
         if self.finish == "stop":
             text = text[: min(at for stop in self.sampling.stop if (at := text.find(stop)) >= 0)]
             while kept and len(self.tokenizer.decode(self.ids[:kept], skip_special_tokens=True)) > len(text):
@@ -180,39 +216,31 @@ class _Row:
 
 
 def _answer(model: Any, rows: list[_Row], ends: Sequence[int], sampling: Sampling, signal: str, top_k: int) -> None:
-    """Writes all rows of one batch to their ends."""
+    """Generate all rows of one batch up to their ends."""
     from transformers import DynamicCache
 
+    ids, mask = _left_padded([row.prompt for row in rows], sampling.max_new_tokens)
+    width = ids.shape[1]
     device = model.get_input_embeddings().weight.device
-    width = max(len(row.prompt) for row in rows)
-    ids = torch.zeros((len(rows), width), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for number, row in enumerate(rows):  # padded on the left, so that all rows write at one place
-        ids[number, width - len(row.prompt) :] = torch.tensor(row.prompt)
-        mask[number, width - len(row.prompt) :] = 1
-    # room for all tokens that can come, so that no step makes a longer mask
-    mask = torch.cat([mask, torch.ones((len(rows), sampling.max_new_tokens), dtype=torch.long)], 1).to(device)
+    ids, mask = ids.to(device), mask.to(device)
     positions = (mask[:, :width].cumsum(1) - 1).clamp(min=0)
-    ids = ids.to(device)
+    options = _supported(model, {"position_ids": positions, "logits_to_keep": 1})
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     alive = list(range(len(rows)))
     kept: list[tuple[list[int], dict[str, Tensor]]] = []
-    with keep_hidden(model) as states:
+    with keep_hidden(model) if signal == "hidden" else nullcontext() as states:
         for step in range(sampling.max_new_tokens):
-            logits = model(
-                input_ids=ids,
-                attention_mask=mask[:, : width + step],
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            hidden = states.pop()[:, -1]
-            tokens, log_probs, said = _choose(logits, hidden, [rows[i] for i in alive], sampling, signal, top_k)
-            kept.append((list(alive), said))
+            if "position_ids" in options:
+                options["position_ids"] = positions
+            logits = model(input_ids=ids, attention_mask=mask[:, : width + step], past_key_values=cache, use_cache=True, **options).logits[
+                :, -1
+            ]
+            hidden = states.pop()[:, -1] if states is not None else None
+            tokens, log_probs, distribution = _choose(logits, hidden, [rows[i] for i in alive], sampling, signal, top_k)
+            kept.append((list(alive), distribution))
             for i, token, log_prob in zip(alive, tokens.tolist(), log_probs.tolist(), strict=True):
                 if math.isnan(log_prob):
-                    raise InputError(f"the model's logits are no numbers (NaN) at token {step}; float16 overflows: use another dtype")
+                    raise InputError(f"the model's logits are NaN at token {step}; if the dtype is float16, use another one")
                 rows[i].take(token, log_prob, ends)
             going = [at for at, i in enumerate(alive) if rows[i].finish is None]
             if not going:
@@ -223,39 +251,62 @@ def _answer(model: Any, rows: list[_Row], ends: Sequence[int], sampling: Samplin
                 cache.batch_select_indices(index)
                 ids, positions, mask = ids[index], positions[index], mask[index]
                 alive = [alive[at] for at in going]
+    _hand_out(rows, kept)
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], new: int) -> tuple[Tensor, Tensor]:
+    """Return ids [prompt, token], padded on the left, and their mask, which already covers the new tokens."""
+    width = max(map(len, prompts))
+    ids = torch.zeros((len(prompts), width), dtype=torch.long)
+    mask = torch.ones((len(prompts), width + new), dtype=torch.long)
+    for number, prompt in enumerate(prompts):
+        ids[number, width - len(prompt) :] = torch.tensor(prompt)
+        mask[number, : width - len(prompt)] = 0
+    return ids, mask
+
+
+def _supported(model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that the model's forward pass takes: ALiBi models have no position_ids."""
+    unwrapped = model.get_base_model() if hasattr(model, "get_base_model") else model  # a PEFT model passes options on
+    taken = inspect.signature(unwrapped.forward).parameters
+    return {name: value for name, value in options.items() if name in taken}
+
+
+def _hand_out(rows: Sequence[_Row], kept: Sequence[tuple[list[int], dict[str, Tensor]]]) -> None:
+    """Give each row its signals. `kept` holds, for each step, the rows that took part and their signals."""
     for name in kept[0][1]:
         parts: dict[int, list[Tensor]] = {}
-        for present, said in kept:
+        for present, distribution in kept:
             for at, i in enumerate(present):
-                parts.setdefault(i, []).append(said[name][at])
+                parts.setdefault(i, []).append(distribution[name][at])
         for i, pieces in parts.items():
             rows[i].signals[name] = torch.stack(pieces).cpu()
 
 
 def _choose(
-    logits: Tensor, hidden: Tensor, rows: Sequence[_Row], sampling: Sampling, signal: str, top_k: int
+    logits: Tensor, hidden: Tensor | None, rows: Sequence[_Row], sampling: Sampling, signal: str, top_k: int
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The next token of each row, its log-probability, and what is kept of the distribution."""
+    """Return the next token of each row, its log-probability, and what is kept of the distribution."""
     logits = logits.float()
     norm = logits.logsumexp(-1, keepdim=True)
-    said: dict[str, Tensor] = {}
-    if signal == "hidden":
-        said["hidden"] = hidden
+    distribution: dict[str, Tensor] = {}
+    if hidden is not None:
+        distribution["hidden"] = hidden
     elif signal == "dense":
-        said["dense_log_probs"] = logits - norm
+        distribution["dense_log_probs"] = logits - norm
     elif signal == "topk":
         top = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
-        said = {"topk_ids": top.indices.int(), "topk_log_probs": top.values - norm}
+        distribution = {"topk_ids": top.indices.int(), "topk_log_probs": top.values - norm}
     tokens = logits.argmax(-1) if sampling.temperature == 0 else _draw(logits / sampling.temperature, rows, sampling.top_p)
-    return tokens, (logits.gather(1, tokens[:, None]) - norm)[:, 0], said
+    return tokens, (logits.gather(1, tokens[:, None]) - norm)[:, 0], distribution
 
 
 def _draw(logits: Tensor, rows: Sequence[_Row], top_p: float) -> Tensor:
-    """One token a row, by its own random number: the first in order of probability at which the cumulated mass passes it."""
+    """Draw one token per row: the first, in order of probability, at which the cumulative mass exceeds the row's random number."""
     probabilities, order = torch.softmax(logits, -1).sort(-1, descending=True)
     mass = probabilities.double().cumsum(-1) if logits.device.type != "mps" else probabilities.cumsum(-1)
     last = (mass < top_p).sum(-1).clamp(max=logits.shape[-1] - 1)  # the token with which the set reaches top_p
-    whole = mass.gather(1, last[:, None])
+    total = mass.gather(1, last[:, None])
     numbers = torch.tensor([[row.random.random() if row.random else 0.0] for row in rows], dtype=mass.dtype, device=mass.device)
-    at = torch.minimum((mass <= numbers * whole).sum(-1), last)
+    at = torch.minimum((mass <= numbers * total).sum(-1), last)
     return order.gather(1, at[:, None])[:, 0]

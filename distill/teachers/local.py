@@ -1,4 +1,4 @@
-"""TODO_DOC distill/teachers/local.py."""
+"""A teacher in this process: any checkpoint that transformers can load."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill.problems.sets import Problem
 from distill.records.record import Record, record_key
-from distill.strategies import Strategy
+from distill.strategies import Strategy, require_plain
 from distill.teachers.options import TeacherConfig
 from distill.teachers.teacher import tokenizer_digest, uses_chat
 from interp.checkpoints.unembedding import OutputHead
@@ -19,7 +19,7 @@ from interp.tables.errors import StudyError
 
 
 class TransformersTeacher:
-    """Any checkpoint, in this process: text, topk, hidden, dense."""
+    """A checkpoint in this process; it gives all signals."""
 
     def __init__(self, config: TeacherConfig) -> None:
         from interp.checkpoints.opening import identify
@@ -37,14 +37,14 @@ class TransformersTeacher:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Loaded without the weights."""
+        """The tokenizer, loaded without the weights."""
         from interp.checkpoints.opening import open_tokenizer
 
         return open_tokenizer(self.config.model, revision=self.config.revision, trust_remote_code=self.config.trust_remote_code)
 
     @property
     def model(self) -> Any:
-        """The weights, loaded when they are first needed."""
+        """The model; its weights are loaded at the first use."""
         from interp.checkpoints.opening import open_checkpoint
 
         if self._open is None:
@@ -58,7 +58,7 @@ class TransformersTeacher:
         return self._open.model
 
     def answer(self, problems: Sequence[Problem], strategy: Strategy) -> list[Record]:
-        """Generated in batches; the signals are those of the steps themselves."""
+        """Generate answers in batches; the signals are from the generation steps."""
         from distill.teachers.generate import Sampling, generate
 
         config = self.config
@@ -74,23 +74,21 @@ class TransformersTeacher:
             keys=[record_key(p.question, p.answer) for p in problems],
         )
         return [
-            Record(
-                p.index, p.question, p.answer, tuple(asked), said.ids, said.text, "eos" if said.finish == "eos" else "length", said.signals
-            )
-            for p, asked, said in zip(problems, prompts, answers, strict=True)
+            Record(p.index, p.question, p.answer, tuple(prompt), found.ids, found.text, "eos" if found.ended else "length", found.signals)
+            for p, prompt, found in zip(problems, prompts, answers, strict=True)
         ]
 
     def score_prompts(self, problems: Sequence[Problem], strategy: Strategy, max_tokens: int) -> list[Record]:
-        """Plain text, strategy before question, no special tokens, cut at `max_tokens`: as the published code feeds its teacher."""
+        """Score instruction and question as plain text without special tokens, shortened to `max_tokens`, as the published code does.
+
+        Raises:
+            StudyError: the instruction is not before the question, a chat template is set, or a text has too many tokens.
+        """
         from interp.checkpoints.unembedding import hidden_states
 
-        if strategy.text and strategy.place != "before":
-            raise StudyError(
-                f'strategy {strategy.name} stands {strategy.place} the question, but objective published knows "before" only: the strategy '
-                "and the question are one plain text"
-            )
+        require_plain(strategy)
         if self.config.chat:
-            raise StudyError("teacher.chat is true, but objective published feeds plain text; leave it out")
+            raise StudyError("teacher.chat is true, but objective published uses plain text; leave it out")
         head, records = self._head, []
         limit = self._open.position_limit
         for p in problems:
@@ -98,8 +96,8 @@ class TransformersTeacher:
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens]
             if limit is not None and len(ids) > limit:
                 raise StudyError(
-                    f"problem {p.index}: prompt and question take {len(ids)} tokens, {self.config.model} has {limit} positions; lower "
-                    f"objective.max_tokens to {limit}"
+                    f"problem {p.index}: instruction and question have {len(ids)} tokens, but {self.config.model} has {limit} positions; "
+                    f"lower objective.max_tokens to {limit}"
                 )
             given = torch.tensor([ids], device=self.model.get_input_embeddings().weight.device)
             with torch.no_grad():
@@ -126,15 +124,15 @@ class TransformersTeacher:
         return output_head(self.model)
 
     def head(self) -> OutputHead | None:
-        """The output head, where hidden states are stored."""
+        """Return the output head if hidden states are stored, else None."""
         return self._head if self.config.signal == "hidden" else None
 
     def model_and_head(self) -> tuple[Any, OutputHead]:
-        """The model, and its output head."""
+        """Return the model and its output head."""
         return self.model, self._head
 
     def close(self) -> None:
-        """Frees the weights; they are loaded again if they are needed."""
+        """Free the weights; they are loaded again at the next use."""
         self._open = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

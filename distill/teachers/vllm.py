@@ -1,4 +1,4 @@
-"""TODO_DOC distill/teachers/vllm.py."""
+"""A teacher that vLLM runs in this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from interp.tables.errors import StudyError
 
 
 class VllmTeacher(TextTeacher):
-    """vLLM in this process, with its own tensor parallelism: it generates, then scores. Text and topk."""
+    """vLLM in this process, with its own tensor parallelism; it gives text and topk."""
 
     def __init__(self, config: TeacherConfig) -> None:
         from interp.checkpoints.opening import identify, open_tokenizer
@@ -35,7 +35,7 @@ class VllmTeacher(TextTeacher):
 
     @property
     def engine(self) -> Any:
-        """Started when it is first needed."""
+        """The engine; it starts at the first use."""
         if self._engine is None:
             try:
                 import vllm  # pyright: ignore[reportMissingImports]
@@ -55,7 +55,7 @@ class VllmTeacher(TextTeacher):
         return self._engine
 
     def answer(self, problems: Sequence[Problem], strategy: Strategy) -> list[Record]:
-        """Generates all answers; with topk, then scores prompt and answer again: prompt log-probabilities know no temperature."""
+        """Generate all answers. With topk, score prompt and answer again, because prompt log-probabilities ignore the temperature."""
         config, engine = self.config, self.engine
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
@@ -65,8 +65,8 @@ class VllmTeacher(TextTeacher):
         answers = [out.outputs[0] for out in engine.generate([{"prompt_token_ids": ids} for ids in prompts], chosen)]
         signals: list[dict[str, Tensor]] = [{} for _ in problems]
         if config.signal == "topk":
-            whole = [{"prompt_token_ids": [*ids, *said.token_ids]} for ids, said in zip(prompts, answers, strict=True)]
-            scored = engine.generate(whole, SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=config.top_k))
+            texts = [{"prompt_token_ids": [*ids, *answer.token_ids]} for ids, answer in zip(prompts, answers, strict=True)]
+            scored = engine.generate(texts, SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=config.top_k))
             signals = [
                 prompt_topk(out.prompt_logprobs, len(ids), config.top_k, f"problem {p.index}")
                 for p, ids, out in zip(problems, prompts, scored, strict=True)
@@ -77,31 +77,31 @@ class VllmTeacher(TextTeacher):
                 p.question,
                 p.answer,
                 tuple(ids),
-                tuple(said.token_ids),
-                said.text,
-                "eos" if said.finish_reason == "stop" else "length",
+                tuple(answer.token_ids),
+                answer.text,
+                "eos" if answer.finish_reason == "stop" else "length",
                 rows,
             )
-            for p, ids, said, rows in zip(problems, prompts, answers, signals, strict=True)
+            for p, ids, answer, rows in zip(problems, prompts, answers, signals, strict=True)
         ]
 
     def close(self) -> None:
-        """Frees the engine."""
+        """Free the engine."""
         self._engine = None
 
 
 def prompt_topk(prompt_logprobs: Sequence[Mapping[int, Any] | None], first: int, k: int, place: str) -> dict[str, Tensor]:
-    """The top k at each response token from vLLM's `prompt_logprobs`: entry i is the distribution from which token i came.
+    """Return the top k at each response token from vLLM's `prompt_logprobs`, whose entry i is the distribution of token i.
 
-    An entry holds the k likeliest tokens, and the token itself where it is none of them: that one is not taken along.
+    An entry holds the k most likely tokens, and the token itself if it is not one of them; that one is left out.
 
     Args:
-        prompt_logprobs: one mapping a token of prompt and response; the first is None.
+        prompt_logprobs: one mapping for each token of prompt and response; the first is None.
         first: position of the first response token.
-        k: how many were asked for.
-        place: for messages.
+        k: number of tokens to keep.
+        place: start of error messages.
     """
     entries = prompt_logprobs[first:]
     if any(entry is None for entry in entries):
-        raise StudyError(f"{place}: vLLM gave no log-probabilities for a response token")
+        raise StudyError(f"{place}: vLLM returned no log-probabilities for a response token")
     return stack_topk([{token: float(about.logprob) for token, about in (entry or {}).items()} for entry in entries], k, place)

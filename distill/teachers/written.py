@@ -1,4 +1,4 @@
-"""TODO_DOC distill/teachers/written.py."""
+"""Teachers whose answers are already written: reference solutions, and responses from a file."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ from distill.teachers.options import TeacherConfig
 from distill.teachers.teacher import TextTeacher
 from interp.tables.errors import StudyError
 
-# --- text made elsewhere --------------------------------------------------------------------------------------------
-
 
 class ReferenceTeacher(TextTeacher):
-    """The problems' own solutions."""
+    """A teacher that answers with the reference solutions."""
 
     def __init__(self, config: TeacherConfig) -> None:
         self.identity = {"kind": "reference", "name": "reference solutions"}
 
     def answer(self, problems: Sequence[Problem], strategy: Strategy) -> list[Record]:
-        """The reference solutions as they are, calculator marks and all."""
+        """Return the reference solutions unchanged, including their calculator marks."""
         return [Record(p.index, p.question, p.answer, (), (), p.answer, "eos") for p in problems]
 
 
 class ReplayTeacher(TextTeacher):
-    """Responses made elsewhere: a JSONL file of `question`, `response` and, where it was cut, `"finish": "length"`."""
+    """A teacher that answers from a JSONL file of `question`, `response` and, for a truncated response, `"finish": "length"`."""
 
     def __init__(self, config: TeacherConfig) -> None:
         if config.responses is None:
@@ -40,12 +38,12 @@ class ReplayTeacher(TextTeacher):
         except OSError as error:
             raise StudyError(f"teacher.responses: {self.file} cannot be read ({error.strerror})") from error
         self.identity = {"kind": "replay", "name": self.file.stem, "sha256": hashlib.sha256(content).hexdigest()}
-        self.said: dict[str, tuple[str, str]] = {}
+        self.responses: dict[str, tuple[str, str]] = {}
         for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
             if line.strip():
                 question, response, finish = self._line(line, number)
-                if self.said.setdefault(question, (response, finish)) != (response, finish):
-                    raise StudyError(f"{self.file}, line {number}: a second response to {question[:60]!r}; give one")
+                if self.responses.setdefault(question, (response, finish)) != (response, finish):
+                    raise StudyError(f"{self.file}, line {number}: a second response to {question[:60]!r}; keep one")
 
     def _line(self, line: str, number: int) -> tuple[str, str, str]:
         place = f"{self.file}, line {number}"
@@ -61,19 +59,19 @@ class ReplayTeacher(TextTeacher):
         return question.strip(), response, finish
 
     def answer(self, problems: Sequence[Problem], strategy: Strategy) -> list[Record]:
-        """The responses, by question."""
-        missing = [p for p in problems if p.question.strip() not in self.said]
+        """Return the response to each question.
+
+        Raises:
+            StudyError: the file lacks a response.
+        """
+        missing = [p for p in problems if p.question.strip() not in self.responses]
         if missing:
             raise StudyError(
                 f"{self.file} has no response to {len(missing)} of {len(problems)} questions, the first to problem {missing[0].index} "
                 f"({missing[0].question[:60]!r})"
             )
-        found = [self.said[p.question.strip()] for p in problems]
+        found = [self.responses[p.question.strip()] for p in problems]
         return [
             Record(p.index, p.question, p.answer, (), (), text, "eos" if finish == "eos" else "length")
             for p, (text, finish) in zip(problems, found, strict=True)
         ]
-
-
-def shortened(text: object) -> str:
-    return " ".join(str(text).split())[:160]
