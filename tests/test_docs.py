@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,20 +46,38 @@ def test_the_page_of_measures_names_every_measure_and_no_other() -> None:
     assert {name: units.get(unit, unit) for name, unit in rows} == {name: m.info.unit for name, m in MEASURES.items()}
 
 
-def test_a_users_measures_work_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    far, marks = blocks("docs/measures.md")
-    (point,) = blocks("docs/measures.md", "toml")
-    (tmp_path / "far_mass.py").write_text(far)
-    (tmp_path / "question_marks.py").write_text(marks)
-    declared = re.search(r'^far_mass = "(.+)"$', point, re.MULTILINE)
-    assert declared is not None
-    info = tmp_path / "far_mass-1.0.dist-info"
+EXTENDING = "docs/extending.md"
+
+
+def shown(language: str, name: str) -> str:
+    """The block of docs/extending.md that begins with the name of its file."""
+    return next(block for block in blocks(EXTENDING, language) if block.startswith(f"# {name}"))
+
+
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """Put the modules of docs/extending.md into the path, with the entry points that the page declares for them."""
+    for name in modules:
+        (folder / f"{name}.py").write_text(shown("python", f"{name}.py"))
+    points = [block.split("\n", 1)[1] for block in blocks(EXTENDING, "toml") if "entry-points" in block]
+    declared = [re.fullmatch(r'\[project\.entry-points\."([\w.]+)"\]\n(\w+) = "(\w+):(\w+)"\n', point) for point in points]
+    assert all(declared)
+    info = folder / "own_parts-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: far-mass\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        f"[primed_heads.measures]\nfar_mass = {declared[1]}\nquestion_mark_mass = question_marks:MEASURE\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-parts\nVersion: 1.0\n")
+    lines = [f"[{d[1]}]\n{d[2]} = {d[3]}:{d[4]}\n" for d in declared if d is not None and d[3] in modules]
+    if "question_marks" in modules:
+        lines[0] += "question_mark_mass = question_marks:MEASURE\n"
+    (info / "entry_points.txt").write_text("".join(lines))
+    monkeypatch.syspath_prepend(folder)
+
+
+@pytest.mark.parametrize("name", ["far_mass.py", "question_marks.py", "skewed.py", "sinks.py"])
+def test_a_part_of_ones_own_takes_less_than_twenty_lines(name: str) -> None:
+    assert len([line for line in shown("python", name).splitlines() if line.strip() and not line.startswith("#")]) < 20
+
+
+def test_a_users_measures_work_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch, "far_mass", "question_marks")
 
     import numpy as np
     import torch
@@ -90,6 +109,49 @@ def test_a_users_measures_work_as_shown(tmp_path: Path, monkeypatch: pytest.Monk
     assert table["far_mass"] == pytest.approx(float((attention * (query - key > 32)).sum(-1).mean()), abs=1e-6)
     assert table["question_mark_mass"] == pytest.approx(float(attention[:, 1::2].sum(-1).mean()), abs=1e-6)
     assert "far_mass" in load_measures()  # without names, installed measures run with ours
+
+
+def test_a_users_strategy_works_as_shown(tmp_path: Path) -> None:
+    from distill.strategies import choose_strategies, load_strategies
+
+    (tmp_path / "my_strategies.toml").write_text(shown("toml", "my_strategies.toml"))
+    strategy = choose_strategies(["rhyme"], load_strategies([tmp_path / "my_strategies.toml"]))["rhyme"]
+    assert (strategy.text, strategy.place) == ("Answer in rhymes.", "after")
+
+
+def test_a_users_divergence_works_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch, "skewed")
+
+    import torch
+
+    from distill.objectives.chunked import distillation_loss
+    from distill.objectives.options import ObjectiveConfig
+    from distill.records.signals import Dense
+    from interp.checkpoints.unembedding import OutputHead
+
+    objective = ObjectiveConfig(divergence="skewed_kl", beta=0.3, alpha=0.0, temperature=2.0)
+    assert "KL(teacher || 0.3 teacher + (1 - 0.3) student)" in objective.formula
+    random = torch.Generator().manual_seed(0)
+    hidden, weight, logits = (torch.randn(shape, dtype=torch.float64, generator=random) for shape in ((5, 4), (9, 4), (5, 9)))
+    hidden.requires_grad_()
+    targets, signal = torch.arange(5), Dense(logits.log_softmax(-1))
+    settings = {"divergence": "skewed_kl", "alpha": 0.0, "beta": 0.3, "temperature": 2.0}
+    distillation_loss(hidden, OutputHead(weight), targets, signal, **settings).total.backward()
+    found, hidden.grad = hidden.grad, None
+    p, q = ((of / 2).softmax(-1) for of in (logits.log_softmax(-1), hidden @ weight.T))
+    (4 * (p * (p / (0.3 * p + 0.7 * q)).log()).sum()).backward()
+    torch.testing.assert_close(found, hidden.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_a_users_figure_works_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch, "sinks")
+    from figures.run.draw import draw_run
+
+    run = tmp_path / "run"
+    shutil.copytree(ROOT / "tests" / "fixtures" / "version_0_1" / "heads_run_lora", run)
+    written = draw_run(run)
+    assert {"sinks.png", "sinks.pdf"} <= {path.name for path in written}
+    assert "Mean attention to the first token by layer. n = 7 examples" in (run / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
