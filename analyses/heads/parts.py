@@ -94,7 +94,11 @@ class Parts:
         }
         try:
             write(part.inputs, INPUTS, inputs)
-            write_file(values, lambda draft: save_file(tensors, draft))  # last: this file completes the part
+            try:
+                write_file(values, lambda draft: save_file(tensors, draft))  # last: this file completes the part
+            except BaseException:
+                inputs.unlink(missing_ok=True)
+                raise
         except (SafetensorError, OSError) as error:
             raise OptionError(
                 f"{self._draft}: part {number} cannot be written ({error}); --resume continues from the finished parts"
