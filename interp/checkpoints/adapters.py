@@ -204,7 +204,7 @@ def _check_adapter_file(found: FoundFiles) -> None:
         with safe_open(found.weights[0], "pt") as file:
             names = list(file.keys())
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{found.weights[0]}: damaged or incomplete adapter ({first_line(error)})") from error
+        raise CheckpointError(f"{found.weights[0]}: damaged or truncated adapter ({first_line(error)})") from error
     if not names:
         raise CheckpointError(f"{found.weights[0]}: the adapter file holds no weights")
 

@@ -159,7 +159,7 @@ def _check_safetensors(folder: Path, source: str) -> None:
             with safe_open(path, "pt") as file:
                 file.keys()
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: damaged or incomplete weights ({first_line(error)}); fetch the file again") from error
+            raise CheckpointError(f"{path}: damaged or truncated weights ({first_line(error)}); fetch the file again") from error
 
 
 def converted_folder(gguf: Path) -> Path:
