@@ -203,14 +203,14 @@ def _students(run: StudyRun, conditions: Sequence[str], seeds: Sequence[int]) ->
 def inspect(command: Inspect) -> int:
     """What a store of records holds."""
     from distill.problems.grading import grade
-    from distill.records.inspect import sample_rows, summary
+    from distill.records.inspect import sample_rows, summarize_store
     from distill.records.store import RecordStore
 
     folder = command.records / "records" if (command.records / "records").is_dir() else command.records
     store = RecordStore(folder)
     if not store.groups():
         raise StudyError(f"{folder} holds no records; name a study's folder, or its records/ after `python -m distill collect`")
-    table = summary(store, lambda response, reference: grade(response, reference, [command.grader])[0].correct)
+    table = summarize_store(store, lambda response, reference: grade(response, reference, [command.grader])[0].correct)
     print(table.to_string(index=False))
     for group in store.groups():
         for line in sample_rows(group, command.rows):

@@ -1,4 +1,4 @@
-"""TODO_DOC distill/objectives/aligned.py."""
+"""The aligned objective: the student reads its own context and the teacher's response; both models score the response's tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from distill.records.record import Record
-from distill.sources.texts import Text, Texts, some_texts
+from distill.sources.texts import Text, Texts, require_texts
 from distill.strategies import Strategy
 from interp.tables.errors import StudyError
 
@@ -20,60 +20,77 @@ def aligned_texts(
     max_tokens: int,
     same_tokenizer: bool,
     keep: Callable[[Record], bool] | None = None,
-    drop_cut: bool = False,
+    drop_truncated: bool = False,
 ) -> Texts:
-    """The student's own context, then the teacher's response.
+    """Return texts of the student's own context followed by the teacher's response.
 
-    Responses keep the teacher's token ids where the tokenizers are the same; elsewhere, and where the teacher gave text only, the text
-    is tokenised, and the end-of-text token put after it where the teacher ended its answer.
+    If the tokenizers are the same, responses keep the teacher's token ids. Otherwise, and if the teacher gave only text, the text is
+    tokenized, and the end-of-text token is appended if the teacher ended its answer.
 
     Args:
-        records: one a problem.
+        records: one for each problem.
         tokenizer: the student's.
-        context: what stands beside the question, the same for all conditions.
-        chat: through the chat template.
-        max_tokens: longest text; responses are cut to fit.
+        context: what the student reads in addition to the question, the same for all conditions.
+        chat: use the chat template.
+        max_tokens: longest text; longer responses are shortened.
         same_tokenizer: the teacher's ids are the student's.
-        keep: False drops the record, such as a wrong answer.
-        drop_cut: drop answers that the teacher's limit cut.
+        keep: returns False for a record to drop, such as a wrong answer.
+        drop_truncated: drop answers that reached the teacher's limit.
 
     Raises:
-        StudyError: nothing is left, the tokenizer has no end-of-text token, or a context of max_tokens already.
+        StudyError: no text is left, the tokenizer has no end-of-text token, or a context alone has max_tokens.
     """
     end = tokenizer.eos_token_id
     if end is None:
-        raise StudyError("the student's tokenizer has no end-of-text token, so it could not learn to end its answers")
-    counts: dict[str, int] = dict.fromkeys(["records", "kept", "empty", "wrong", "cut", "dropped_cut", "shortened"], 0)
+        raise StudyError("the student's tokenizer has no end-of-text token, so the student could not learn to end its answers")
+    counts: dict[str, int] = dict.fromkeys(["records", "kept", "empty", "wrong", "truncated", "dropped_truncated", "shortened"], 0)
     texts = []
     for record in records:
         counts["records"] += 1
-        counts["cut"] += record.finish == "length"
-        if not record.text.strip():
-            counts["empty"] += 1
+        counts["truncated"] += record.finish == "length"
+        dropped = _reason_to_drop(record, keep, drop_truncated)
+        if dropped is not None:
+            counts[dropped] += 1
             continue
-        if record.finish == "length" and drop_cut:
-            counts["dropped_cut"] += 1
-            continue
-        if keep is not None and not keep(record):
-            counts["wrong"] += 1
-            continue
-        given = context.encode(tokenizer, record.question, chat)
-        if same_tokenizer and record.response_ids:
-            response = list(record.response_ids)
-        else:
-            said = record.text if chat or record.text[0].isspace() else f" {record.text}"
-            response = tokenizer(said, add_special_tokens=False)["input_ids"] + [end] * (record.finish == "eos")
-        room = max_tokens - len(given)
+        prompt = context.encode(tokenizer, record.question, chat)
+        response = _response_ids(record, tokenizer, chat, same_tokenizer)
+        room = max_tokens - len(prompt)
         if room < 1:
             raise StudyError(
-                f"problem {record.index}: the question alone takes {len(given)} tokens, but objective.max_tokens is {max_tokens}; raise it"
+                f"problem {record.index}: the question alone has {len(prompt)} tokens, but objective.max_tokens is {max_tokens}; "
+                "increase it"
             )
         counts["shortened"] += len(response) > room
-        response = response[:room]
-        asked = record.prompt_ids + record.response_ids[: len(response) - 1] if record.response_ids else ()
-        texts.append(
-            Text((*given, *response[:-1]), len(given) - 1, tuple(response), record, record.index, asked, len(record.prompt_ids) - 1)
-        )
+        texts.append(_text(record, prompt, response[:room]))
     counts["kept"] = len(texts)
-    some_texts(texts, counts)
+    require_texts(texts, counts)
     return Texts(tuple(texts), counts)
+
+
+def _reason_to_drop(record: Record, keep: Callable[[Record], bool] | None, drop_truncated: bool) -> str | None:
+    """Return the count that a dropped record adds to; None for a record to train on."""
+    if not record.text.strip():
+        return "empty"
+    if record.finish == "length" and drop_truncated:
+        return "dropped_truncated"
+    return "wrong" if keep is not None and not keep(record) else None
+
+
+def _response_ids(record: Record, tokenizer: Any, chat: bool, same_tokenizer: bool) -> list[int]:
+    if same_tokenizer and record.response_ids:
+        return list(record.response_ids)
+    text = record.text if chat or record.text[0].isspace() else f" {record.text}"
+    return tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * (record.finish == "eos")
+
+
+def _text(record: Record, prompt: Sequence[int], response: Sequence[int]) -> Text:
+    teacher_ids = record.prompt_ids + record.response_ids[: len(response) - 1] if record.response_ids else ()
+    return Text(
+        ids=(*prompt, *response[:-1]),
+        first=len(prompt) - 1,
+        targets=tuple(response),
+        record=record,
+        index=record.index,
+        teacher_ids=teacher_ids,
+        teacher_first=len(record.prompt_ids) - 1,
+    )

@@ -1,1 +1,1 @@
-"""TODO_DOC distill/records."""
+"""Answers and signals of teachers, on disk and in memory."""

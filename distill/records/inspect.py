@@ -1,4 +1,4 @@
-"""TODO_DOC distill/records/inspect.py."""
+"""What a store of records holds, for people."""
 
 from __future__ import annotations
 
@@ -9,25 +9,23 @@ import pandas as pd
 from distill.records.shards import shard_state
 from distill.records.store import RecordGroup, RecordStore
 
-# --- inspecting -----------------------------------------------------------------------------------------------------
 
-
-def summary(store: RecordStore, correct: Callable[[str, str], bool]) -> pd.DataFrame:
-    """What a store holds, a row a group: teacher, strategy, signal, counts, lengths in tokens, bytes, and the teacher's accuracy.
+def summarize_store(store: RecordStore, correct: Callable[[str, str], bool]) -> pd.DataFrame:
+    """Return one row for each group: teacher, strategy, signal, counts, lengths in tokens, size, and the teacher's accuracy.
 
     Args:
-        store: to look into.
-        correct: says of a response and a reference solution whether it is right.
+        store: the store.
+        correct: returns whether a response is correct, given the response and the reference solution.
 
     Raises:
-        StudyError: no such store.
+        StudyError: the store does not exist.
     """
     lines = []
     for group in store.groups():
         rows, damaged = group.rows()
         lengths = rows["response_ids"].map(len)
-        said = rows["text"] != ""
-        right = [correct(text, reference) for text, reference in zip(rows["text"][said], rows["reference"][said], strict=True)]
+        answered = rows["text"] != ""
+        right = [correct(text, reference) for text, reference in zip(rows["text"][answered], rows["reference"][answered], strict=True)]
         lines.append(
             {
                 "group": group.key,
@@ -38,8 +36,8 @@ def summary(store: RecordStore, correct: Callable[[str, str], bool]) -> pd.DataF
                 "records": len(rows),
                 "tokens_mean": lengths.mean() if len(rows) else float("nan"),
                 "tokens_max": lengths.max() if len(rows) else float("nan"),
-                "cut": (rows["finish"] == "length").mean() if len(rows) else float("nan"),
-                "empty": int((~said).sum()),
+                "truncated": (rows["finish"] == "length").mean() if len(rows) else float("nan"),
+                "empty": int((~answered).sum()),
                 "accuracy": sum(right) / len(right) if right else float("nan"),
                 "megabytes": sum(state[1] for state in map(shard_state, group.folder.iterdir()) if state) / 1e6,
                 "damaged": damaged,
@@ -49,7 +47,7 @@ def summary(store: RecordStore, correct: Callable[[str, str], bool]) -> pd.DataF
 
 
 def sample_rows(group: RecordGroup, number: int) -> list[str]:
-    """The first answers of a group's whole shards, for people."""
+    """Return the first answers of a group's intact shards as text."""
     rows, _ = group.rows()
     return [
         f"\n[{group.key}, problem {row['index']}] {row['question']}\n-> ({len(row['response_ids'])} tokens, {row['finish']}) {row['text']}"

@@ -1,4 +1,4 @@
-"""TODO_DOC distill/records/record.py."""
+"""One answer of a teacher with its signals, and its row in a shard."""
 
 from __future__ import annotations
 
@@ -17,17 +17,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from distill.problems.sets import Problem
 from interp.tables.errors import DamagedError
 
-FORMAT = 1
+RECORD_FORMAT = 1
+"""Version of the files of a store; part of a group's key."""
 
+TENSOR_SIGNALS = ("hidden", "dense_log_probs")
+"""Signals that are stored in safetensors files; the others are columns."""
 
-TENSORS = ("hidden", "dense_log_probs")
-"""Signals that lie in safetensors files; the others are columns."""
-
-
-SCHEMA = pa.schema(
+RECORD_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("index", pa.int64()),
@@ -42,6 +40,7 @@ SCHEMA = pa.schema(
         ("k", pa.int32()),
     ]
 )
+"""Columns of a shard's Parquet file."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +51,14 @@ class Record:
         index: the problem's position in its source.
         question: the problem's text.
         reference: the reference solution.
-        prompt_ids: the teacher's prompt, in its tokenizer; empty where the teacher does not tell.
-        response_ids: the response's tokens with the end-of-text token where the teacher ended it; empty where only text is known.
+        prompt_ids: the teacher's prompt, in its tokenizer; empty if the teacher does not report it.
+        response_ids: the response's tokens, including the end-of-text token if the teacher ended it; empty if only text is known.
         text: the response, without end-of-text token.
-        finish: "eos" (the teacher ended it) or "length" (cut).
-        signals: by name, one row a scored token: {} for text; topk_ids int32 and topk_log_probs float32 [token, k]; hidden [token, hidden]
-            in the teacher's dtype; dense_log_probs float32 [token, vocab]. Scored tokens are the response's: row j is the distribution from
-            which response_ids[j] was drawn (aligned objective); or, for the published objective, the prompt's: row i is the distribution
-            after prompt_ids[: i + 1], and the response is empty.
+        finish: "eos" (the teacher ended it) or "length" (truncated).
+        signals: by name, with one row for each scored token: {} for text; topk_ids int32 and topk_log_probs float32 [token, k]; hidden
+            [token, hidden] in the teacher's dtype; dense_log_probs float32 [token, vocab]. For the aligned objective, the response's
+            tokens are scored: row j is the distribution from which response_ids[j] was drawn. For the published objective, the prompt's
+            tokens are scored, and the response is empty: row i is the distribution after prompt_ids[: i + 1].
     """
 
     index: int
@@ -73,11 +72,12 @@ class Record:
 
 
 def record_key(question: str, reference: str) -> str:
-    """SHA-256 of a problem's texts: the same problem has the same key, wherever it stands."""
+    """Return the SHA-256 of a problem's texts: the key of its record, independent of the problem's position."""
     return hashlib.sha256(json.dumps([question, reference]).encode()).hexdigest()
 
 
-def row_of(key: str, record: Record) -> dict[str, Any]:
+def record_to_row(key: str, record: Record) -> dict[str, Any]:
+    """Return a record as a row of `RECORD_SCHEMA`, without the signals of `TENSOR_SIGNALS`."""
     ids, log_probs = record.signals.get("topk_ids"), record.signals.get("topk_log_probs")
     return {
         "key": key,
@@ -94,7 +94,14 @@ def row_of(key: str, record: Record) -> dict[str, Any]:
     }
 
 
-def record_of(row: Mapping[str, Any], tensors: Path, at: int) -> Record:
+def row_to_record(row: Mapping[str, Any], tensors: Path, at: int) -> Record:
+    """Return the record of a row.
+
+    Args:
+        row: of `RECORD_SCHEMA`.
+        tensors: the shard's safetensors file; its tensors are read when they are first used.
+        at: position of the row in its shard.
+    """
     signals: Mapping[str, Tensor] = {}
     if row["k"] is not None:
         shape = (-1, row["k"])
@@ -103,7 +110,7 @@ def record_of(row: Mapping[str, Any], tensors: Path, at: int) -> Record:
             "topk_log_probs": torch.from_numpy(np.asarray(row["topk_log_probs"], np.float32)).reshape(shape),
         }
     elif tensors.exists():
-        signals = _Stored(tensors, at)
+        signals = _StoredSignals(tensors, at)
     return Record(
         row["index"],
         row["question"],
@@ -116,14 +123,8 @@ def record_of(row: Mapping[str, Any], tensors: Path, at: int) -> Record:
     )
 
 
-def tensor_at(record: Record, problem: Problem) -> Record:
-    """A record under the problem's own number: the key does not hold it."""
-    fields = {name: getattr(record, name) for name in ("question", "reference", "prompt_ids", "response_ids", "text", "finish", "signals")}
-    return Record(index=problem.index, **fields)
-
-
-class _Stored(Mapping[str, Tensor]):
-    """A record's rows of a safetensors file, read when they are asked for."""
+class _StoredSignals(Mapping[str, Tensor]):
+    """A record's tensors in a safetensors file, read when they are used."""
 
     def __init__(self, file: Path, at: int) -> None:
         self.file, self.at = file, at
@@ -132,7 +133,7 @@ class _Stored(Mapping[str, Tensor]):
     def _names(self) -> tuple[str, ...]:
         with self._opened() as file:
             stored = set(file.keys())
-        return tuple(name for name in TENSORS if f"{name}.{self.at}" in stored)
+        return tuple(name for name in TENSOR_SIGNALS if f"{name}.{self.at}" in stored)
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
@@ -142,7 +143,7 @@ class _Stored(Mapping[str, Tensor]):
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
-        """The file, which was whole when its records were read."""
+        """Open the file, which was intact when its records were read."""
         try:
             with safe_open(self.file, "pt") as file:
                 yield file

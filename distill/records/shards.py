@@ -1,4 +1,4 @@
-"""TODO_DOC distill/records/shards.py."""
+"""Shards of a store: files whose names end in the hash of their content, checked when they are read, and locks of the chunks they cover."""
 
 from __future__ import annotations
 
@@ -6,38 +6,36 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
-from distill.records.record import FORMAT, SCHEMA
+from distill.records.record import RECORD_FORMAT, RECORD_SCHEMA
 from interp.tables.errors import DamagedError
+from interp.tables.files import file_sha256, write_file
 
 
 def read_shard(file: Path) -> pa.Table:
-    """A shard with everything about it checked.
+    """Return a shard's rows after checking the shard and its tensors.
 
     Raises:
-        DamagedError: it is damaged; the message names it.
+        DamagedError: the shard is damaged or missing; the message names it.
     """
     try:
         if not is_intact(file):
-            raise DamagedError(f"{file} is damaged (its SHA-256 does not begin as its name ends)")
+            raise DamagedError(f"{file} is damaged (its SHA-256 does not match its name)")
         table = pq.read_table(file)
         about = json.loads((table.schema.metadata or {})[b"primed_heads_records"])
-        if about["format"] != str(FORMAT) or not table.schema.equals(SCHEMA):
+        if about["format"] != str(RECORD_FORMAT) or not table.schema.equals(RECORD_SCHEMA):
             raise DamagedError(f"{file} has the format of another version")
         tensors = tensors_of(file)
-        if "tensors_sha256" in about and file_sha256(tensors) != about["tensors_sha256"]:
-            raise DamagedError(f"{tensors} is damaged (its SHA-256 is not the one noted in {file.name})")
+        if "tensors_sha256" in about and _sha256(tensors) != about["tensors_sha256"]:
+            raise DamagedError(f"{tensors} is damaged (its SHA-256 is not the one recorded in {file.name})")
     except FileNotFoundError as error:
         raise DamagedError(f"{error.filename} is missing") from error
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
@@ -48,7 +46,7 @@ def read_shard(file: Path) -> pa.Table:
 
 
 def tensors_of(file: Path) -> Path:
-    """The safetensors file beside a shard."""
+    """Return the path of the safetensors file that belongs to a shard's Parquet file; it exists only if the shard has tensors."""
     return file.with_name(f"{file.stem.rsplit('-', 1)[0]}.safetensors")
 
 
@@ -56,19 +54,27 @@ _State = tuple[str, int, int, int, int] | None
 
 
 _KEYS: dict[tuple[_State, _State], list[str]] = {}
+"""Keys of the shards that this process has checked, by the state of their files."""
+
+_DIGESTS: dict[_State, str] = {}
+"""SHA-256 of the files that this process has read, by their state."""
 
 
 def shard_state(path: Path) -> _State:
-    """What tells one state of a file from another; None where there is none."""
+    """Return what distinguishes two states of a file: path, size, times and inode; None if the file does not exist."""
     try:
         found = path.stat()
     except OSError:
         return None
-    return str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino  # a tool can set mtime back, not ctime
+    return str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino  # a tool can set mtime back, but not ctime
 
 
 def shard_keys(file: Path) -> list[str]:
-    """Keys of a shard, all of which is checked once in a process, and again where it has changed."""
+    """Return the keys of a shard. It is checked completely once in a process, and again if it changes.
+
+    Raises:
+        DamagedError: the shard is damaged or missing.
+    """
     states = shard_state(file), shard_state(tensors_of(file))
     if states not in _KEYS:
         _KEYS[states] = [str(key) for key in read_shard(file).column("key").to_pylist()]
@@ -76,7 +82,7 @@ def shard_keys(file: Path) -> list[str]:
 
 
 def shard_fault(file: Path) -> DamagedError | None:
-    """What is wrong with a shard; None where it is whole."""
+    """Return what is wrong with a shard; None if it is intact."""
     try:
         shard_keys(file)
     except DamagedError as error:
@@ -85,12 +91,12 @@ def shard_fault(file: Path) -> DamagedError | None:
 
 
 @contextlib.contextmanager
-def locked_folder(place: Path, waits: bool = False) -> Iterator[bool]:
-    """Holds a lock file, or says False where another process does and waits is False.
+def hold_lock(path: Path, *, waits: bool = False) -> Iterator[bool]:
+    """Hold a lock file, and yield True; yield False if another process holds it and `waits` is not set.
 
-    The file is removed while it is held: a process that waits for it sees that and makes a new one.
+    The file is removed while it is held: a process that waits for it notices that, and makes a new one.
     """
-    lock = FileLock(place, timeout=-1 if waits else 0)
+    lock = FileLock(path, timeout=-1 if waits else 0)
     try:
         lock.acquire()
     except Timeout:
@@ -99,73 +105,53 @@ def locked_folder(place: Path, waits: bool = False) -> Iterator[bool]:
     try:
         yield True
     finally:
-        place.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         lock.release()
 
 
 def remove_drafts(folder: Path, start: str) -> None:
-    """Removes what killed processes have left of files whose names begin so; their lock must be held."""
+    """Remove the drafts that killed processes left of files whose names begin with `start`; the caller holds their lock."""
     for draft in folder.glob(f".{start}*.draft-*"):
-        shutil.rmtree(draft)
+        if draft.is_dir():  # version 0.1 made a folder for each draft
+            shutil.rmtree(draft)
+        else:
+            draft.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def draft_name(place: Path) -> Iterator[Path]:
-    """A file to write to, which is removed unless it was moved; an error of the system names the place.
+def write_data(path: Path, data: bytes) -> None:
+    """Write a file atomically.
 
-    It has a folder of its own: safetensors writes to a file beside it that only its writer knows, and a killed process leaves that too.
+    Raises:
+        OSError: no space or no permission; the error names `path`.
     """
-    folder = place.with_name(f".{place.name}.draft-{os.getpid()}")
     try:
-        folder.mkdir(exist_ok=True)
-        yield folder / place.name
-    except SafetensorError as error:  # its writer wraps what the system said
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(place)) from error
+        write_file(path, lambda draft: draft.write_bytes(data))
     except OSError as error:
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(place)) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
 
 
-def settle(draft: Path, place: Path) -> None:
-    """A draft takes its place once it lies on the disk."""
-    draft.chmod(place.parent.stat().st_mode & 0o666)  # safetensors' files are their owner's alone; who may read the folder may read these
-    _sync(draft)
-    draft.replace(place)
-    _sync(place.parent)
+def write_named(stem: Path, suffix: str, data: bytes) -> None:
+    """Write a file atomically under a name that ends in the hash of its content, so that damage is noticed.
 
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_named(stem: Path, suffix: str, write: Callable[[Path], Any]) -> None:
-    """Writes a file whose name ends in the hash of its content, so that damage shows."""
-    with draft_name(stem.with_name(stem.name + suffix)) as draft:
-        write(draft)
-        settle(draft, stem.with_name(f"{stem.name}-{file_sha256(draft)[:16]}{suffix}"))
+    Raises:
+        OSError: no space or no permission.
+    """
+    write_data(stem.with_name(f"{stem.name}-{hashlib.sha256(data).hexdigest()[:16]}{suffix}"), data)
 
 
 def is_intact(file: Path) -> bool:
-    """The file's content is the one that its name tells."""
-    return file_sha256(file)[:16] == file.stem.rsplit("-", 1)[-1]
+    """Whether a file's content matches the hash in its name."""
+    return _sha256(file)[:16] == file.stem.rsplit("-", 1)[-1]
 
 
 def digest_of(content: Any) -> str:
+    """Return the SHA-256 of a value as JSON, independent of the order of keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-_DIGESTS: dict[_State, str] = {}
-
-
-def file_sha256(path: Path) -> str:
+def _sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, which is read again only if it changed."""
     state = shard_state(path)
     if state is None or state not in _DIGESTS:
-        with path.open("rb") as file:
-            _DIGESTS[state] = hashlib.file_digest(file, "sha256").hexdigest()
+        _DIGESTS[state] = file_sha256(path)
     return _DIGESTS[state]

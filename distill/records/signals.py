@@ -1,4 +1,4 @@
-"""TODO_DOC distill/records/signals.py."""
+"""What a teacher provides at each scored token, as tensors, and the mass that a top k leaves over."""
 
 from __future__ import annotations
 
@@ -14,86 +14,83 @@ from interp.checkpoints.unembedding import OutputHead
 
 @dataclass(frozen=True)
 class TopK:
-    """A teacher's k likeliest tokens.
+    """A teacher's k most likely tokens.
 
     Attributes:
         ids: distinct token ids, in any order.
-        log_probs: at T = 1, over the teacher's whole vocabulary, in nats; what they leave over is 1 - sum(exp(log_probs)).
+        log_probs: log-probabilities at T = 1 over the teacher's full vocabulary, in nats; the left-over mass is 1 - sum(exp(log_probs)).
     """
 
     ids: Int[Tensor, "token k"]
     log_probs: Float[Tensor, "token k"]
 
     def rows(self, index: slice | Tensor) -> TopK:
-        """The same for some tokens."""
+        """Return the signal of some tokens."""
         return TopK(self.ids[index], self.log_probs[index])
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """A teacher's last hidden states, after the final norm: they give its logits exactly, at any temperature.
+    """A teacher's last hidden states, after the final norm. They give its logits exactly, at any temperature.
 
     Attributes:
-        states: what the head is applied to.
-        head: the teacher's own.
+        states: input of the head.
+        head: the teacher's output head.
     """
 
     states: Float[Tensor, "token hidden_teacher"]
     head: OutputHead
 
     def rows(self, index: slice | Tensor) -> Hidden:
-        """The same for some tokens."""
+        """Return the signal of some tokens."""
         return Hidden(self.states[index], self.head)
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A teacher's whole distribution, for tiny vocabularies.
+    """A teacher's full distribution, for tiny vocabularies.
 
     Attributes:
-        log_probs: at T = 1, in nats.
+        log_probs: log-probabilities at T = 1, in nats.
     """
 
     log_probs: Float[Tensor, "token vocab"]
 
     def rows(self, index: slice | Tensor) -> Dense:
-        """The same for some tokens."""
+        """Return the signal of some tokens."""
         return Dense(self.log_probs[index])
 
 
 Signal = TopK | Hidden | Dense
-"""What a teacher said at each token of a batch; no gradient ever reaches it."""
-
-
-# --- the teacher's left-over mass -------------------------------------------------------------------------------------
+"""What a teacher provides at each token of a batch; it never receives a gradient."""
 
 
 def missing_mass(
     log_probs: Float[Tensor, "token k"], vocabulary: int, temperature: float
 ) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
-    """How much of a teacher's distribution at a temperature lies outside its stored top k: the least and the most that it can be.
+    """Return bounds of the mass of a teacher's distribution that is outside of its stored top k at a temperature.
 
-    Stored are p_1 .. p_k at T = 1, the largest of `vocabulary`. The others sum to m = 1 - sum(p_i) and are each at most c = min(p_i),
-    which leaves room for R = sum of x^(1/T) over them. Between T = 1 and T = infinity x^(1/T) is concave, so R is largest where m is
-    spread evenly over the vocabulary - k others and smallest where floor(m / c) of them are c and one has what is left; below T = 1 it is
-    the other way round. Both can occur: the bounds are tight. The missing mass is R / (R + sum(p_i^(1/T))). It is as precise as m is: what
-    rounding took from the stored values is not seen.
+    Stored are p_1 .. p_k at T = 1, the largest of `vocabulary`. The other probabilities sum to m = 1 - sum(p_i), and each is at most
+    c = min(p_i). At temperature T their unnormalized mass is R, the sum of x^(1/T) over them. Above T = 1, x^(1/T) is concave: R is
+    largest if m is spread evenly over the vocabulary - k others, and smallest if floor(m / c) of them are c and one is the remainder.
+    Below T = 1 it is the other way round. The missing mass is R / (R + sum(p_i^(1/T))). Both bounds can be reached. They are as precise
+    as m is: what rounding took from the stored values is not known.
 
     Args:
-        log_probs: at T = 1, in nats, of the k largest.
+        log_probs: log-probabilities of the k most likely tokens at T = 1, in nats.
         vocabulary: number of tokens of the teacher.
         temperature: above 0.
 
     Returns:
-        Lower and upper bound a token, float64, from 0 to 1; both are m at T = 1, and 0 where k is the vocabulary.
+        Lower and upper bound for each token, float64, from 0 to 1. Both are m at T = 1, and 0 if k is the vocabulary.
     """
     log_p = log_probs.double()
     others = vocabulary - log_p.shape[-1]
     if others <= 0:
         return torch.zeros_like(log_p[:, 0]), torch.zeros_like(log_p[:, 0])
-    log_c = log_p.amin(-1).clamp(min=-700)  # where exp is still above 0
+    log_c = log_p.amin(-1).clamp(min=-700)  # exp is still above 0
     left_over = (-torch.expm1(log_p.logsumexp(-1))).clamp(min=0)
-    left_over = torch.minimum(left_over, others * log_c.exp())  # beyond it, the stored ones would not be the largest
+    left_over = torch.minimum(left_over, others * log_c.exp())  # with more, the stored ones would not be the largest
     whole = torch.floor(left_over / log_c.exp())
     remainder = (left_over - whole * log_c.exp()).clamp(min=0)
     power = 1 / temperature
@@ -105,6 +102,9 @@ def missing_mass(
 
 
 def with_bucket(log_probs: Tensor) -> Tensor:
-    """Appends the log of the left-over mass, [token, k + 1]; below the dtype's epsilon it is rounding, and is taken as epsilon."""
+    """Return log-probabilities with the log of the left-over mass appended, [token, k + 1].
+
+    Left-over mass below the dtype's epsilon is rounding error; it is replaced by epsilon.
+    """
     left_over = -torch.expm1(log_probs.logsumexp(-1, keepdim=True))
     return torch.cat([log_probs, left_over.clamp(min=torch.finfo(log_probs.dtype).eps).log()], -1)

@@ -1,1 +1,1 @@
-"""TODO_DOC distill/sources."""
+"""Which texts a student learns from."""

@@ -1,11 +1,7 @@
-"""A teacher's records as texts for the student: which hidden states are scored, against which tokens and which of the teacher's rows.
+"""The texts that a student learns from.
 
-Two alignments, one form. Row j of a text scores hidden state `first + j` of what the student reads, against `targets[j]` and against
-row j of the teacher's signals:
-
-- aligned: the student reads its own context and the response; both sides score the response's tokens, each after its own prompt.
-- published: as arXiv 2412.17846's code has it. The student reads the question; hidden state j is scored against the j-th token of the
-  reference solution, unshifted, and against the teacher's distribution after the j-th token of prompt and question.
+Row j of a text scores the hidden state at position `first + j` of what the student reads, against `targets[j]` and against row j of the
+teacher's signals. `distill.objectives.aligned` and `distill.objectives.published` make texts from a teacher's records.
 """
 
 from __future__ import annotations
@@ -25,9 +21,9 @@ class Text:
     Attributes:
         ids: what the student reads.
         first: position of the first scored hidden state.
-        targets: the token that each scored hidden state should give, [row].
-        record: where the teacher's signals come from, row by row; None for a blank.
-        index: number of the problem that is asked; the order of training hangs on it.
+        targets: the token that each scored hidden state should predict, [row].
+        record: source of the teacher's signals, row by row; None for a blank text.
+        index: number of the problem; the training order depends on it.
         teacher_ids: what a live teacher reads.
         teacher_first: position of its first scored hidden state.
     """
@@ -43,23 +39,30 @@ class Text:
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts of one student, in the problems' order, and what happened to the records.
+    """The texts of one student, in the order of the problems, and what happened to the records.
 
     Attributes:
         texts: at most one for each record.
-        counts: records, kept, and how many were empty, wrong, cut by the teacher's limit, dropped for it, or shortened to max_tokens.
+        counts: number of records, kept, empty, wrong, truncated by the teacher's limit, dropped for that, or shortened to max_tokens.
     """
 
     texts: tuple[Text, ...]
     counts: dict[str, int] = field(default_factory=dict)
 
     def digest(self) -> str:
-        """SHA-256 over all tokens that the student reads and is asked for."""
+        """Return the SHA-256 of all tokens that the student reads and should predict."""
         lines = (f"{t.ids}|{t.first}|{t.targets}\n" for t in self.texts)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def some_texts(texts: Sequence[Text], counts: dict[str, int]) -> None:
+def require_texts(texts: Sequence[Text], counts: dict[str, int]) -> None:
+    """Raise if no text is left to train on.
+
+    Raises:
+        StudyError: the message counts what was dropped, and why.
+    """
     if not texts:
-        seen = ", ".join(f"{name} {number}" for name, number in counts.items() if number)
-        raise StudyError(f"no text is left to train on ({seen or 'no records'}); objective.keep and objective.cut say what is dropped")
+        found = ", ".join(f"{name} {number}" for name, number in counts.items() if number)
+        raise StudyError(
+            f"no text is left to train on ({found or 'no records'}); see objective.keep and objective.truncated for what is dropped"
+        )

@@ -484,7 +484,7 @@ def test_likelihood_is_the_dense_one_whatever_the_batch(
 def test_chunks_of_tokens_change_nothing(student: Any, records: list[Record], teacher: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     texts, head = texts_of(records, student.tokenizer), output_head(teacher.model)
     whole = score_texts(student.model, texts, 0, batch_size=4, teacher_head=head)
-    monkeypatch.setattr(losses, "CHUNK_BYTES", 3 * 400 * 4)
+    monkeypatch.setattr(losses, "_CHUNK_BYTES", 3 * 400 * 4)
     seen: list[int] = []
     product = losses.head_product
     monkeypatch.setattr(losses, "head_product", lambda head, hidden: seen.append(len(hidden)) or product(head, hidden))

@@ -23,7 +23,6 @@ from distill.students.lora import new_student
 from distill.students.options import StudentConfig
 from distill.training.options import TrainConfig
 from distill.training.train import train_student
-from distill.training.trainer import TextStream
 from interp.checkpoints.opening import open_checkpoint
 from interp.checkpoints.unembedding import OutputHead, hidden_states, output_head
 from interp.tables.errors import NonFiniteError, StudyError
@@ -267,31 +266,6 @@ def test_no_logits_of_a_batch_are_made(tmp_path: Path, learn: Callable[..., Any]
     learn(tmp_path / "s")
     assert called == []
     assert max(sizes, default=0) <= 8  # the probe of the output head
-
-
-def test_order_is_shared_by_conditions_that_drop_other_records(records: list[Record], tiny_tokenizer: Callable[..., Any]) -> None:
-    texts = aligned_texts(records, tiny_tokenizer(), Strategy("student"), True, max_tokens=500, same_tokenizer=True)
-    fewer = Texts(tuple(t for t in texts.texts if t.record and t.record.index != 2))
-
-    def order(of: Texts, seed: int = 0) -> list[int]:
-        return [t.record.index for t in TextStream(of, 2, seed, 4).stream if t.record]
-
-    assert [i for i in order(texts) if i != 2] == order(fewer)
-    assert sorted(order(texts)[:8]) == sorted(order(texts)[8:]) == list(range(8))
-    assert order(texts)[:8] != order(texts)[8:]
-    assert order(texts, 1) != order(texts)
-    assert len(TextStream(texts, 2, 0, 4)) == 16
-    assert len(TextStream(texts, 0.5, 0, 1)) == 4
-    assert [t.index for t in TextStream(texts, 2, 0, 4, shuffled=False).stream] == [*range(8), *range(8)]
-
-
-def test_signals_of_other_questions_leave_the_order(tiny_tokenizer: Callable[..., Any]) -> None:
-    records = [Record(i, f"What is {i}?", f"#### {i}", (1, 2, 3), (), "", "eos") for i in range(12)]
-    orders = []
-    for lexicographic in (False, True):
-        texts = published_texts(records, tiny_tokenizer(), max_tokens=50, signals=True, lexicographic=lexicographic)
-        orders.append([t.ids for t in TextStream(texts, 1, 0, 1).stream])
-    assert orders[0] == orders[1]
 
 
 def test_text_only_records_need_alpha_one(
