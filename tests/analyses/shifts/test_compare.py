@@ -1,4 +1,4 @@
-"""The command from end to end: copies, planted changes, a study, other architectures, the published layout, and bad input."""
+"""The command from end to end: copies, planted changes, a study, different architectures, the published layout, and bad input."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_finished_comparison_is_replaced_on_demand(three_layers: Path, shifts:
     assert {p.name: p.read_bytes() for p in out.glob("*.parquet")} == before
     assert shifts(three_layers, copy, "--out", out, *MEASURES, "--force", "--maps", "no").code == 0
     assert not (out / "divergences.parquet").exists()  # nothing of the replaced comparison stays
-    (out / "run.json").unlink()  # as a run leaves it that was killed while it wrote
+    (out / "run.json").unlink()  # as version 0.1 left it when it was killed while writing
     (out / ".ranks.draft").touch()
     assert shifts(three_layers, copy, "--out", out, *MEASURES).code == 0
     shutil.rmtree(copy)
@@ -152,7 +152,7 @@ def test_accuracy_of_a_file(three_layers: Path, shifts: Callable[..., Ran], tmp_
     for content, words in (
         ("m1,0.1\nm1,0.2", "has the model 'm1' twice"),
         ("m1,abc", "accuracy of m1 is 'abc'"),
-        ("m1,50", "a share from 0 to 1"),
+        ("m1,50", "a fraction from 0 to 1"),
     ):
         scores.write_text(f"model,accuracy\n{content}\n")
         ran = shifts(three_layers, *models, "--accuracy", scores, "--out", tmp_path / "o2")
@@ -217,7 +217,7 @@ def test_a_study_has_seeds_accuracy_and_circuits(study: Path, shifts: Callable[.
     assert models["accuracy"].notna().all()
     assert (models["n_problems"] == 2).all()
     assert (table(tmp_path / "out", "accuracy")["n_students"] == 4).all()
-    assert "no p value goes with their correlation" in ran.out
+    assert "their correlation has no p value" in ran.out
     divergences = table(tmp_path / "out", "divergences")
     assert {"(all)", "told-seed1"} <= set(divergences["model"])
     assert len(json.loads((tmp_path / "out" / "run.json").read_text())["models"]) == 5
@@ -225,7 +225,7 @@ def test_a_study_has_seeds_accuracy_and_circuits(study: Path, shifts: Callable[.
     assert "What the adapters changed" in page
     ran = shifts("--study", study, "--baseline", "none", "--out", tmp_path / "prompted", *MEASURES, problems=None)
     assert ran.code == 0, ran.err
-    assert "untouched: none has no student of that seed, so shifts and layers are against none-seed0" in ran.out
+    assert "untouched: none has no student with that seed, so shifts and layers are relative to none-seed0" in ran.out
     told = table(tmp_path / "prompted", "shifts")
     assert set(told["model"]) == {"told-seed0", "told-seed1", "untouched"}
     assert set(told.loc[told["model"] == "told-seed1", "baseline"]) == {"none-seed1"}  # seed by seed
@@ -311,9 +311,9 @@ def test_a_published_layout_that_is_damaged(shifts: Callable[..., Ran], tmp_path
         (("--study", "{tmp}"), "no study.json"),
         (("{base}", "--published", "{tmp}"), "are different comparisons"),
         (("--published", "{empty}"), "empty"),
-        (("{base}", "--match"), "--match compares two models, 1 are named"),
+        (("{base}", "--match"), "--match compares two models, but 1 are named"),
         (("{base}", "{copy}", "--out", "{file}"), "is a file"),
-        (("{base}", "{copy}", "--out", "{base}"), "which no comparison wrote"),
+        (("{base}", "{copy}", "--out", "{base}"), "and is not a finished comparison"),
     ],
 )
 def test_bad_input_is_one_error_and_exit_2(

@@ -1,4 +1,4 @@
-"""Matching: known permutations come back, also of a real model's heads; the numbers against brute force; texts that differ are refused."""
+"""Matching: known permutations are recovered, also for a real model; numbers agree with brute force."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
-from analyses.shifts.profiles import PROFILE_MEASURES, HeadProfiles, match_heads, match_layers, profiles, same_words
+from analyses.shifts.matching.profiles import PROFILE_MEASURES, HeadProfiles, match_heads, match_layers, profiles
+from analyses.shifts.matching.words import same_words
 from interp.measures.catalog import MEASURES
 from interp.recording.recorder import record
 from interp.tables.errors import InputError
 from interp.tables.heads import EXAMPLE_VALUES
 from interp.tables.schema import REGIONS, validate
 from interp.tokens import annotate
+from tests.analyses.shifts.matching.test_words import ANSWERS, QUESTIONS, make_bytes
 
 Make = Callable[..., Any]
 NAMES = ("bos_mass", "operator_mass", "mean_distance")
@@ -30,7 +30,7 @@ ROUNDS = 20
 
 
 def table(values: np.ndarray, model: str = "m", measures: tuple[str, ...] = NAMES, examples: list[int] | None = None) -> pd.DataFrame:
-    """An `examples` table of values [example, layer, head, measure, region]."""
+    """Return an `examples` table of values [example, layer, head, measure, region]."""
     n_examples, n_layers, n_heads = values.shape[:3]
     keys = [examples or range(n_examples), range(n_layers), range(n_heads), measures, REGIONS]
     frame = pd.MultiIndex.from_product(keys, names=["example", "layer", "head", "measure", "region"]).to_frame(index=False)
@@ -41,7 +41,7 @@ def table(values: np.ndarray, model: str = "m", measures: tuple[str, ...] = NAME
 
 
 def random_values(n_examples: int, n_layers: int, n_heads: int, seed: int) -> np.ndarray:
-    """A mean of its own for every head, and as much that differs between examples."""
+    """Return values with a mean per head and as much variation between examples."""
     random = np.random.default_rng(seed)
     shape = (n_layers, n_heads, len(NAMES), len(REGIONS))
     return random.normal(size=shape) + random.normal(size=(n_examples, *shape))
@@ -77,7 +77,7 @@ def test_a_known_permutation_is_recovered(noise: float, seed: int) -> None:
 
 
 @pytest.mark.parametrize("swap", [False, True])
-def test_all_heads_of_the_smaller_model_find_theirs(swap: bool) -> None:
+def test_all_heads_of_the_smaller_model_find_their_partner(swap: bool) -> None:
     large = random_values(10, 5, 4, 3)
     chosen = np.random.default_rng(4).permutation(20)[:6]  # 3 layers of 2 heads
     small = large.reshape(10, 20, 3, 3)[:, chosen].reshape(10, 3, 2, 3, 3)
@@ -95,7 +95,7 @@ def test_all_heads_of_the_smaller_model_find_theirs(swap: bool) -> None:
     np.testing.assert_allclose(matched["depth_difference"], abs(matched["depth_one"] - matched["depth_other"]))
 
 
-def test_the_weight_of_depth_pulls_partners_to_their_depth() -> None:
+def test_depth_weight_moves_partners_to_the_same_depth() -> None:
     values = random_values(10, 4, 2, 6)
     upside_down = values[:, ::-1]
     found = [match_heads(profiles_of(values), profiles_of(upside_down), depth_weight=w, n_resamples=0) for w in (0, 0.25, 5)]
@@ -127,15 +127,15 @@ def brute_force(one: np.ndarray, other: np.ndarray, far: np.ndarray) -> tuple[np
     return similarity, best
 
 
-def standardised(values: np.ndarray) -> np.ndarray:
+def standardized(values: np.ndarray) -> np.ndarray:
     """Values [example, layer, head, measure, region] as profiles over question and response, [head, measure, region, example]."""
     heads = values.reshape(len(values), -1, *values.shape[3:]).transpose(1, 2, 3, 0)[:, :, :2]
     return (heads - heads.mean(0)) / heads.std(0)
 
 
-def test_similarity_margin_and_stability_are_those_of_brute_force() -> None:
+def test_similarity_margin_and_stability_equal_brute_force() -> None:
     values = [random_values(5, 2, 2, 11), random_values(5, 3, 2, 12)]
-    one, other = (standardised(v) for v in values)
+    one, other = (standardized(v) for v in values)
     far = 0.4 * abs(np.asarray([0, 0, 1, 1])[:, None] - np.asarray([0, 0, 0.5, 0.5, 1, 1]))
     similarity, best = brute_force(one.reshape(4, -1), other.reshape(6, -1), far)
     matched = match_heads(*(profiles_of(v) for v in values), depth_weight=0.4, n_resamples=ROUNDS, seed=3)
@@ -156,7 +156,7 @@ def test_layers_are_compared_by_linear_cka() -> None:
     values = [random_values(4, 2, 3, 13), random_values(4, 3, 2, 14)]
     values[1][:, 1, :, :] = values[0][:, 0, :2, :]
     found = match_layers(*(profiles_of(v) for v in values))
-    one, other = (standardised(v).reshape(v.shape[1], v.shape[2], -1) for v in values)
+    one, other = (standardized(v).reshape(v.shape[1], v.shape[2], -1) for v in values)
     centre = np.eye(one.shape[-1]) - 1 / one.shape[-1]
 
     def hsic(a: np.ndarray, b: np.ndarray) -> float:  # Gretton et al. 2005, kernels over features
@@ -172,7 +172,7 @@ def test_layers_are_compared_by_linear_cka() -> None:
     assert found["similarity"].between(0, 1).all()
 
 
-def test_a_layer_is_itself_whatever_the_order_of_its_heads() -> None:
+def test_layer_similarity_does_not_depend_on_the_order_of_heads() -> None:
     values = random_values(6, 3, 4, 15)
     found = match_layers(profiles_of(values), profiles_of(values[:, :, ::-1])).pivot(
         index="layer_one", columns="layer_other", values="similarity"
@@ -184,7 +184,7 @@ def test_a_layer_is_itself_whatever_the_order_of_its_heads() -> None:
 # --- profiles ---------------------------------------------------------------------------------------------------------
 
 
-def test_default_measures_exist_and_hang_on_no_count_of_tokens() -> None:
+def test_default_measures_exist_and_do_not_depend_on_the_number_of_tokens() -> None:
     assert set(PROFILE_MEASURES) <= set(MEASURES)
     assert {MEASURES[name].info.unit for name in PROFILE_MEASURES} == {"probability", "1"}
     left_out = {name for name, m in MEASURES.items() if m.info.unit not in ("probability", "1")}
@@ -199,12 +199,12 @@ def test_default_measures_exist_and_hang_on_no_count_of_tokens() -> None:
     }
 
 
-def test_a_profile_is_standardised_over_heads_and_any_order_of_rows_gives_it() -> None:
+def test_a_profile_is_standardized_over_heads_in_any_order_of_rows() -> None:
     values = random_values(4, 2, 3, 20)
     frame = table(values, examples=[9, 2, 5, 7])
     found = profiles(frame, examples_in_common=[7, 2, 9], measures=NAMES)
     assert found.features.tolist() == list(itertools.product(NAMES, ("question", "response"), (2, 7, 9)))
-    expected = standardised(values)[..., [1, 3, 0]].reshape(6, -1)
+    expected = standardized(values)[..., [1, 3, 0]].reshape(6, -1)
     np.testing.assert_allclose(found.values, expected, atol=1e-12)
     assert found.layers.tolist() == [0, 0, 0, 1, 1, 1]
     assert found.heads.tolist() == [0, 1, 2] * 2
@@ -217,7 +217,7 @@ def test_a_profile_is_standardised_over_heads_and_any_order_of_rows_gives_it() -
         assert set(profiles(some, examples_in_common=[2]).features.get_level_values("measure")) == {"bos_mass", "operator_mass"}
 
 
-def test_what_is_undefined_or_equal_for_all_heads_is_left_out() -> None:
+def test_features_undefined_or_equal_for_all_heads_are_left_out() -> None:
     values = random_values(3, 2, 2, 21)
     values[1, 0, 1, 0, 0] = np.nan  # of one head alone
     values[2, :, :, 1, 1] = 0
@@ -238,7 +238,7 @@ def test_depth_of_one_layer_and_of_layers_without_attention() -> None:
     sparse = table(random_values(3, 2, 2, 0)).replace({"layer": {1: 3}})
     ends = [profiles(sparse, examples_in_common=range(3), measures=NAMES, n_layers=n).depths.tolist() for n in (None, 7)]
     assert ends == [[0, 0, 1, 1], [0, 0, 0.5, 0.5]]
-    with pytest.raises(InputError, match="n_layers is 3, but the table holds layer 3"):
+    with pytest.raises(InputError, match="n_layers is 3, but the table has layer 3"):
         profiles(sparse, examples_in_common=range(3), measures=NAMES, n_layers=3)
 
 
@@ -246,7 +246,7 @@ def test_depth_of_one_layer_and_of_layers_without_attention() -> None:
 
 
 def permute_heads(model: Any, order: np.ndarray) -> None:
-    """Number the heads of a Llama without groups anew in every layer: head i becomes what head order[layer, i] was."""
+    """Renumber the heads of a Llama without groups in every layer: head i becomes what head order[layer, i] was."""
     for layer, new in zip(model.model.layers, order, strict=True):
         attention = layer.self_attn
         rows = np.arange(attention.q_proj.out_features).reshape(len(new), -1)[new].ravel()
@@ -270,7 +270,7 @@ def test_heads_of_a_permuted_model_are_recovered(depth_weight: float, tiny_model
     original, moved = (tiny_model("llama", **settings) for _ in range(2))
     order = np.stack([np.random.default_rng(layer).permutation(8) for layer in range(3)])
     permute_heads(moved, order)
-    with torch.no_grad():  # the same function, only numbered otherwise
+    with torch.no_grad():  # the same function with heads numbered differently
         torch.testing.assert_close(moved(**tokens.inputs).logits, original(**tokens.inputs).logits, rtol=1e-4, atol=1e-4)
         for parameter in moved.parameters():
             parameter.mul_(1 + 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
@@ -281,7 +281,7 @@ def test_heads_of_a_permuted_model_are_recovered(depth_weight: float, tiny_model
     assert matched["margin"].min() > 0
 
 
-def test_another_architecture_with_another_tokenizer(tiny_model: Make) -> None:
+def test_models_with_different_architectures_and_tokenizers_are_matched(tiny_model: Make) -> None:
     tables = []
     for family, tokenizer, heads in (("llama", make_bytes(400, True), 4), ("gpt2", make_bytes(0, False), 2)):
         model = tiny_model(family, vocab_size=700, num_attention_heads=heads, num_hidden_layers=heads - 1)
@@ -299,127 +299,26 @@ def test_another_architecture_with_another_tokenizer(tiny_model: Make) -> None:
     assert layers["similarity"].between(0, 1).all()
 
 
-# --- the same words ---------------------------------------------------------------------------------------------------
-
-QUESTIONS = ("Ann's  12 pens cost €3.50 each, 日本 →→ now?", "Is été\n\n10 days?")
-ANSWERS = ("12*3.5 = <<12*3.5=42>>42 €\n#### 42", "“No”, 10\tnights 🙂 ever.\n#### 10")
-
-
-def make_bytes(merges: int, trim: bool) -> Any:
-    """Byte-level tokens, short or long; trimmed ones do not cover the space before a word, as Llama 3's."""
-    fast = Tokenizer(models.BPE())
-    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=257 + merges, special_tokens=["<pad>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    fast.train_from_iterator([*QUESTIONS, *ANSWERS, "Question: Answer:"] * 4, trainer)
-    fast.post_processor = processors.ByteLevel(trim_offsets=trim)
-    return PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", eos_token="<pad>")
-
-
-def inputs(tokenizer: Any, answers: tuple[str, ...] = ANSWERS, **settings: Any) -> pd.DataFrame:
-    return annotate(tokenizer, QUESTIONS, answers, **settings).to_frame()
-
-
-def test_tokenizers_that_cut_otherwise_read_the_same_words() -> None:
-    frames = [inputs(make_bytes(merges, trim)) for merges, trim in ((0, False), (400, False), (60, True), (400, True))]
-    counts = [[int((f["example"] == e).sum()) for e in (0, 1)] for f in frames]
-    assert len({tuple(c) for c in counts}) > 2
-    expected = [len((q + " " + a).split()) for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
-    for (a, one), (b, other) in itertools.product(enumerate(frames), repeat=2):
-        found = same_words(one, other.sample(frac=1, random_state=0))
-        assert found["example"].tolist() == [0, 1]
-        regions = (one["region"] != "template", other["region"] != "template")
-        assert found["n_tokens_one"].tolist() == one[regions[0]].groupby("example").size().tolist()
-        assert found["n_tokens_other"].tolist() == other[regions[1]].groupby("example").size().tolist()
-        if min(a, b) < 2:  # one of the two covers white space
-            assert found["n_words"].tolist() == expected
-
-
-def test_a_text_that_differs_is_named() -> None:
-    short, long, trimmed = make_bytes(0, False), make_bytes(400, False), make_bytes(400, True)
-    changed = (ANSWERS[0], ANSWERS[1].replace("nights", "knights"))
-    for one, other, message in (
-        (short, long, "example 1, response, word 3: 'nights' against 'knights'"),
-        (long, trimmed, "example 1, response, word 3: 'nights' against 'knights🙂ever.'"),
-    ):
-        with pytest.raises(InputError, match=message):
-            same_words(inputs(one), inputs(other, changed))
-        same_words(inputs(one), inputs(other, changed), regions=["question"])
-    for answers, message in (
-        ((ANSWERS[0] + " and", ANSWERS[1]), "example 0, response, word 7: '' against 'and'"),
-        ((ANSWERS[0][:-1], ANSWERS[1]), "example 0, response, word 6: '42' against '4'"),
-        ((ANSWERS[0].replace("€", "$"), ANSWERS[1]), r"example 0, response, word 4: '€' against '\$'"),
-    ):
-        with pytest.raises(InputError, match=message + ";"):
-            same_words(inputs(short), inputs(long, answers))
-
-
-def written(*pieces: tuple[int, str, str]) -> pd.DataFrame:
-    """An inputs table by hand: example, region, token."""
-    frame = pd.DataFrame(pieces, columns=["example", "region", "token"])
-    return frame.assign(position=frame.groupby("example").cumcount())
-
-
-def test_only_examples_of_both_are_compared() -> None:
-    one = written((3, "template", "Q"), (3, "question", "two"), (3, "question", " eggs"), (4, "question", "x"))
-    other = written((3, "template", "User"), (3, "question", "tw"), (3, "question", "o"), (3, "question", " eggs"), (5, "question", "y"))
-    assert same_words(one, other).to_dict("records") == [{"example": 3, "n_words": 2, "n_tokens_one": 2, "n_tokens_other": 3}]
-    with pytest.raises(InputError, match="no example in common: 4 against 5"):
-        same_words(one[one["example"] == 4], other[other["example"] == 5])
-
-
-def test_a_character_cut_into_tokens_is_one() -> None:
-    cut = written((0, "question", "a"), (0, "question", " é"), (0, "question", " ét"), (0, "question", "té"), (0, "question", "é"))
-    found = same_words(cut, written((0, "question", "a étté")))
-    assert found["n_words"].tolist() == [2]
-    with pytest.raises(InputError, match="word 2: 'étté' against 'été'"):  # a repeated ASCII character is two
-        same_words(cut, written((0, "question", "a été")))
-
-
-def test_half_characters_leave_only_ascii_to_compare() -> None:
-    one = written((0, "question", "a \ufffd"), (0, "question", "\ufffdt b"))
-    assert same_words(one, written((0, "question", "a é"), (0, "question", "t b")))["n_words"].tolist() == [3]
-    with pytest.raises(InputError, match="example 0, question, word 3: 'b' against 'c'"):
-        same_words(one, written((0, "question", "a ét c")))
-    whole = written((0, "question", "a ét b"))
-    with pytest.raises(InputError, match="word 2: 'ét' against 'èt'"):
-        same_words(whole, written((0, "question", "a èt b")))
-
-
-def test_nothing_to_compare_is_an_error() -> None:
-    empty = written((0, "question", ""), (0, "response", " "))
-    with pytest.raises(InputError, match="example 0 has no word in question or response"):
-        same_words(empty, empty)
-    with pytest.raises(InputError, match="word 1: 'a' against ''"):
-        same_words(written((0, "question", "a")), empty)
-    with pytest.raises(InputError, match="regions all are not among those of tokens: template, question, response"):
-        same_words(empty, empty, regions=["all"])
-    with pytest.raises(InputError, match=r"table inputs: missing columns \['token'\]"):
-        same_words(empty.drop(columns="token"), empty)
-
-
 # --- refused ----------------------------------------------------------------------------------------------------------
 
 
-def test_profiles_say_what_they_lack() -> None:
+def test_profiles_refuse_unusable_tables() -> None:
     values = random_values(3, 2, 2, 30)
     frame = table(values)
     common = range(3)
     for wrong, settings, message in (
-        (frame, {"examples_in_common": [0, 8, 9]}, "m: examples 8, 9 asked for; the table holds 0, 1, 2"),
+        (frame, {"examples_in_common": [0, 8, 9]}, "m: examples 8, 9 asked for; the table has 0, 1, 2"),
         (frame, {"examples_in_common": []}, r"m: examples \(none\) asked for"),
-        (frame, {"measures": ["bos_mass", "glow"]}, "m: measures glow asked for; the table holds bos_mass, operator_mass, mean_distance"),
-        (frame, {"regions": ["answer"]}, "m: regions answer asked for; the table holds question, response, all"),
+        (frame, {"measures": ["bos_mass", "glow"]}, "m: measures glow asked for; the table has bos_mass, operator_mass, mean_distance"),
+        (frame, {"regions": ["answer"]}, "m: regions answer asked for; the table has question, response, all"),
         (
             frame[frame["measure"] == "mean_distance"],
             {},
-            "the table holds measures mean_distance, none of those that compare: entropy_norm",
+            "the table has measures mean_distance, but none that is comparable across models: entropy_norm",
         ),
         (frame.drop(columns="value"), {}, r"table examples: missing columns \['value'\]"),
         (frame[:0], {}, r"models \(none\)"),
-        (pd.concat([frame, frame.assign(model="n")]), {}, "the table holds models m, n; give the rows of one"),
+        (pd.concat([frame, frame.assign(model="n")]), {}, "the table has models m, n; give the rows of one model"),
         (pd.concat([frame, frame[:1]]), {}, "m: 1 rows repeat"),
         (table(values[:, :1, :1]), {}, "m has one head"),
         (table(np.full_like(values, np.nan)), {}, "m: no measure has a value for every head in any of the 3 examples"),
@@ -430,7 +329,7 @@ def test_profiles_say_what_they_lack() -> None:
             profiles(wrong, **{"examples_in_common": common, **settings})
 
 
-def test_matching_says_what_it_lacks() -> None:
+def test_matching_refuses_profiles_without_common_features() -> None:
     values = random_values(3, 2, 2, 31)
     one = profiles_of(values)
     for wrong, message in (
@@ -465,13 +364,13 @@ def test_a_head_without_variation_is_named() -> None:
     values = random_values(3, 1, 2, 32)  # of two heads, one is always above their mean: z is 1 or -1
     values[:, 0, 0], values[:, 0, 1] = abs(values[:, 0, 0]), -abs(values[:, 0, 1])
     other = profiles_of(random_values(3, 2, 2, 33))
-    with pytest.raises(InputError, match="m: head 0 of layer 0 is the same in all 18 features in common: give more"):
+    with pytest.raises(InputError, match="m: head 0 of layer 0 is the same in all 18 features in common; take more"):
         match_heads(profiles_of(values), other)
     with pytest.raises(InputError, match="m: layer 0 is the same in all 18 features"):
         match_layers(profiles_of(values), other)
 
 
-def test_one_example_has_no_stability_and_seeds_repeat() -> None:
+def test_one_example_has_no_stability_and_seeds_are_reproducible() -> None:
     values = [random_values(8, 2, 3, 34), random_values(8, 2, 3, 35)]
     alone = match_heads(*(profiles_of(v[:1]) for v in values))
     assert alone["stability"].isna().all()
@@ -481,5 +380,5 @@ def test_one_example_has_no_stability_and_seeds_repeat() -> None:
 
 
 def test_the_module_needs_no_torch() -> None:
-    code = "import sys, analyses.shifts.profiles; assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = "import sys, analyses.shifts.matching.profiles; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
