@@ -33,13 +33,11 @@ class CommandOptions:
     Attributes:
         seed: seed of every random number: the bootstrap, permutations and shuffled token sets.
         force: replace finished results.
-        figures: draw figures and the page.
         debug: show the traceback of an error.
     """
 
     seed: int = 0
     force: bool = False
-    figures: bool = True
     debug: bool = False
 
     def __post_init__(self) -> None:
@@ -52,7 +50,18 @@ class CommandOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(CommandOptions):
+class DrawingOptions(CommandOptions):
+    """What commands have that draw their results.
+
+    Attributes:
+        figures: draw figures and the page.
+    """
+
+    figures: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(DrawingOptions):
     """How models are opened.
 
     Attributes:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from analyses.models.named import NamedModel
     from distill.problems.sets import Problem
     from interp.checkpoints.loading import Checkpoint
+    from interp.tables.results import ResultsFolder
 
 
 def head_run(
@@ -67,6 +68,15 @@ def head_run(
             recorded = replace(recorded, problems=str(final(Path(wanted.problems))))
     measure_heads(wanted, command="measured by another command", opened=opened, recorded=recorded)
     return folder
+
+
+def has_new_head_runs(results: ResultsFolder) -> bool:
+    """Return whether the draft has finished head runs that the results in place lack or have in another version."""
+    for new in results.draft.glob("heads/*/run.json"):
+        old = results.final(new)
+        if not old.is_file() or not new.samefile(old):
+            return True
+    return False
 
 
 def write_problems(problems: Sequence[Problem], file: Path) -> Path:

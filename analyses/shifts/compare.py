@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from analyses.command import say
 from analyses.models.head_runs import check_same_texts, read_head_run
+from analyses.models.measuring import has_new_head_runs
 from analyses.models.named import NamedModel, find_models, folder_of
 from analyses.models.studies import add_accuracies, study_models
 from analyses.shifts.alignment import align
-from analyses.shifts.comparison import COMPARISON, Comparison, has_new_head_runs, publish_comparison
+from analyses.shifts.comparison import COMPARISON, Comparison, publish_comparison
 from analyses.shifts.differences import by_condition
 from analyses.shifts.options import ShiftsConfig
 from interp.tables.errors import InputError

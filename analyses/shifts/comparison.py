@@ -60,12 +60,3 @@ def publish_comparison(results: ResultsFolder, tables: dict[str, pd.DataFrame], 
             write_text(results.draft / f"{name}.csv", table.to_csv(index=False))
     results.publish(run)
     return Comparison(results.out, tables, run)
-
-
-def has_new_head_runs(results: ResultsFolder) -> bool:
-    """Return whether the draft has finished head runs that the results in place lack or have in another version."""
-    for new in results.draft.glob("heads/*/run.json"):
-        old = results.final(new)
-        if not old.is_file() or not new.samefile(old):
-            return True
-    return False
