@@ -1,4 +1,4 @@
-"""Tiny adapters on disk, and the command run in this process. Nothing is downloaded."""
+"""The command that measures heads, run in this process. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 
 class Ran(NamedTuple):
-    """How the command ended."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -19,7 +19,7 @@ class Ran(NamedTuple):
 
 @pytest.fixture
 def heads(checkpoint: Path, problems: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """`(*arguments)` runs the command in this process: the tiny model, the short problems and no figures unless said otherwise."""
+    """`(*arguments)` runs the command in this process: the tiny model, the short problems and no figures unless given otherwise."""
     from analyses.heads.__main__ import main
 
     def run(*arguments: Any) -> Ran:

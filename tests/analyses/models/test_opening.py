@@ -1,4 +1,4 @@
-"""Several adapters of one base in one command: how often weights are loaded and texts read; and the numbers are those of each alone."""
+"""Several adapters of one base in one command load the weights once, and give the values of each adapter alone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Heads = Callable[..., Any]
 Make = Callable[..., Path]
 BATCHES = ("--batch-tokens", "160")
 N_BATCHES = 3
-"""Of the seven short problems: some of several texts, and all of different shapes."""
+"""Of the seven short problems: some batches have several texts, and all have different shapes."""
 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch, adapters: list[Path]) -> tuple[list[str], Counter[tuple[int, ...]]]:
-    """Folders whose weights were loaded, and how often the decoder read a batch of each shape while recording; the adapters are there."""
+    """Return the folders whose weights were loaded, and how often the decoder read a batch of each shape while recording."""
     from transformers import AutoModelForCausalLM
     from transformers.models.llama.modeling_llama import LlamaModel
 
@@ -41,7 +41,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, adapters: list[Path]) -> tuple[list
         return load(folder, **settings)
 
     def recorded(*arguments: Any) -> Any:
-        recording.append(True)  # an adapter is tried out on a few tokens when it is opened: that is no text
+        recording.append(True)  # opening an adapter tries it on a few tokens, which are not counted
         try:
             return record_batch(*arguments)
         finally:
@@ -92,12 +92,14 @@ def test_adapters_of_one_base_take_one_load_and_a_forward_each(
                 pd.read_parquet(shared / f"{name}.parquet"), pd.read_parquet(alone / f"{name}.parquet"), rtol=0, atol=0
             )
         together[model] = pd.read_parquet(shared / "examples.parquet")["value"]
-    assert len({tuple(values) for values in together.values()}) == len(models)  # each adapter moved something
-    assert len(loads) == 1 + len(models)  # a run of its own each loads anew: the count sees loads
+    assert len({tuple(values) for values in together.values()}) == len(models)  # each adapter changed something
+    assert len(loads) == 1 + len(models)  # separate runs load the model again, so the counter works
     assert set(forwards.values()) == {2 * len(models)}
 
 
-def test_the_base_of_adapters_is_told_by_its_weights(adapters: list[Path], checkpoint: Path, save_checkpoint: Make, tmp_path: Path) -> None:
+def test_the_base_of_adapters_is_recognized_by_its_weights(
+    adapters: list[Path], checkpoint: Path, save_checkpoint: Make, tmp_path: Path
+) -> None:
     from analyses.models.named import find_models
     from analyses.models.opening import OpenModels
     from analyses.options import ModelOptions
@@ -115,7 +117,7 @@ def test_the_base_of_adapters_is_told_by_its_weights(adapters: list[Path], check
             return model(input_ids=ids).logits
 
     alone = {model.name: open_checkpoint(str(model.source), device="cpu") for model in (base, first, another)}
-    for model in (first, base, another, first, base):  # in any order, and again
+    for model in (first, base, another, first, base):  # in any order, and repeatedly
         found = opened.open(model)
         assert torch.equal(logits(found.model), logits(alone[model.name].model))
         assert found.identity == alone[model.name].identity
@@ -125,10 +127,10 @@ def test_the_base_of_adapters_is_told_by_its_weights(adapters: list[Path], check
 
 
 @pytest.mark.parametrize("written", ["{", "[]", "{}", None])
-def test_a_damaged_adapter_is_said_so(
+def test_a_damaged_adapter_is_one_error_line(
     written: str | None, adapters: list[Path], checkpoint: Path, problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Beside its base, where the name of the base is read first."""
+    """Next to its base, where the name of the base is read first."""
     file = adapters[0] / "adapter_config.json"
     file.write_text(written if written is not None else file.read_text("utf-8")[:40], "utf-8")
     options = ["--problems", str(problems), "--device", "cpu", "--maps", "no", "--no-figures", "--out", str(tmp_path / "out")]

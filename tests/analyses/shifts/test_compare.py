@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
+from analyses.heads import batches
 from analyses.shifts.__main__ import main
 from interp.tables.schema import read
 from interp.tables.shifts import SHIFT_TABLES
@@ -62,7 +63,7 @@ def table(folder: Path, name: str) -> pd.DataFrame:
     return read(folder / f"{name}.parquet", SHIFT_TABLES[name])
 
 
-def test_two_copies_of_one_model(three_layers: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
+def test_two_copies_of_one_model_do_not_differ(three_layers: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
     copy = changed(three_layers, "copy", lambda weights: None)
     out = tmp_path / "out"
     ran = shifts(three_layers, copy, "--out", out)
@@ -76,7 +77,7 @@ def test_two_copies_of_one_model(three_layers: Path, shifts: Callable[..., Ran],
     assert set(json.loads((out / "run.json").read_text())) >= {"kind", "command", "baseline", "versions", "models", "warnings"}
 
 
-def test_a_planted_head_is_found_first_and_nothing_before_it(three_layers: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
+def test_the_planted_head_is_found_first_and_nothing_before_it(three_layers: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
     def scale(weights: dict[str, Any]) -> None:
         weights["model.layers.1.self_attn.q_proj.weight"][16:24] *= 1.5  # head 2 of 4, 8 rows each
 
@@ -96,7 +97,9 @@ def test_a_planted_head_is_found_first_and_nothing_before_it(three_layers: Path,
     assert js.loc[(js["layer"] < 1) | ((js["layer"] == 1) & (js["head"] != 2)), "mean"].max() < 1e-9
 
 
-def test_head_runs_as_they_are(heads: Callable[..., Any], shifts: Callable[..., Ran], adapter: Path, tmp_path: Path) -> None:
+def test_finished_head_runs_are_compared_as_they_are(
+    heads: Callable[..., Any], shifts: Callable[..., Ran], adapter: Path, tmp_path: Path
+) -> None:
     assert heads("--out", tmp_path / "base").code == 0
     assert heads("--model", adapter, "--out", tmp_path / "student", "--name", "student").code == 0
     ran = shifts(tmp_path / "base", tmp_path / "student", "--out", tmp_path / "out", problems=None)
@@ -110,7 +113,7 @@ def test_head_runs_as_they_are(heads: Callable[..., Any], shifts: Callable[..., 
     assert (lora["model"] == "student").all()
 
 
-def test_a_finished_comparison_is_replaced_on_demand(three_layers: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
+def test_a_finished_comparison_is_replaced_only_with_force(three_layers: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
     copy = changed(three_layers, "copy", lambda weights: None)
     out = tmp_path / "out"
     assert shifts(three_layers, copy, "--out", out, *MEASURES).code == 0
@@ -123,7 +126,7 @@ def test_a_finished_comparison_is_replaced_on_demand(three_layers: Path, shifts:
     assert "measuring" not in ran.err  # the head runs are those of the same models and problems
     assert {p.name: p.read_bytes() for p in out.glob("*.parquet")} == before
     assert shifts(three_layers, copy, "--out", out, *MEASURES, "--force", "--maps", "no").code == 0
-    assert not (out / "divergences.parquet").exists()  # nothing of the replaced comparison stays
+    assert not (out / "divergences.parquet").exists()  # nothing of the replaced comparison is left
     (out / "run.json").unlink()  # as version 0.1 left it when it was killed while writing
     (out / ".ranks.draft").touch()
     assert shifts(three_layers, copy, "--out", out, *MEASURES).code == 0
@@ -134,7 +137,64 @@ def test_a_finished_comparison_is_replaced_on_demand(three_layers: Path, shifts:
     assert (table(out, "shifts")["q"] < 0.05).any()
 
 
-def test_accuracy_of_a_file(three_layers: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
+def test_an_interrupted_comparison_keeps_its_head_runs(
+    three_layers: Path, shifts: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, out = changed(three_layers, "copy", lambda weights: None), tmp_path / "out"
+    record_batch, calls = batches.record_batch, []
+
+    def second_fails(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return record_batch(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "record_batch", second_fails)
+        ran = shifts(three_layers, copy, "--out", out, *MEASURES)
+    assert ran.code == 130
+    assert f"finished head runs are kept in {out}.partial/heads: the same command continues" in ran.err
+    assert not out.exists()
+    assert (tmp_path / "out.partial" / "heads" / "base" / "run.json").is_file()
+    (tmp_path / "out.partial" / "ranks.parquet").touch()  # a table of a call that was killed while writing
+    ran = shifts(three_layers, copy, "--out", out, *MEASURES, "--maps", "no")
+    assert ran.code == 0, ran.err
+    assert "measuring the heads of base" not in ran.err
+    assert "measuring the heads of copy" in ran.err
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("out")) == ["out"]
+    run = json.loads((out / "run.json").read_text())
+    assert [model["folder"] for model in run["models"]] == [str(out / "heads" / name) for name in ("base", "copy")]
+    head_run = json.loads((out / "heads" / "base" / "run.json").read_text())
+    assert head_run["config"]["out"] == str(out / "heads" / "base")
+    assert table(out, "ranks")["model"].nunique() == 2
+
+
+def test_a_failed_comparison_leaves_nothing(three_layers: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
+    ran = shifts(three_layers, "--out", tmp_path / "a" / "out")
+    assert ran.code == 2
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_library_function_returns_the_tables(
+    heads: Callable[..., Any], adapter: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from analyses.shifts.compare import compare_models
+    from analyses.shifts.options import ShiftsConfig
+
+    assert heads("--out", tmp_path / "base", *MEASURES).code == 0
+    assert heads("--model", adapter, "--out", tmp_path / "student", *MEASURES).code == 0
+    given = ShiftsConfig(runs=(str(tmp_path / "base"), str(tmp_path / "student")), out=tmp_path / "out", device="cpu", figures=False)
+    capfd.readouterr()
+    comparison = compare_models(given)
+    assert capfd.readouterr().out == ""
+    assert comparison.folder == tmp_path / "out"
+    assert {"shifts", "ranks", "models", "lora"} <= set(comparison.tables)
+    assert comparison.run["baseline"] == "tiny"
+    written = table(tmp_path / "out", "shifts").drop(columns=["model", "baseline", "measure", "region"])
+    pd.testing.assert_frame_equal(written, comparison.tables["shifts"][written.columns], check_dtype=False)
+
+
+def test_accuracies_are_read_from_a_file(three_layers: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
     models = [
         changed(three_layers, f"m{k}", lambda w, k=k: w["model.layers.0.self_attn.q_proj.weight"].mul_(1 + k / 5)) for k in range(1, 7)
     ]
@@ -144,7 +204,7 @@ def test_accuracy_of_a_file(three_layers: Path, shifts: Callable[..., Ran], tmp_
     assert ran.code == 0, ran.err
     found = table(tmp_path / "out", "accuracy")
     assert (found["n_students"] == 6).all()
-    assert found["p"].min() == pytest.approx(2 / 720)  # only the order itself and its reverse are as far from 0
+    assert found["p"].min() == pytest.approx(2 / 720)  # only the observed order and its reverse are as extreme
     scores.write_text("model,accuracy\nother,0.5\n")
     ran = shifts(three_layers, *models, "--accuracy", scores, "--out", tmp_path / "o2")
     assert ran.code == 2
@@ -160,7 +220,7 @@ def test_accuracy_of_a_file(three_layers: Path, shifts: Callable[..., Ran], tmp_
         assert words in ran.err
 
 
-def test_other_architectures_are_matched(
+def test_models_of_different_architectures_are_matched(
     three_layers: Path, save_checkpoint: Callable[..., Path], shifts: Callable[..., Ran], tmp_path: Path
 ) -> None:
     other = save_checkpoint(tmp_path / "models" / "small", num_hidden_layers=2, seed=4)
@@ -204,8 +264,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, problems: 
     return tmp / "study"
 
 
-def test_a_study_has_seeds_accuracy_and_circuits(study: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
-    ran = shifts("--study", study, "--out", tmp_path / "out", *MEASURES[:2], problems=None, figures=True)  # figures are of a measure each
+def test_a_study_is_compared_with_seeds_accuracy_and_circuits(study: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
+    ran = shifts("--study", study, "--out", tmp_path / "out", *MEASURES[:2], problems=None, figures=True)  # a figure per measure
     assert ran.code == 0, ran.err
     assert "seeds and examples crossed" in ran.out
     conditions = table(tmp_path / "out", "conditions")
@@ -223,6 +283,9 @@ def test_a_study_has_seeds_accuracy_and_circuits(study: Path, shifts: Callable[.
     assert len(json.loads((tmp_path / "out" / "run.json").read_text())["models"]) == 5
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "What the adapters changed" in page
+    read = json.loads((tmp_path / "out" / "heads" / "none-seed0" / "run.json").read_text())
+    assert read["problems"]["source"] == read["config"]["problems"] == str(tmp_path / "out" / "problems.jsonl")
+    assert Path(read["problems"]["source"]).is_file()
     ran = shifts("--study", study, "--baseline", "none", "--out", tmp_path / "prompted", *MEASURES, problems=None)
     assert ran.code == 0, ran.err
     assert "untouched: none has no student with that seed, so shifts and layers are relative to none-seed0" in ran.out
@@ -231,7 +294,7 @@ def test_a_study_has_seeds_accuracy_and_circuits(study: Path, shifts: Callable[.
     assert set(told.loc[told["model"] == "told-seed1", "baseline"]) == {"none-seed1"}  # seed by seed
 
 
-def test_heads_while_they_learn(study: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
+def test_recorded_trajectories_are_compared(study: Path, shifts: Callable[..., Ran], tmp_path: Path) -> None:
     students = [study / "students" / name for name in ("none-seed0", "none-seed1", "told-seed0")]
     ran = shifts("--trajectory", *students, "--out", tmp_path / "out", problems=None, figures=True)
     assert ran.code == 0, ran.err
@@ -244,7 +307,7 @@ def test_heads_while_they_learn(study: Path, shifts: Callable[..., Ran], tmp_pat
     assert (tmp_path / "out" / "figures" / "trajectory_entropy_nats.png").is_file()
 
 
-def test_checkpoints_on_disk_are_followed_alike(
+def test_checkpoints_on_disk_are_measured(
     study: Path, shifts: Callable[..., Ran], tmp_path: Path, checkpoint: Path, problems: Path
 ) -> None:
     last = study / "students" / "none-seed0"
@@ -269,7 +332,7 @@ def test_checkpoints_on_disk_are_followed_alike(
 
 
 @pytest.mark.skipif(DATA is None, reason="PRIMED_HEADS_DATA does not say where the published maps are")
-def test_the_published_study(shifts: Callable[..., Ran], tmp_path: Path) -> None:
+def test_the_published_curves_are_reproduced(shifts: Callable[..., Ran], tmp_path: Path) -> None:
     ran = shifts("--published", Path(DATA or "") / "published" / "attention", "--out", tmp_path / "out", problems=None)
     assert ran.code == 0, ran.err
     curves = pd.read_csv(tmp_path / "out" / "curves.csv")
@@ -278,7 +341,7 @@ def test_the_published_study(shifts: Callable[..., Ran], tmp_path: Path) -> None
     assert "1.8647" in ran.out
 
 
-def test_a_published_layout_that_is_damaged(shifts: Callable[..., Ran], tmp_path: Path) -> None:
+def test_a_damaged_published_layout_is_refused(shifts: Callable[..., Ran], tmp_path: Path) -> None:
     for layer in range(2):
         for head in range(2):
             place = tmp_path / "maps" / "raw-one" / f"layer{layer}" / f"layer_{layer}_raw_attention"
@@ -316,7 +379,7 @@ def test_a_published_layout_that_is_damaged(shifts: Callable[..., Ran], tmp_path
         (("{base}", "{copy}", "--out", "{base}"), "and is not a finished comparison"),
     ],
 )
-def test_bad_input_is_one_error_and_exit_2(
+def test_bad_input_is_one_error_line_and_exit_code_2(
     arguments: tuple[str, ...], words: str, three_layers: Path, shifts: Callable[..., Ran], tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -330,7 +393,9 @@ def test_bad_input_is_one_error_and_exit_2(
     assert "Traceback" not in ran.err
 
 
-def test_runs_that_do_not_fit(heads: Callable[..., Any], shifts: Callable[..., Ran], tmp_path: Path, problems: Path) -> None:
+def test_runs_that_do_not_correspond_are_refused(
+    heads: Callable[..., Any], shifts: Callable[..., Ran], tmp_path: Path, problems: Path
+) -> None:
     assert heads("--out", tmp_path / "one", "--name", "one").code == 0
     assert heads("--out", tmp_path / "two", "--name", "two", "--no-chat").code == 0
     lines = problems.read_text().splitlines()
