@@ -25,8 +25,8 @@ class Options(Protocol):
         ...
 
 
-T = TypeVar("T")
-Chosen = TypeVar("Chosen", bound=Options)
+_T = TypeVar("_T")
+_Chosen = TypeVar("_Chosen", bound=Options)
 
 
 def say(text: str) -> None:
@@ -36,11 +36,11 @@ def say(text: str) -> None:
 
 def run_command(
     module: str,
-    options: type[Chosen],
+    options: type[_Chosen],
     examples: str,
-    work: Callable[[Chosen, str], None],
+    work: Callable[[_Chosen, str], None],
     *,
-    left: Callable[[Chosen], str],
+    left: Callable[[_Chosen], str],
     smaller: str = "",
     figures: bool = True,
     arguments: Sequence[str] | None = None,
@@ -73,7 +73,7 @@ def run_command(
     return guarded(do_work, debug=chosen.debug, interrupted=kept, out=chosen.folder(), kept=kept, smaller=smaller, figures=figures)
 
 
-def parse(options: type[T], prog: str, examples: str, arguments: Sequence[str] | None) -> T | int:
+def parse(options: type[_T], prog: str, examples: str, arguments: Sequence[str] | None) -> _T | int:
     """Return a command's options, or exit code 2 after printing why the arguments cannot be used.
 
     Options of earlier versions (`interp.tables.versions.OLD_OPTIONS`) are accepted.

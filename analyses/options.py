@@ -12,10 +12,10 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Region = Literal["question", "response", "all"]
 TextKind = Literal["reference", "generated"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def own_options_first(options: type[T]) -> type[T]:
+def own_options_first(options: type[_T]) -> type[_T]:
     """Return a dataclass whose --help lists the command's own options first, then the inherited ones from the most specific class on.
 
     A decorator above `@dataclass(frozen=True, kw_only=True)`. A dataclass itself lists inherited fields first.

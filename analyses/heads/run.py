@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class HeadRun:
+class MeasuredHeads:
     """A finished head run.
 
     Attributes:
@@ -55,7 +55,7 @@ def measure_heads(
     command: str = "analyses.heads.run.measure_heads",
     opened: Callable[[], Checkpoint] | None = None,
     recorded: HeadsConfig | None = None,
-) -> HeadRun | None:
+) -> MeasuredHeads | None:
     """Return every head's measures on a set of problems, after writing them to `options.folder()`.
 
         from analyses.heads.options import HeadsConfig
@@ -125,7 +125,7 @@ def measure_heads(
             results.abandon(keep=parts.any())
         raise
     figures = _draw(results, about, timings) if options.figures else []
-    return HeadRun(results.out, tables.heads, about, figures)
+    return MeasuredHeads(results.out, tables.heads, about, figures)
 
 
 def _results_folder(options: HeadsConfig, processes: PartialState) -> ResultsFolder:

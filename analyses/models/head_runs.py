@@ -12,7 +12,7 @@ from interp.tables.results import read_run_json
 from interp.tables.schema import read
 
 
-def read_head_run(model: NamedModel) -> ModelRun:
+def read_model_run(model: NamedModel) -> ModelRun:
     """Return a head run's values and tokens.
 
     Raises:

@@ -96,7 +96,7 @@ def _of_run(folder: Path) -> NamedModel:
 
 def _card(folder: Path) -> tuple[str | None, int | None]:
     """Return condition and seed of a student of `distill`; None if there is no card."""
-    from distill.students.lora import read_card
+    from distill.students.card import read_card
 
     if not (folder / "card.json").is_file():
         return None, None

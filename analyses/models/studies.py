@@ -30,6 +30,7 @@ def study_models(folder: Path) -> tuple[list[NamedModel], list[Problem], str]:
     Raises:
         InputError: there is no study, or it has fewer than two students.
     """
+    from distill.study.conditions import UNTOUCHED, condition_of
     from distill.study.config import study_from
     from distill.study.folder import load_set, student_name
 
@@ -44,11 +45,11 @@ def study_models(folder: Path) -> tuple[list[NamedModel], list[Problem], str]:
     accuracy = study_accuracies(folder)
     models = []
     for condition in study.conditions:
-        for seed in (None,) if condition == "untouched" else study.seeds:
+        for seed in study.seeds if condition_of(condition).trained else (None,):
             name = student_name(condition, seed)
             place = folder / "students" / name
             known = accuracy.get((condition, seed), {})
-            if condition == "untouched":
+            if not condition_of(condition).trained:
                 models.append(NamedModel(name, condition, seed, source=base, accuracy=known))
             elif (place / "adapter_config.json").is_file():
                 models.append(NamedModel(name, condition, seed, source=str(place), base=base, accuracy=known))
@@ -57,7 +58,7 @@ def study_models(folder: Path) -> tuple[list[NamedModel], list[Problem], str]:
     if len(models) < 2:
         raise InputError(f"{folder} has {len(models)} student to compare; train more with python -m distill run")
     conditions = [m.condition for m in models]
-    return models, load_set(study.data.test, "test"), "untouched" if "untouched" in conditions else study.baseline
+    return models, load_set(study.data.test, "test"), UNTOUCHED.name if UNTOUCHED.name in conditions else study.baseline
 
 
 def study_accuracies(folder: Path) -> dict[tuple[str, int | None], dict[str, float]]:

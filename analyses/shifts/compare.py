@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyses.command import say
-from analyses.models.head_runs import check_same_texts, read_head_run
+from analyses.models.head_runs import check_same_texts, read_model_run
 from analyses.models.measuring import has_new_head_runs
 from analyses.models.named import NamedModel, find_models, folder_of
 from analyses.models.studies import add_accuracies, study_models
 from analyses.shifts.alignment import align
-from analyses.shifts.comparison import COMPARISON, Comparison, publish_comparison
+from analyses.shifts.comparison import COMPARISON, ComparisonResult, publish_comparison
 from analyses.shifts.differences import by_condition
 from analyses.shifts.options import ShiftsConfig
 from interp.tables.errors import InputError
@@ -37,7 +37,7 @@ _Made = tuple[dict[str, "pd.DataFrame"], dict[str, Any]]
 """Tables by name, and the content of run.json."""
 
 
-def compare_models(options: ShiftsConfig, *, command: str = "analyses.shifts.compare.compare_models") -> Comparison:
+def compare_models(options: ShiftsConfig, *, command: str = "analyses.shifts.compare.compare_models") -> ComparisonResult:
     """Return the comparison that the options describe, after writing it to `options.folder()`.
 
         from analyses.shifts.compare import compare_models
@@ -103,7 +103,7 @@ def _compare_heads(options: ShiftsConfig, results: ResultsFolder) -> _Made:
         tables, run = compare_by_profile(models, options.seed)
         return tables, {**run, "models": recorded}
     say("comparing heads")
-    runs = align([read_head_run(m) for m in models])
+    runs = align([read_model_run(m) for m in models])
     bases = [r for r in runs if (baseline or runs[0].condition) in (r.condition, r.name)]
     bases = bases if len(bases) < len(runs) else runs[:1]  # all are seeds of one condition: the first is the baseline
     tables = head_tables(runs, bases, models, options.seed)

@@ -28,7 +28,7 @@ COMPARISON = Kind(
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonResult:
     """A finished comparison.
 
     Attributes:
@@ -42,7 +42,7 @@ class Comparison:
     run: dict[str, Any]
 
 
-def publish_comparison(results: ResultsFolder, tables: dict[str, pd.DataFrame], run: dict[str, Any]) -> Comparison:
+def publish_comparison(results: ResultsFolder, tables: dict[str, pd.DataFrame], run: dict[str, Any]) -> ComparisonResult:
     """Write the tables and run.json, move the results to their place, and return them.
 
     Args:
@@ -59,4 +59,4 @@ def publish_comparison(results: ResultsFolder, tables: dict[str, pd.DataFrame], 
         else:
             write_text(results.draft / f"{name}.csv", table.to_csv(index=False))
     results.publish(run)
-    return Comparison(results.out, tables, run)
+    return ComparisonResult(results.out, tables, run)

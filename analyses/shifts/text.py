@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analyses.shifts.comparison import Comparison
+from analyses.shifts.comparison import ComparisonResult
 from analyses.shifts.trajectories import moved_table
 
 _SHOWN_PAIRS = 15
@@ -12,7 +12,7 @@ _SHOWN_VARIANCES = 10
 _SIGNIFICANT = 0.05
 
 
-def describe_comparison(comparison: Comparison) -> str:
+def describe_comparison(comparison: ComparisonResult) -> str:
     """Return the main results of a comparison, and where the rest is, in a few lines."""
     kinds = {"shifts": _shifts, "match": _match, "published": _published, "trajectory": _trajectory}
     lines = [f"warning: {warning}" for warning in comparison.run["warnings"]]
@@ -23,7 +23,7 @@ def describe_comparison(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _shifts(comparison: Comparison) -> str:
+def _shifts(comparison: ComparisonResult) -> str:
     """Return for each model and measure how many heads differ significantly, and the one that differs most."""
     tables, run = comparison.tables, comparison.run
     several = tables["conditions"]["n_seeds"].max() > 1
@@ -45,7 +45,7 @@ def _shifts(comparison: Comparison) -> str:
     )
 
 
-def _match(comparison: Comparison) -> str:
+def _match(comparison: ComparisonResult) -> str:
     """Return how similar the pairs of heads are, and the most similar ones."""
     matches, words = comparison.tables["matches"], comparison.tables["words"]
     one, other = (model["name"] for model in comparison.run["models"])
@@ -69,7 +69,7 @@ def _match(comparison: Comparison) -> str:
     )
 
 
-def _published(comparison: Comparison) -> str:
+def _published(comparison: ComparisonResult) -> str:
     """Return the published curves by layer, and the heads whose maps differ most between models."""
     run, curves = comparison.run, comparison.tables["curves"]
     wide = curves.pivot_table(index="layer", columns=["curve", "model"], values="value", observed=True)
@@ -87,7 +87,7 @@ def _published(comparison: Comparison) -> str:
     )
 
 
-def _trajectory(comparison: Comparison) -> str:
+def _trajectory(comparison: ComparisonResult) -> str:
     """Return how far heads moved during training."""
     run = comparison.run
     return (

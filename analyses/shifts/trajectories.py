@@ -56,12 +56,12 @@ def follow_student(place: Path, options: ShiftsConfig) -> StudentTrajectory:
         InputError: the folder has neither.
         StudyError: the recording is damaged.
     """
-    from distill.students.lora import CARD, read_card
+    from distill.students.card import CARD_FILE, read_card
     from distill.training.trajectory import FILE, checkpoint_folders, read_trajectory, record_checkpoints
 
     if not place.is_dir():
         raise InputError(f"--trajectory {place} is not a folder; name students of a study, or folders with checkpoint-N in them")
-    card = read_card(place) if (place / CARD).is_file() else {}
+    card = read_card(place) if (place / CARD_FILE).is_file() else {}
     name = place.resolve().name.removesuffix(".partial")
     if (place / FILE).is_file():
         heads = read_trajectory(place)

@@ -26,13 +26,13 @@ def counted(monkeypatch: pytest.MonkeyPatch, adapters: list[Path]) -> tuple[list
     from transformers import AutoModelForCausalLM
     from transformers.models.llama.modeling_llama import LlamaModel
 
-    import analyses.heads.run
+    from analyses.heads import batches
 
     loads, forwards = [], Counter()
     load, forward, record_batch, recording = (
         AutoModelForCausalLM.from_pretrained,
         LlamaModel.forward,
-        analyses.heads.batches.record_batch,
+        batches.record_batch,
         [],
     )
 
@@ -54,7 +54,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, adapters: list[Path]) -> tuple[list
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", loaded)
     monkeypatch.setattr(LlamaModel, "forward", went)
-    monkeypatch.setattr(analyses.heads.batches, "record_batch", recorded)
+    monkeypatch.setattr(batches, "record_batch", recorded)
     return loads, forwards
 
 

@@ -86,7 +86,7 @@ def test_only_the_planted_shift_is_found() -> None:
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((boot.low, boot.high), abs=0.02)
     assert row["q"] == pytest.approx(row["p"] * 12)  # the smallest of twelve heads
     rows = table[(table["region"] == "all") & (table["measure"] == "entropy_nats")]
-    first = rows.loc[rows["effect"].abs().idxmax()]
+    first = rows.iloc[int(rows["effect"].abs().to_numpy().argmax())]
     assert (first["layer"], first["head"]) == (1, 2)
 
 
