@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.heads import fits
-from figures.drawing import style
+from figures.drawing.style import active_style, paper_style, save_figure
 
 LABELS = {
     "heads": "every measure of every head (this project)",
@@ -45,15 +45,15 @@ def why_missing(way: str, shape: str, no_room: str) -> str:
 
 def bars(axes: Axes, shapes: list[str], values: dict[str, dict[str, float]], no_room: str) -> None:
     """One group a shape, one bar a way, its number beside it."""
-    at = style.look()
-    height, colours = 0.26, (at.blue, at.vermillion, at.grey)
+    style = active_style()
+    height, colors = 0.26, (style.blue, style.vermillion, style.gray)
     largest = max(value for way in values.values() for value in way.values())
     for number, (way, found) in enumerate(values.items()):
         places = [group + (number - 1) * height for group in range(len(shapes))]
-        axes.barh(places, [found.get(shape, 0) for shape in shapes], height * 0.9, color=colours[number], label=LABELS[way])
+        axes.barh(places, [found.get(shape, 0) for shape in shapes], height * 0.9, color=colors[number], label=LABELS[way])
         for place, shape in zip(places, shapes, strict=True):
             text = f"{found[shape]:{'.2f' if largest < 100 else ',.0f'}}" if shape in found else why_missing(way, shape, no_room)
-            axes.text(found.get(shape, 0) + largest * 0.01, place, text, va="center", fontsize=at.small)
+            axes.text(found.get(shape, 0) + largest * 0.01, place, text, va="center", fontsize=style.small)
     axes.set_yticks(range(len(shapes)), [shape.replace("x", " × ") for shape in shapes])
     axes.invert_yaxis()
     axes.set_xlim(0, largest * 1.16)
@@ -61,7 +61,7 @@ def bars(axes: Axes, shapes: list[str], values: dict[str, dict[str, float]], no_
         axes.spines[side].set_visible(False)
 
 
-@style.paper_style()
+@paper_style()
 def draw(saved: dict[str, Any]) -> Figure:
     """Ratios of time at the left, memory above the plain forward at the right."""
     times = {row["shape"]: {way: statistics.median(ratios) for way, ratios in row["ratios"].items()} for row in saved["times"]}
@@ -69,11 +69,11 @@ def draw(saved: dict[str, Any]) -> Figure:
     if "problems" in saved:
         found = saved["problems"]["ways"]
         times["GSM8K test"] = {way: found[way]["seconds"] / found[way]["plain_seconds"] for way in LABELS if way in found}
-    at = style.look()
-    figure = Figure(figsize=(at.two, 2.5), layout="constrained")
+    style = active_style()
+    figure = Figure(figsize=(style.two, 2.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     bars(left, list(times), {way: {s: t[way] for s, t in times.items() if way in t} for way in LABELS}, "no room")
-    left.axvline(1, color=at.ink, linewidth=0.8)
+    left.axvline(1, color=style.ink, linewidth=0.8)
     left.set_xlabel("time, in plain forwards")
     left.set_ylabel("texts × tokens")
     bars(right, list(peaks), {way: {s: p[way] - p["plain"] for s, p in peaks.items() if way in p} for way in LABELS}, "over 8,000")
@@ -102,7 +102,7 @@ def main() -> int:
         return 2
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        written = style.save(draw(saved), config.out, "performance")
+        written = save_figure(draw(saved), config.out, "performance")
     except OSError as error:
         print(f"error: --out {config.out} cannot be written to: {error.strerror or error}", file=sys.stderr)
         return 2

@@ -1,5 +1,4 @@
-"""Tables to pictures: the figures and the page of one head run. Imports `interp.tables.schema` only, and never torch.
+"""Tables to pictures: figures and pages of every kind of results. Imports `interp.tables` only, and never torch.
 
-`figures.run.catalog.FIGURES` names every figure, `figures.run.draw.draw_run` draws a run folder, and
-`python -m figures RUN_FOLDER` does the same from a shell.
+Each room has a `catalog` of its figures and a `draw` that draws a folder; `python -m figures FOLDER` does the same from a shell.
 """

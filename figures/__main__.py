@@ -1,30 +1,33 @@
-"""`python -m figures FOLDER`: draw the figures (and page) of a head run, a comparison, a contrast or one problem again, from its tables."""
+"""`python -m figures FOLDER`: draw the figures, and the page, of a results folder again from its tables."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from interp.tables.errors import InputError, error_line
+from interp.tables.errors import OptionError, error_line
 
 
 @dataclass(frozen=True)
 class DrawConfig:
-    """Draw every figure and the page of a head run, of a comparison, or of one problem under the lens, from its tables.
+    """Draw every figure, and the page, of a head run, a comparison, a contrast or one problem, from its tables.
 
     Attributes:
-        folder: a run folder, as analyses.heads writes it, a comparison's, as analyses.shifts does, or that of a problem or a contrast, of
+        folder: a results folder: a head run of analyses.heads, a comparison of analyses.shifts, or one problem or a contrast of
             analyses.examples.
-        out: where to write figures/ and report.html (example.html of a problem); the folder itself if not given.
-        region: where the queries of maps, rankings and distributions stand; response, or as the comparison says, if not given.
-        measures: of a comparison or contrast: which to draw, by name; entropy and the places that most heads look at if none is given.
-        models: of a comparison: models or conditions with maps of their own; the first few if none is given.
-        heads: of a problem: those with maps of their own, written layer.head, such as 12.3 3.1; the first four chosen if none is given.
-        style: for a paper's columns, for slides (16:9, larger letters), or on a dark ground.
+        out: where to write figures/ and report.html (example.html for one problem); the folder itself if not given.
+        region: where the queries of maps, rankings and distributions are; response, or the comparison's own, if not given.
+        measures: for a comparison or a contrast: names of the measures to draw; entropy and the most common targets of attention (all for
+            a contrast) if none is given.
+        models: for a comparison or a contrast: models or conditions with figures of their own; the first few if none is given.
+        heads: for one problem: heads with figures of their own, written as layer.head, such as 12.3 3.1; the first four that were chosen
+            if none is given.
+        style: paper (for the columns of a paper), slides (16:9, larger letters), or dark (on a dark background).
         width: one or two columns for figures of one panel; each figure's own if not given.
     """
 
@@ -38,43 +41,96 @@ class DrawConfig:
     width: Literal["one", "two"] | None = None
 
 
+def _head_run(config: DrawConfig) -> list[Path]:
+    from figures.run.draw import draw_run
+
+    return draw_run(config.folder, config.out, config.region or "response")
+
+
+def _comparison(config: DrawConfig) -> list[Path]:
+    from figures.comparison.draw import draw_comparison
+
+    return draw_comparison(config.folder, config.out, config.region, config.measures, config.models)
+
+
+def _contrast(config: DrawConfig) -> list[Path]:
+    from figures.contrast.draw import draw_contrast
+
+    return draw_contrast(config.folder, config.out, config.region, config.measures, config.models)
+
+
+def _example(config: DrawConfig) -> list[Path]:
+    from figures.example.draw import draw_example, parse_head
+
+    return draw_example(config.folder, config.out, [parse_head(head) for head in config.heads] or None)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of results folder.
+
+    Attributes:
+        noun: what messages call it.
+        draw: writes the figures and then the page; returns the written files.
+        options: those that apply to some kinds only, and to this one.
+    """
+
+    noun: str
+    draw: Callable[[DrawConfig], list[Path]]
+    options: tuple[str, ...]
+
+
+_COMPARISON = _Kind("a comparison", _comparison, ("region", "measures", "models"))
+
+_KINDS: dict[str | None, _Kind] = {
+    None: _Kind("a head run", _head_run, ("region",)),
+    "example": _Kind("one problem", _example, ("heads",)),
+    "contrast": _Kind("a contrast", _contrast, ("region", "measures", "models")),
+    **dict.fromkeys(("shifts", "match", "published", "trajectory"), _COMPARISON),
+}
+"""`kind` in run.json to what is drawn."""
+
+
+def draw_folder(config: DrawConfig) -> list[Path]:
+    """Draw a results folder, and return the written files.
+
+    Raises:
+        InputError: the folder or one of its tables cannot be used.
+        OptionError: an option does not apply to this kind of folder.
+        OSError: the files cannot be written.
+    """
+    # Imported here so that --help needs no matplotlib.
+    from figures.drawing.style import use_style
+    from figures.folder import folder_kind
+    from interp.tables.errors import InputError
+
+    name = folder_kind(config.folder)
+    if name not in _KINDS:
+        raise InputError(f"{config.folder / 'run.json'}: kind is {name!r}; figures are drawn for {', '.join(filter(None, _KINDS))} and head runs")
+    kind = _KINDS[name]
+    for option in ("region", "measures", "models", "heads"):
+        if getattr(config, option) and option not in kind.options:
+            nouns = dict.fromkeys(other.noun for other in _KINDS.values() if option in other.options)
+            raise OptionError(f"--{option} applies to {' or '.join(nouns)}; {config.folder} holds {kind.noun}")
+    with use_style(config.style, config.width):
+        return kind.draw(config)
+
+
 def main() -> int:
     """Run the command; return the exit code: 0, or 2 after an error in the input."""
     try:
         config = tyro.cli(DrawConfig, prog="python -m figures")
-        # Imported here so that --help needs no matplotlib.
-        from figures.comparison.contrast import draw_contrast, is_contrast
-        from figures.comparison.draw import draw_comparison, is_comparison
-        from figures.drawing import style
-        from figures.example.draw import draw_example, head_of
-        from figures.example.read import is_example
-        from figures.run.draw import draw_run
-
-        with style.use(config.style, config.width):
-            if is_example(config.folder):
-                if config.region or config.measures or config.models:
-                    raise InputError(f"--region, --measures and --models are not for one problem, which {config.folder} holds")
-                written = draw_example(config.folder, config.out, [head_of(head) for head in config.heads] or None)
-            elif config.heads:
-                raise InputError(f"--heads is for a problem of analyses.examples; {config.folder} holds none")
-            elif is_contrast(config.folder):
-                written = draw_contrast(config.folder, config.out, config.region, config.measures, config.models)
-                print(f"{len(written)} figure files in {(config.out or config.folder) / 'figures'}")  # it has no page
-                return 0
-            elif is_comparison(config.folder):
-                written = draw_comparison(config.folder, config.out, config.region, config.measures, config.models)
-            elif config.measures or config.models:
-                raise InputError(f"--measures and --models are for a comparison or a contrast; {config.folder} is none")
-            else:
-                written = draw_run(config.folder, config.out, config.region or "response")
+        written = draw_folder(config)
     except Exception as error:
         line = error_line(error)
         if line is None:
             raise
         print(" ".join(line.split()), file=sys.stderr)
         return 2
-    print(f"{len(written) - 1} figure files in {written[0].parent}")
-    print(f"report: {written[-1]}")
+    pages = [path for path in written if path.suffix == ".html"]
+    print(f"{len(written) - len(pages)} figure files in {(config.out or config.folder) / 'figures'}")
+    for page in pages:
+        print(f"report: {page}")
     return 0
 
 

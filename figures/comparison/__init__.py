@@ -1,1 +1,1 @@
-"""TODO_DOC figures/comparison."""
+"""Figures and page of a comparison of models."""

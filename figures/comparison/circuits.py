@@ -1,4 +1,4 @@
-"""What LoRA adapters change in every head's QK and OV circuit, from their weights alone."""
+"""What LoRA adapters change in every head's QK and OV circuit, computed from the weights alone."""
 
 from __future__ import annotations
 
@@ -6,33 +6,32 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures.drawing import lines as named_lines
-from figures.drawing import style
-from figures.drawing.columns import require
+from figures.drawing.columns import condition_names, require_columns
+from figures.drawing.layout import axes_inches, count_ticks, few_ticks, open_axes
+from figures.drawing.lines import draw_seeds, line_panels, line_styles, name_line_ends
 from figures.drawing.panels import map_panels
+from figures.drawing.style import paper_style
+from figures.drawing.text import joined, plural
 from interp.tables.schema import MeasureInfo
 
-CIRCUITS = {"qk": "QK", "ov": "OV"}
+_CIRCUIT_NAMES = {"qk": "QK", "ov": "OV"}
 
+_RELATIVE = MeasureInfo("relative", "Relative change of a head's circuit", "1", 0.0, None, "||change||_F / ||base||_F")
 
-RELATIVE = MeasureInfo("relative", "Change of a head's circuit by its size", "1", 0.0, None, "||change||_F / ||base||_F")
-
-
-NORMS = "Frobenius norm of the change by that of the base's circuit, exact from the weights"
+_NORMS = "Frobenius norm of the change / Frobenius norm of the base model's circuit, exact from the weights"
 
 
 def _checked(lora: pd.DataFrame) -> pd.DataFrame:
-    require(lora, ("model", "layer", "head", "circuit", "relative"), "lora")
-    condition = lora["condition"] if "condition" in lora else lora["model"]
-    rows = lora.assign(model=lora["model"].astype(str), condition=condition.astype(str), circuit=lora["circuit"].astype(str))
-    return rows[rows["circuit"].isin(list(CIRCUITS))]
+    require_columns(lora, ("model", "layer", "head", "circuit", "relative"), "lora")
+    rows = lora.assign(model=lora["model"].astype(str), condition=condition_names(lora), circuit=lora["circuit"].astype(str))
+    return rows[rows["circuit"].isin(list(_CIRCUIT_NAMES))]
 
 
 def adapter_map(lora: pd.DataFrame, subtitle: str = "") -> Figure | None:
-    """Relative change of every head's QK and OV circuit, two maps a student, all on one scale; two columns wide.
+    """Draw the relative change of every head's QK and OV circuit, two maps per student on one scale; two columns wide.
 
     Args:
-        lora: rows of `interp.circuits.lora_geometry` with the columns model and condition (may be missing) before them.
+        lora: geometry of the adapters: model, condition (optional), layer, head, circuit ("qk" or "ov"), relative.
         subtitle: what was run.
 
     Returns:
@@ -47,21 +46,20 @@ def adapter_map(lora: pd.DataFrame, subtitle: str = "") -> Figure | None:
     shape = int(rows["layer"].max()) + 1, int(rows["head"].max()) + 1
     maps = {}
     for name, student in rows.groupby("model", sort=False):
-        for circuit, written in CIRCUITS.items():
+        for circuit, title in _CIRCUIT_NAMES.items():
             chosen = student[student["circuit"] == circuit]
             values = np.full(shape, np.nan)
             values[chosen["layer"].to_numpy(int), chosen["head"].to_numpy(int)] = chosen["relative"].to_numpy(float)
-            maps[f"{written} · {name}"] = values
-    n = len(maps) // len(CIRCUITS)
-    subtitle = style.joined(subtitle, f"n = {n} student{'s' * (n > 1)} of {shape[0] * shape[1]} heads", NORMS, "no test")
-    return map_panels(maps, RELATIVE, "What the adapters change in each head (ratio)", subtitle)
+            maps[f"{title} · {name}"] = values
+    n = f"n = {plural(len(maps) // len(_CIRCUIT_NAMES), 'student')} of {shape[0] * shape[1]} heads"
+    return map_panels(maps, _RELATIVE, "Change of each head by the adapters (ratio)", joined(subtitle, n, _NORMS, "no test"))
 
 
-@style.paper_style()
+@paper_style()
 def adapter_layers(lora: pd.DataFrame, subtitle: str = "") -> Figure | None:
-    """Mean relative change of the heads' QK and OV circuits by layer, a line a student; two columns wide.
+    """Draw the mean relative change of the heads' QK and OV circuits by layer, one line per student; two columns wide.
 
-    Students of one condition share a colour; where a condition has several, they are thin and their mean is thick.
+    Students of one condition share a color; where a condition has several students, their lines are thin and their mean is thick.
 
     Args:
         lora: as for `adapter_map`.
@@ -76,41 +74,33 @@ def adapter_layers(lora: pd.DataFrame, subtitle: str = "") -> Figure | None:
     rows = _checked(lora)
     if rows.empty:
         return None
-    look = named_lines.looks(list(rows["condition"]))
+    styles = line_styles(list(rows["condition"]))
     students = rows["model"].nunique()
-    several = students > len(look)
-    heads = int(rows["head"].max()) + 1
-    title = "What the adapters change, by layer (ratio)"
-    lines = "thin line: a student, thick: mean of a condition's students" if several else "a line a student"
-    n = f"n = {students} student{'s' * (students > 1)}, {heads} heads a layer"
-    subtitle = style.joined(subtitle, f"mean over a layer's heads; {lines}", n, NORMS, "no interval, no test")
-    figure, every, beside = named_lines.line_panels(title, subtitle, look, 2, 2, down=1.7, margins=(0.5, 0.08, 0.24, 0.36))
+    title = "Change by the adapters, by layer (ratio)"
+    several = "thin line: a student, thick: mean of a condition's students" if students > len(styles) else "one line per student"
+    n = f"n = {plural(students, 'student')}, {int(rows['head'].max()) + 1} heads per layer"
+    subtitle = joined(subtitle, f"mean over a layer's heads; {several}", n, _NORMS, "no interval, no test")
+    figure, every, beside = line_panels(title, subtitle, styles, 2, 2, down=1.7, margins=(0.5, 0.08, 0.24, 0.36))
     layers = int(rows["layer"].max()) + 1
     means = rows.groupby(["circuit", "condition", "model", "layer"], as_index=False)["relative"].mean()
     high = float(means["relative"].max())
-    for axes, (circuit, written) in zip(every, CIRCUITS.items(), strict=True):
+    for axes, (circuit, name) in zip(every, _CIRCUIT_NAMES.items(), strict=True):
         lines = {}
-        for name, one in look.items():
-            of_condition = means[(means["circuit"] == circuit) & (means["condition"] == name)]
+        for condition, line in styles.items():
+            of_condition = means[(means["circuit"] == circuit) & (means["condition"] == condition)]
             if of_condition.empty:
                 continue
-            by_student = of_condition.pivot(index="layer", columns="model", values="relative").reindex(
-                range(layers)
-            )  # layers without attention leave a gap
-            thick = by_student.mean(axis=1)
-            if by_student.shape[1] > 1:
-                axes.plot(by_student.index, by_student, color=one.colour, linestyle=one.dash, linewidth=0.5, alpha=0.6)
-            mark = "o" if thick.notna().sum() == 1 else ""
-            axes.plot(thick.index, thick, color=one.colour, linestyle=one.dash, linewidth=1.3, marker=mark, markersize=3)
-            lines[name] = one, thick
+            by_student = of_condition.pivot(index="layer", columns="model", values="relative")
+            by_student = by_student.reindex(range(layers))  # layers without attention leave a gap
+            lines[condition] = line, draw_seeds(axes, by_student, line, linewidth=1.3)
         axes.set_xlim(-0.5, layers - 0.5)
         axes.set_ylim(0, high * 1.05 if high > 0 else 1.0)
-        axes.set_xticks(style.count_ticks(style.axes_inches(axes)[0], layers))
-        style.few_y_ticks(axes)
-        axes.set_title(f"{written} circuit", loc="left")
+        axes.set_xticks(count_ticks(axes_inches(axes)[0], layers))
+        few_ticks(axes, "y")
+        axes.set_title(f"{name} circuit", loc="left")
         axes.set_xlabel("layer")
-        style.open_axes(axes)
+        open_axes(axes)
         if beside:
-            named_lines.name_ends(axes, lines)
+            name_line_ends(axes, lines)
     every[0].set_ylabel("relative change (ratio)")
     return figure

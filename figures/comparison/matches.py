@@ -1,25 +1,27 @@
-"""Heads of two models matched by what they do: where in the models they stand, and how alike they are."""
+"""Heads of two models that were matched by their behavior: their depths in the models, and their similarity."""
 
 from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures.drawing import style
-from figures.drawing.columns import require
+from figures.drawing.columns import require_columns
+from figures.drawing.layout import open_axes, set_titles, titles_inches
+from figures.drawing.style import active_style, new_figure, paper_style
+from figures.drawing.text import joined, wrapped
 
-COLUMNS = ("depth_one", "depth_other", "similarity", "margin")
+_COLUMNS = ("depth_one", "depth_other", "similarity", "margin")
 
 
-@style.paper_style()
+@paper_style()
 def match_depths(matches: pd.DataFrame, one: str, other: str, subtitle: str = "") -> Figure | None:
-    """Depth of each matched head in one model against its partner's, coloured by similarity; one column wide.
+    """Draw the depth of each matched head in one model against its partner's, colored by similarity; one column wide.
 
     Args:
-        matches: as `analyses.shifts.profiles.match_heads` gives it.
+        matches: matched pairs with the columns depth_one, depth_other, similarity and margin.
         one: name of the first model.
-        other: name of the second.
-        subtitle: what was run; the number of heads and what is drawn are added.
+        other: name of the second model.
+        subtitle: what was run; the number of heads and the meaning of the markers are added.
 
     Returns:
         The figure, or None where no head is matched.
@@ -27,26 +29,27 @@ def match_depths(matches: pd.DataFrame, one: str, other: str, subtitle: str = ""
     Raises:
         InputError: the table lacks a column.
     """
-    require(matches, COLUMNS, "matches")
+    require_columns(matches, _COLUMNS, "matches")
     if matches.empty:
         return None
-    width = style.look().one
-    note = style.joined(
+    style = active_style()
+    width = style.one
+    mutual = (matches["margin"] > 0).to_numpy()
+    note = joined(
         subtitle,
         f"{len(matches)} matched heads",
-        f"filled: each is the other's most similar ({(matches['margin'] > 0).mean():.0%})",
+        f"filled: each is the other's most similar ({mutual.mean():.0%})",
         "depth: layer / last layer",
         "no test",
     )
     title = "Matched heads: depth and similarity (Pearson's r)"
-    figure = style.new_figure(width, style.titles_inches(width, title, note) + 0.85 * width)
-    style.set_titles(figure, title, note)
+    figure = new_figure(width, titles_inches(width, title, note) + 0.85 * width)
+    set_titles(figure, title, note)
     axes = figure.add_subplot()
-    axes.plot([0, 1], [0, 1], color=style.look().grey, linewidth=0.6, zorder=0)
-    best = (matches["margin"] > 0).to_numpy()
-    for chosen, marker in ((~best, "x"), (best, "o")):
+    axes.plot([0, 1], [0, 1], color=style.gray, linewidth=0.6, zorder=0)
+    for chosen, marker in ((~mutual, "x"), (mutual, "o")):
         rows = matches[chosen]
-        drawn = axes.scatter(
+        points = axes.scatter(
             rows["depth_one"],
             rows["depth_other"],
             c=rows["similarity"],
@@ -57,10 +60,10 @@ def match_depths(matches: pd.DataFrame, one: str, other: str, subtitle: str = ""
             marker=marker,
             linewidths=0.7,
         )
-    bar = figure.colorbar(drawn, ax=axes, fraction=0.05)
+    bar = figure.colorbar(points, ax=axes, fraction=0.05)
     bar.set_label("similarity (Pearson's r)")
-    axes.set_xlabel(style.wrapped(f"depth in {one}", width - 1, 1))
-    axes.set_ylabel(style.wrapped(f"depth in {other}", width - 1, 1))
+    axes.set_xlabel(wrapped(f"depth in {one}", width - 1, 1))
+    axes.set_ylabel(wrapped(f"depth in {other}", width - 1, 1))
     axes.set_aspect("equal")
-    style.open_axes(axes)
+    open_axes(axes)
     return figure

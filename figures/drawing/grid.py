@@ -1,4 +1,4 @@
-"""The head table as arrays: one row a layer, one column a head."""
+"""Read columns of the head table as arrays [layer, head]."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import pandas as pd
 
 
 def grid(heads: pd.DataFrame, measure: str, region: str, column: str = "value") -> np.ndarray:
-    """One column of the head table for one measure and region, as an array.
+    """Return one column of the head table for one measure and region.
 
     Args:
-        heads: a table of one model, columns as in `interp.tables.heads.HEADS`.
+        heads: a table of one model with columns as in `interp.tables.heads.HEADS`.
         measure: as in the `measure` column.
         region: one of `interp.tables.schema.REGIONS`.
         column: "value", "ci_low", "ci_high", "n_examples" or "n_queries".
 
     Returns:
-        A float array [layer, head] in the measure's unit. Its shape is that of the whole table, so that all measures of
-        a run line up; NaN where the value is undefined or has no row.
+        A float array [layer, head] in the measure's unit, NaN where the value is undefined or has no row. Its shape is that of the whole
+        table, so that all measures of a run line up.
     """
     values = np.full(grid_shape(heads), np.nan)
     chosen = ((heads["measure"] == measure) & (heads["region"] == region)).to_numpy(bool)
@@ -27,10 +27,10 @@ def grid(heads: pd.DataFrame, measure: str, region: str, column: str = "value") 
 
 
 def grid_shape(heads: pd.DataFrame) -> tuple[int, int]:
-    """Number of layers, and of heads in the widest layer."""
+    """Return the number of layers, and of heads in the widest layer."""
     return int(heads["layer"].to_numpy().max()) + 1, int(heads["head"].to_numpy().max()) + 1
 
 
 def is_measured(heads: pd.DataFrame, measure: str) -> bool:
-    """Whether the table has at least one row of the measure."""
+    """Return whether the table has a row of the measure."""
     return bool((heads["measure"] == measure).any())

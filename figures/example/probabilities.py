@@ -1,4 +1,4 @@
-"""TODO_DOC figures/example/probabilities.py."""
+"""The probability that a model gave each token of a number that it read."""
 
 from __future__ import annotations
 
@@ -11,181 +11,199 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from figures.drawing import style
-from figures.drawing.lines import line_inches
-from figures.example import token_labels
+from figures.drawing.layout import axes_inches, equal_panels, open_axes, titles_inches
+from figures.drawing.style import active_style, paper_style
+from figures.drawing.text import joined, line_inches, tick_text
 from figures.example.read import Example
-from figures.example.token_labels import MARKERS, NUMBER_ROLES, Slot, boxed, colour, cut, inches
+from figures.example.token_labels import (
+    Slot,
+    chosen_labels,
+    draw_borders,
+    draw_labels,
+    draw_role_legend,
+    label_room,
+    labels_left_out,
+    left_out_note,
+    role_legend_room,
+    token_slots,
+)
+from figures.example.tokens import (
+    MARKERS,
+    ROLES_OF_NUMBERS,
+    boxed,
+    label_of,
+    printed_inches,
+    problem_text,
+    role_color,
+    roles_in,
+    tokens_of,
+    truncated,
+)
 
-LOW = 0.5
-"""A number read with a smaller probability is named with the most likely token, where another one was likelier."""
+_UNEXPECTED = 0.5
+"""A token that was read with a smaller probability is labeled with the most likely token, where another one was more likely."""
 
-
-FLOOR = 1e-12
+_FLOOR = 1e-12
 """Smallest probability on a logarithmic axis; smaller ones are drawn there."""
 
+Names = list[tuple[str, float, float]]
+"""Text, left and bottom of names, as fractions of the axes."""
 
-# --- numbers ------------------------------------------------------------------------------------------------------------
 
-
-@style.paper_style()
+@paper_style()
 def number_probabilities(example: Example) -> Figure:
-    """Probability of every number token that was read, from the tokens before it, in the order of the text; a panel a model.
+    """Draw the probability of every token of a number that was read, given the tokens before it, in text order; one panel per model.
 
-    Markers and colours are roles. A token that was read with a probability under 0.5, where another was likelier, is outlined and named
-    with the likeliest and its probability, the least probable ones first; the subtitle says how many names find no room. The axis is
-    logarithmic, for all models alike, and what is below 1e-12 is drawn at 1e-12; where a probability is 0 it is linear instead.
+    Markers and colors are roles. A token that was read with a probability below 0.5, where another was more likely, is outlined and labeled
+    with the most likely token and its probability, the least probable ones first; the subtitle states how many have no room. The axis is
+    logarithmic, the same for all models, and probabilities below 1e-12 are drawn at 1e-12; where a probability is 0 the axis is linear.
 
     Args:
-        example: as `figures.example.read.read_example` gives it.
+        example: as `figures.example.read.read_example` returns it.
     """
-    at = style.look()
-    width = at.column("two")
+    style = active_style()
+    width = style.column("two")
     tables = {model: _read_numbers(example, model) for model in example.models}
-    all_read = np.concatenate([table["probability"].to_numpy(float) for table in tables.values()])
-    least = float(all_read.min()) if all_read.size else 1.0
-    log = least > 0
-    floor = min(0.1, max(FLOOR, 10.0 ** math.floor(math.log10(max(least, FLOOR))))) if log else 0.0
-    roles = token_labels.roles_in(tables, NUMBER_ROLES)
-    whose = "models" if len(tables) > 1 else "the model"
-    title = f"How {whose} expected each number: probability of the token that was read"
-    named = any(_low_places(table) for table in tables.values())
-    slots = {model: token_labels.token_slots(table) for model, table in tables.items()}
-    left, right = 0.5 * at.zoom, 0.1 * at.zoom
+    floor = _axis_floor(np.concatenate([table["probability"].to_numpy(float) for table in tables.values()]))
+    roles = roles_in(tables, ROLES_OF_NUMBERS)
+    title = "Probability of each token of a number that was read"
+    slots = {model: token_slots(table) for model, table in tables.items()}
+    left, right = 0.5 * style.zoom, 0.1 * style.zoom
     across = width - left - right - 1e-6
-    said = style.joined(
-        token_labels.problem_text(example),
+    outlined = any(_unexpected_places(table) for table in tables.values())
+    note = joined(
+        problem_text(example),
         "each token of a number, in the order of the text",
-        "logarithmic axis" if log else "linear axis, as a probability is 0",
-        f"outlined and named: what was likelier where the token read has less than {LOW:g}" if named else "",
-        token_labels.left_out_note(sum(token_labels.left_out(of_model, across) for of_model in slots.values())),
+        "logarithmic axis" if floor else "linear axis, because a probability is 0",
+        f"outlined and labeled: the most likely token where the token read has less than {_UNEXPECTED:g}" if outlined else "",
+        left_out_note(sum(labels_left_out(of_model, across) for of_model in slots.values())),
     )
-    bottom = max(token_labels.label_room(of_model, width - left - right) for of_model in slots.values()) + line_inches() + 0.06
-    key = token_labels.role_key_room(roles, width)
+    bottom = max(label_room(of_model, width - left - right) for of_model in slots.values()) + line_inches() + 0.06
+    legend = role_legend_room(roles, width)
     above = 2 * line_inches() + 0.06
-    # A note of names that are left out may cost a line of room, and with it names; rarely another round is needed.
-    subtitle, titles, down, names = said, 0.0, 0.0, {}
+    # A note of names that are left out can take a line of room, and with it names; more than one further round is rarely needed.
+    subtitle, titles, down, names = note, 0.0, 0.0, {}
     for _ in range(4):
-        titles, down = style.titles_inches(width, title, subtitle), 1.35 * at.zoom
+        titles, down = titles_inches(width, title, subtitle), 1.35 * style.zoom
         if len(tables) == 1:
-            down = at.height(down, titles + key + above + bottom, 0.9)
-        names = {model: _place_names(table, _spots(table, floor, (across, down)), (across, down)) for model, table in tables.items()}
-        without = sum(len(_low_places(table)) - len(names[model]) for model, table in tables.items())
-        before, subtitle = subtitle, style.joined(said, _names_left_out(without))
+            down = style.height(down, titles + legend + above + bottom, 0.9)
+        size = (across, down)
+        names = {model: _place_names(table, _spots(table, floor, size), size) for model, table in tables.items()}
+        without = sum(len(_unexpected_places(table)) - len(names[model]) for model, table in tables.items())
+        before, subtitle = subtitle, joined(note, left_out_note(without, "name"))
         if subtitle == before:
             break
-    figure, every = style.panels(
+    figure, every = equal_panels(
         title,
         subtitle,
         len(tables),
         1,
-        panel=(across, down / at.zoom),
-        margins=(left / at.zoom, right / at.zoom, above / at.zoom, bottom / at.zoom),
-        legend_room=key / at.zoom,
+        panel=(across, down / style.zoom),
+        margins=(left / style.zoom, right / style.zoom, above / style.zoom, bottom / style.zoom),
+        legend_room=legend / style.zoom,
         width=width,
     )
-    token_labels.draw_role_key(figure, roles, titles + 0.02)
+    draw_role_legend(figure, roles, titles + 0.02)
     for axes, (model, table) in zip(every, tables.items(), strict=True):
-        _, height = style.axes_inches(axes)
-        axes.text(0, 1 + (line_inches() + 0.02) / height, cut(boxed(model), width - left - right), transform=axes.transAxes, va="bottom")
-        axes.set_ylabel("probability")
-        if log:
-            axes.set_yscale("log")
-            axes.set_ylim(floor, 1.0)
-            axes.yaxis.set_major_locator(LogLocator(numticks=5))
-            axes.yaxis.set_minor_locator(NullLocator())
-            axes.yaxis.set_major_formatter(
-                lambda value, _: style.tick_text(value) if value >= 0.001 else f"{value:.0e}".replace("e-0", "e-")
-            )
-        else:
-            axes.set_ylim(0, 1)
-        style.open_axes(axes)
+        _prepare_axes(axes, truncated(boxed(model), width - left - right), floor)
         if table.empty:
             axes.set_xticks([])
             axes.text(0.5, 0.5, "no number was read", transform=axes.transAxes, ha="center", va="center")
             continue
-        _points(axes, table, slots[model], floor, bottom)
+        _draw_points(axes, table, slots[model], floor, bottom)
         _draw_names(axes, table, floor, names[model])
     return figure
 
 
+def _axis_floor(probabilities: np.ndarray) -> float:
+    """Return the lower end of the axis; 0 for a linear axis."""
+    least = float(probabilities.min()) if probabilities.size else 1.0
+    return min(0.1, max(_FLOOR, 10.0 ** math.floor(math.log10(max(least, _FLOOR))))) if least > 0 else 0.0
+
+
+def _prepare_axes(axes: Axes, name: str, floor: float) -> None:
+    """Write the model's name, and set limits and ticks along y."""
+    _, height = axes_inches(axes)
+    axes.text(0, 1 + (line_inches() + 0.02) / height, name, transform=axes.transAxes, va="bottom")
+    axes.set_ylabel("probability")
+    if floor:
+        axes.set_yscale("log")
+        axes.set_ylim(floor, 1.0)
+        axes.yaxis.set_major_locator(LogLocator(numticks=5))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(lambda value, _: tick_text(value) if value >= 0.001 else f"{value:.0e}".replace("e-0", "e-"))
+    else:
+        axes.set_ylim(0, 1)
+    open_axes(axes)
+
+
 def _read_numbers(example: Example, model: str) -> pd.DataFrame:
-    """The number tokens that were read: their columns, probability and rank, and the likeliest token with its probability."""
+    """Return the number tokens that were read: their columns, probability and rank, and the most likely token with its probability."""
     nexts = example.next[example.next["model"].astype(str) == model]
     read = nexts[nexts["is_read"].astype(bool)].set_index("position")
-    likeliest = nexts[nexts["rank"] == 1].set_index("position")
-    tokens = token_labels.tokens_of(example, model)
+    most_likely = nexts[nexts["rank"] == 1].set_index("position")
+    tokens = tokens_of(example, model)
     tokens = tokens[tokens.index.isin(read.index)]
     return tokens.assign(
         probability=read["probability"].reindex(tokens.index),
         rank=read["rank"].reindex(tokens.index),
-        likeliest=likeliest["token"].reindex(tokens.index),
-        likeliest_probability=likeliest["probability"].reindex(tokens.index),
+        most_likely=most_likely["token"].reindex(tokens.index),
+        most_likely_probability=most_likely["probability"].reindex(tokens.index),
     )
 
 
-def _low_places(table: pd.DataFrame) -> list[int]:
-    """Places of tokens read with a low probability where another was likelier, the least probable ones first."""
-    low = (table["probability"] < LOW) & (table["rank"] > 1) & table["likeliest"].notna()
+def _unexpected_places(table: pd.DataFrame) -> list[int]:
+    """Return the rows of tokens read with a low probability where another was more likely, the least probable ones first."""
+    low = (table["probability"] < _UNEXPECTED) & (table["rank"] > 1) & table["most_likely"].notna()
     return sorted(np.flatnonzero(low).tolist(), key=lambda place: (float(table["probability"].iloc[place]), place))
 
 
-def _names_left_out(count: int) -> str:
-    """Names that find no room as the subtitle says it; "" for none."""
-    return f"{count} {'name' if count == 1 else 'names'} left out for room" if count else ""
-
-
 def _spots(table: pd.DataFrame, floor: float, size: tuple[float, float]) -> np.ndarray:
-    """Where points stand, inches from the corner of axes of that size, shape (tokens, 2); linear where the floor is 0, else logarithmic."""
+    """Return where points are, in inches from the corner of axes of that size, [token, 2]; linear where the floor is 0."""
     drawn = np.maximum(table["probability"].to_numpy(float), floor)
     up = np.log(drawn / floor) / -math.log(floor) if floor > 0 else drawn
     return np.column_stack([(np.arange(len(table)) + 0.5) / max(1, len(table)), up]) * size
 
 
 def _two_digits(value: float) -> str:
-    """A probability with two significant digits, so that labels are equally exact."""
+    """Return a probability with two significant digits, so that all labels have the same precision."""
     return f"{value:#.2g}".replace("e-0", "e-")
 
 
-def _points(axes: Axes, table: pd.DataFrame, slots: Sequence[Slot], floor: float, bottom: float) -> None:
-    """Points of one model, lines between regions and steps, and labels below."""
-    at = style.look()
-    width, height = style.axes_inches(axes)
+def _draw_points(axes: Axes, table: pd.DataFrame, slots: Sequence[Slot], floor: float, bottom: float) -> None:
+    """Draw the points of one model, borders between regions and steps, and labels below."""
+    style = active_style()
+    width, height = axes_inches(axes)
     count = len(table)
     drawn = np.maximum(table["probability"].to_numpy(float), floor)
     places = np.arange(count)
     axes.set_xlim(-0.5, count - 0.5)
-    token_labels.draw_borders(axes.axvline, slots)
-    for role in NUMBER_ROLES:
+    draw_borders(axes.axvline, slots)
+    for role in ROLES_OF_NUMBERS:
         of_role = (table["role"] == role).to_numpy(bool)
         if of_role.any():
-            look = {
-                "color": colour(role),
-                "marker": MARKERS[role],
-                "s": (3.2 * at.zoom) ** 2,
-                "linewidths": 0,
-                "clip_on": False,
-                "zorder": 3,
-            }
-            axes.scatter(places[of_role], drawn[of_role], label=role, **look)
-    axes.grid(axis="y", color=at.faint, linewidth=0.4)
+            axes.scatter(
+                places[of_role], drawn[of_role], label=role, color=role_color(role), marker=MARKERS[role], s=(3.2 * style.zoom) ** 2,
+                linewidths=0, clip_on=False, zorder=3,
+            )  # fmt: skip
+    axes.grid(axis="y", color=style.faint, linewidth=0.4)
     axes.set_axisbelow(True)
-    token_labels.draw_labels(axes, slots, token_labels.chosen_labels(slots, width), "bottom")
-    axes.text(0.5, -(bottom - 0.04) / height, "token", transform=axes.transAxes, ha="center", va="bottom", color=at.grey)
+    draw_labels(axes, slots, chosen_labels(slots, width), "bottom")
+    axes.text(0.5, -(bottom - 0.04) / height, "token", transform=axes.transAxes, ha="center", va="bottom", color=style.gray)
 
 
-def _place_names(table: pd.DataFrame, spots: np.ndarray, size: tuple[float, float]) -> list[tuple[str, float, float]]:
-    """What was likelier beside low points, where neither a point nor a name is in the way: text, left and foot as shares of the axes."""
-    at = style.look()
+def _place_names(table: pd.DataFrame, spots: np.ndarray, size: tuple[float, float]) -> Names:
+    """Return the most likely tokens next to unexpected points, where they cover neither a point nor another name."""
+    style = active_style()
     width, height = size
-    radius, line = 0.03 * at.zoom, line_inches()
+    radius, line = 0.03 * style.zoom, line_inches()
     taken = [(x - radius, x + radius, y - radius, y + radius) for x, y in spots]
     names = []
-    for place in _low_places(table):
+    for place in _unexpected_places(table):
         row, (x, y) = table.iloc[place], spots[place]
-        text = f"“{token_labels.label_of(str(row['likeliest']), str(row['likeliest']))}” {_two_digits(float(row['likeliest_probability']))}"
-        text = cut(text, 1.1 * at.zoom)
-        wide = inches(text)
+        token = str(row["most_likely"])
+        text = truncated(f"“{label_of(token, token)}” {_two_digits(float(row['most_likely_probability']))}", 1.1 * style.zoom)
+        wide = printed_inches(text)
         for left, foot in (
             (x - wide / 2, y + radius),
             (x - wide / 2, y - radius - line),
@@ -196,7 +214,7 @@ def _place_names(table: pd.DataFrame, spots: np.ndarray, size: tuple[float, floa
         ):
             box = (left - 0.02, left + wide + 0.02, foot, foot + line)
             inside = box[0] >= 0 and box[1] <= width + 0.02 and box[2] >= 0.01 and box[3] <= height + line
-            others = (other for at_point, other in enumerate(taken) if at_point != place)
+            others = (other for index, other in enumerate(taken) if index != place)
             if inside and not any(box[0] < other[1] and other[0] < box[1] and box[2] < other[3] and other[2] < box[3] for other in others):
                 taken.append(box)
                 names.append((text, left / width, (foot + 0.22 * line) / height))
@@ -204,14 +222,15 @@ def _place_names(table: pd.DataFrame, spots: np.ndarray, size: tuple[float, floa
     return names
 
 
-def _draw_names(axes: Axes, table: pd.DataFrame, floor: float, names: Sequence[tuple[str, float, float]]) -> None:
-    """Outline every low point, and write the names that found room."""
-    at = style.look()
+def _draw_names(axes: Axes, table: pd.DataFrame, floor: float, names: Names) -> None:
+    """Outline every unexpected point, and write the names that have room."""
+    style = active_style()
     drawn = np.maximum(table["probability"].to_numpy(float), floor)
-    outline = {"markerfacecolor": "none", "markeredgecolor": at.ink, "markeredgewidth": 0.6 * at.zoom, "markersize": 3.6 * at.zoom}
-    for place in _low_places(table):
-        marker = MARKERS[str(table["role"].iloc[place])]
-        axes.plot([place], [drawn[place]], marker, clip_on=False, zorder=4, gid="outlined", **outline)
-    behind = {"facecolor": at.background, "edgecolor": "none", "pad": 0.2}
+    for place in _unexpected_places(table):
+        axes.plot(
+            [place], [drawn[place]], MARKERS[str(table["role"].iloc[place])], clip_on=False, zorder=4, gid="outlined",
+            markerfacecolor="none", markeredgecolor=style.ink, markeredgewidth=0.6 * style.zoom, markersize=3.6 * style.zoom,
+        )  # fmt: skip
+    behind = {"facecolor": style.background, "edgecolor": "none", "pad": 0.2}
     for text, left, foot in names:
-        axes.text(left, foot, text, transform=axes.transAxes, va="baseline", color=at.ink, bbox=behind, gid="likeliest", zorder=2)
+        axes.text(left, foot, text, transform=axes.transAxes, va="baseline", color=style.ink, bbox=behind, gid="most_likely", zorder=2)

@@ -1,37 +1,35 @@
-"""Read the folder of one problem under the lens: run.json and the tables of `interp.tables.example`."""
+"""Read the folder of one problem: run.json and the tables of `interp.tables.example`."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from figures.drawing.entry import Choice
+from figures.folder import read_about
 from interp.tables.errors import InputError
 from interp.tables.example import EDGES, EXAMPLE_TABLES, NEXT, STANDING, STEPS, TOKENS
 from interp.tables.results import measure_infos
 from interp.tables.schema import MeasureInfo, read
 
-KIND = "example"
-"""As `kind` in run.json."""
-
-
-REQUIRED = ("command", "kind", "text", "problem", "models", "measures", "layers", "n_heads", "watched", "chosen", "by", "region")
+_NEEDED = ("command", "kind", "text", "problem", "models", "measures", "layers", "n_heads", "watched", "chosen", "by", "region")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One problem under the lens, as read from its folder.
+    """One problem, as read from its folder.
 
     Attributes:
-        run: the contents of run.json (`analyses.examples` says what is in it).
-        tokens: of `interp.tables.example.TOKENS`.
-        edges: of `interp.tables.example.EDGES`.
-        standing: of `interp.tables.example.STANDING`.
-        steps: of `interp.tables.example.STEPS`.
-        next: of `interp.tables.example.NEXT`.
+        run: the content of run.json, as `analyses.examples` writes it.
+        tokens: rows of `interp.tables.example.TOKENS`.
+        edges: rows of `interp.tables.example.EDGES`.
+        standing: rows of `interp.tables.example.STANDING`.
+        steps: rows of `interp.tables.example.STEPS`.
+        next: rows of `interp.tables.example.NEXT`.
     """
 
     run: dict[str, Any]
@@ -43,17 +41,17 @@ class Example:
 
     @property
     def models(self) -> list[str]:
-        """Names, in the order in which they were asked for."""
+        """Names of the models, in the order of the command."""
         return [str(model["name"]) for model in self.run["models"]]
 
     @property
     def chosen(self) -> list[tuple[int, int]]:
-        """(layer, head) that are shown first, the foremost first."""
+        """(layer, head) of the heads that are shown first."""
         return [(int(layer), int(head)) for layer, head in self.run["chosen"]]
 
     @property
     def watched(self) -> list[tuple[int, int]]:
-        """(layer, head) whose map is there in whole."""
+        """(layer, head) of the heads with a complete map."""
         return [(int(layer), int(head)) for layer, head in self.run["watched"]]
 
     @property
@@ -62,35 +60,45 @@ class Example:
         return measure_infos(self.run)
 
 
-def is_example(folder: Path) -> bool:
-    """Whether a folder is one of `analyses.examples`."""
-    try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8")).get("kind") == KIND
-    except (OSError, ValueError, AttributeError):
-        return False
+@dataclass(frozen=True)
+class ExampleHeads:
+    """One problem and the heads to draw, as its figures are drawn from it.
+
+    Attributes:
+        example: the problem.
+        heads: (layer, head), at least one.
+    """
+
+    example: Example
+    heads: tuple[tuple[int, int], ...]
+
+    def table_names(self) -> Collection[str]:
+        """Return the names of the tables that the folder has."""
+        return EXAMPLE_TABLES
+
+    def choices(self, of: Choice) -> Mapping[str, Any]:
+        """Return the heads by a part of a file name, such as "12_3", or the measures by name."""
+        if of == "measure":
+            return self.example.measures
+        return {f"{layer}_{head}": (layer, head) for layer, head in self.heads} if of == "head" else {}
+
+    def caption_fields(self, head: tuple[int, int] | None = None, measure: MeasureInfo | None = None) -> dict[str, str]:
+        """Return the fields of captions: {head} of a figure of one head, {title} of a figure of one measure."""
+        return {"head": "{}.{}".format(*head) if head else "", "title": measure.title if measure else ""}
 
 
 def read_example(folder: Path) -> Example:
-    """Read a folder.
+    """Return one problem, read from its folder.
 
     Raises:
-        InputError: run.json is missing, broken or lacks a key.
-        InputError: a table is missing, torn or breaks its schema, or holds other models than run.json.
+        InputError: run.json is missing, damaged or lacks a key; or a table is missing, damaged, breaks its schema, or holds other models
+            than run.json.
     """
-    path = folder / "run.json"
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); look at the problem again with python -m analyses.examples") from error
-    missing = [key for key in REQUIRED if not isinstance(run, dict) or key not in run]
-    if missing or run["kind"] != KIND:
-        raise InputError(
-            f"{path} has no {', '.join(missing) or f'kind {KIND!r}'}; look at the problem again with python -m analyses.examples"
-        )
+    run = read_about(folder, _NEEDED, ("example",), "python -m analyses.examples")
     tables = {name: read(folder / f"{name}.parquet", schema) for name, schema in EXAMPLE_TABLES.items()}
     names = {str(model["name"]) for model in run["models"]}
     for name, table in tables.items():
-        strangers = sorted(set(table["model"].astype(str)) - names)
-        if strangers:
-            raise InputError(f"{folder / name}.parquet: model {strangers[0]!r} is not in run.json, which has {', '.join(sorted(names))}")
+        unknown = sorted(set(table["model"].astype(str)) - names)
+        if unknown:
+            raise InputError(f"{folder / name}.parquet: model {unknown[0]!r} is not in run.json, which has {', '.join(sorted(names))}")
     return Example(run, *(tables[schema.name] for schema in (TOKENS, EDGES, STANDING, STEPS, NEXT)))

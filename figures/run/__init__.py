@@ -1,1 +1,1 @@
-"""TODO_DOC figures/run."""
+"""Figures and page of one head run."""

@@ -1,27 +1,28 @@
-"""Maps of one value per head: layers along x, heads along y; and the overview of all measures."""
+"""Maps of one value per head, layers along x and heads along y; and the overview of all measures."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
-from figures.drawing import style
-from figures.drawing.colors import colour_scale, draw_colour_bar, draw_map
+from figures.drawing.colors import color_scale, draw_color_bar, draw_map, map_bar, undefined_patch
 from figures.drawing.grid import grid, is_measured
+from figures.drawing.layout import equal_panels, map_height, set_titles, titles_inches
+from figures.drawing.style import active_style, new_figure, paper_style
+from figures.drawing.text import heading, joined, unit_label
 from interp.tables.schema import MeasureInfo
 
 
-@style.paper_style()
+@paper_style()
 def head_map(heads: pd.DataFrame, info: MeasureInfo, subtitle: str = "", region: str = "response") -> Figure | None:
-    """One measure over all heads, one column wide.
+    """Draw one measure over all heads, one column wide.
 
     Args:
-        heads: a table of one model, columns as in `interp.tables.heads.HEADS`.
+        heads: a table of one model with columns as in `interp.tables.heads.HEADS`.
         info: the measure.
         subtitle: what was run; the region is added.
-        region: where the queries stand.
+        region: where the queries are.
 
     Returns:
         The figure, or None where the table has no row of the measure.
@@ -29,38 +30,32 @@ def head_map(heads: pd.DataFrame, info: MeasureInfo, subtitle: str = "", region:
     if not is_measured(heads, info.name):
         return None
     values = grid(heads, info.name, region)
-    scale = colour_scale(info, values)
-    at = style.look()
-    width = at.column("one")
-    title = style.heading(info, width - 0.1, 2, size=at.title)
-    subtitle = style.joined(subtitle, f"{region} queries", scale.note())
+    scale = color_scale(info, values)
+    style = active_style()
+    width = style.column("one")
+    title = heading(info, width - 0.1, 2, size=style.title)
+    subtitle = joined(subtitle, f"{region} queries", scale.note())
     undefined = bool(np.isnan(values).any())
-    room = style.titles_inches(width, title, subtitle) + (0.35 + 0.2 * undefined) * at.zoom
-    height = at.height(float(np.clip((width - 0.75 * at.zoom) * values.shape[1] / values.shape[0], 1.15, 2.4)), room)
-    figure = style.new_figure(width, height + room)
+    room = titles_inches(width, title, subtitle) + (0.35 + 0.2 * undefined) * style.zoom
+    figure = new_figure(width, map_height(width, *values.shape, room) + room)
     axes = figure.add_subplot()
-    style.set_titles(figure, title, subtitle)
+    set_titles(figure, title, subtitle)
     image = draw_map(axes, values, scale)
-    axes.set_xlabel("layer")
-    axes.set_ylabel("head")
-    bar = figure.colorbar(image, ax=axes, extend=scale.extend, aspect=28, pad=0.02)
-    draw_colour_bar(bar, scale)
-    bar.set_label(style.unit_label(info))
+    map_bar(figure, axes, image, scale, unit_label(info))
     if undefined:
-        mark = Patch(facecolor=at.undefined_face, edgecolor=at.undefined_hatch, hatch="//////", linewidth=0)
-        figure.legend([mark], ["undefined: nothing to measure"], loc="outside lower left")
+        figure.legend([undefined_patch()], ["undefined: nothing to measure"], loc="outside lower left")
     return figure
 
 
-@style.paper_style()
+@paper_style()
 def overview(heads: pd.DataFrame, measures: dict[str, MeasureInfo], subtitle: str = "", region: str = "response") -> Figure | None:
-    """Every measure over all heads, two columns wide; the scales are those of `head_map`.
+    """Draw every measure over all heads, two columns wide, with the color scales of `head_map`.
 
     Args:
-        heads: a table of one model, columns as in `interp.tables.heads.HEADS`.
+        heads: a table of one model with columns as in `interp.tables.heads.HEADS`.
         measures: name to description, in the order of drawing.
         subtitle: what was run; the region is added.
-        region: where the queries stand.
+        region: where the queries are.
 
     Returns:
         The figure, or None where the table has no row of any of these measures.
@@ -68,10 +63,10 @@ def overview(heads: pd.DataFrame, measures: dict[str, MeasureInfo], subtitle: st
     infos = [info for info in measures.values() if is_measured(heads, info.name)]
     if not infos:
         return None
-    note = f"{region} queries · x: layer, y: head · √: square-root colours · *: limits from the data · hatched: undefined"
-    figure, every = style.panels(
-        "Every measure over all heads",
-        style.joined(subtitle, note),
+    note = f"{region} queries · x: layer, y: head · √: square-root color scale · *: limits from the data · hatched: undefined"
+    figure, every = equal_panels(
+        "All measures for all heads (unit in each title)",
+        joined(subtitle, note),
         len(infos),
         4,
         panel=(1.04, 0.66),
@@ -80,11 +75,11 @@ def overview(heads: pd.DataFrame, measures: dict[str, MeasureInfo], subtitle: st
     width = figure.get_figwidth()
     for axes, info in zip(every, infos, strict=True):
         values = grid(heads, info.name, region)
-        scale = colour_scale(info, values)
+        scale = color_scale(info, values)
         mark = (" √" if scale.curve == "square-root" else "") + ("*" if scale.from_data else "")
-        axes.set_title(style.heading(info, 1.5, 2, mark), loc="left", x=-0.2, pad=5)
+        axes.set_title(heading(info, 1.5, 2, mark), loc="left", x=-0.2, pad=5)
         image = draw_map(axes, values, scale)
         box = axes.get_position()
         bar_axes = figure.add_axes((box.x1 + 0.05 / width, box.y0, 0.055 / width, box.height))
-        draw_colour_bar(figure.colorbar(image, cax=bar_axes, extend=scale.extend, extendfrac=0.08), scale)
+        draw_color_bar(figure.colorbar(image, cax=bar_axes, extend=scale.extend, extendfrac=0.08), scale)
     return figure

@@ -1,136 +1,85 @@
-"""One HTML page for one head run; it needs no network, and nothing in it comes from elsewhere."""
+"""The HTML page of one head run; a single file that needs no network."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from figures.drawing.entry import DrawnFigure
 from figures.drawing.grid import grid_shape
-from figures.pictures import picture
-from figures.run.catalog import FIGURES, MEASURE_FIGURES
+from figures.pages import listed_facts, page_environment, pictures
+from figures.run.read import HeadRun
 from interp.tables.schema import REGIONS, ROLES
 
-LISTED = 20
+LISTED_HEADS = 20
 """Heads listed from each end of a measure."""
-
 
 TOKENS_SHOWN = 600
 """Tokens shown of the sample example."""
 
 
-CAPTIONS = {
-    "overview": "Every measure over all heads. {n}. Queries: {region}. Limits are fixed except where a star says that "
-    "they follow the data; hatched cells are undefined. No interval is drawn; the table of top heads has it.",
-    "number_heads": "The heads that look at numbers most. {n}. Queries: {region}. Whiskers are each head's own 95 % "
-    "bootstrap interval over examples. They do not allow for having picked the top heads out of all.",
-    "entropy_against_numeric_mass": "Entropy against attention on numbers, a point a head. {n}. Queries: {region}. No interval is drawn.",
-    "layer_curves": "Every measure by layer, a line a region of queries: the mean over heads. {n}. Dark band: the mean "
-    "of the heads' 95 % interval ends, an upper bound for the width of the mean's own interval. Light band: 5th to "
-    "95th percentile of heads ({region} queries), a spread and no interval.",
-    "distributions": "Every measure's distribution over the heads of each layer. {n}. Queries: {region}. Dots are "
-    "heads; boxes and lines are quartiles and medians. No interval is drawn.",
-    "head_map": "{title}. {n}. Queries: {region}.",
-}
-"""What a reader must know of each figure of `figures.run.catalog`."""
-
-
-def report(run: dict[str, Any], heads: pd.DataFrame, inputs: pd.DataFrame, figure_folder: Path, region: str = "response") -> str:
-    """Write the page of a run as one HTML text.
+def run_page(content: HeadRun, drawn: Sequence[DrawnFigure]) -> str:
+    """Return the page of a head run.
 
     Args:
-        run: the contents of run.json. Needed: `command`, `model` (with `name`), `measures`, `text`, `chat`, `dtype`,
-            `device`, `problems`. Optional, left out of the page where absent: `versions`, `seed`, `timings` (seconds),
-            `memory`, `warnings`, `way` of a measure, and every other key of `model`.
-        heads: the head table of one model.
-        inputs: the input table; its first example is shown.
-        figure_folder: has the PNGs that `figures.run.catalog` names; one that is missing is left out.
-        region: the region that the figures were drawn for.
+        content: the run. Keys of run.json that are optional and absent are left out: `versions`, `seed`, `timings` (seconds), `memory`,
+            `warnings`, `backend` of a measure, and every key of `model` other than `name`.
+        drawn: the figures; those of one measure each are shown in a section of their own.
 
     Returns:
         HTML, below 6 MB for the built-in measures.
 
     Raises:
-        KeyError: a needed key of `run` is missing.
+        KeyError: a needed key of run.json is missing.
     """
-    environment = Environment(
-        loader=PackageLoader("figures"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    titles = {measure["name"]: measure["title"] for measure in run["measures"]}
-    counted = examples_and_queries(heads, region)
-    figures = [picture(figure_folder, name, CAPTIONS[name].format(n=counted, region=region)) for name in FIGURES]
-    maps = [
-        picture(figure_folder, f"{kind}_{name}", CAPTIONS[kind].format(n=counted, region=region, title=title))
-        for kind in MEASURE_FIGURES
-        for name, title in titles.items()
-    ]
-    return environment.get_template("report.html.j2").render(
+    run, region = content.run, content.region
+    embedded = pictures(drawn)
+    return page_environment().get_template("report.html.j2").render(
         run=run,
-        facts=run_facts(run, heads),
-        figures=[figure for figure in figures if figure],
-        maps=[figure for figure in maps if figure],
-        ranking={"region": region, "regions": REGIONS, "measures": ranked_heads(heads, run["measures"])},
-        sample=sample_tokens(inputs),
+        facts=run_facts(run, content.heads),
+        figures=[figure for figure in embedded if figure.section != "measures"],
+        maps=[figure for figure in embedded if figure.section == "measures"],
+        ranking={"region": region, "regions": REGIONS, "measures": ranked_heads(content.heads, run["measures"])},
+        sample=sample_tokens(content.inputs),
         tokens_shown=TOKENS_SHOWN,
         roles=[role for role in ROLES if role != "none"],
-        listed=LISTED,
-    )
-
-
-def examples_and_queries(heads: pd.DataFrame, region: str) -> str:
-    """How much the numbers of a region stand on, such as "n = 40 examples, 3,120 queries a head"."""
-    rows: pd.DataFrame = heads.loc[heads["region"] == region]
-    if rows.empty:
-        return "n = 0"
-    most = {column: int(rows[column].to_numpy().max()) for column in ("n_examples", "n_queries")}
-    return f"n = {most['n_examples']:,} examples, up to {most['n_queries']:,} queries a head"
+        listed=LISTED_HEADS,
+    )  # fmt: skip
 
 
 def run_facts(run: dict[str, Any], heads: pd.DataFrame) -> list[tuple[str, str]]:
-    """What was run, as (name, value) in words; keys that the run lacks or that are null are left out."""
+    """Return what was run as (name, text); keys that are absent or null are left out."""
     texts = {"reference": "question and reference solution", "generated": "question and the model's own answer"}
-    facts = {
-        "Model": run["model"]["name"],
-        **{f"Model {key.replace('_', ' ')}": value for key, value in run["model"].items() if key != "name"},
-        "Heads": "{} layers × {} heads".format(*grid_shape(heads)),
-        "Problems": run["problems"],
-        "Text read": f"{run['text']}: {texts[run['text']]}" if run["text"] in texts else run["text"],
-        "Chat template": "applied" if run["chat"] else "not applied",
-        "Data type": run["dtype"],
-        "Device": run["device"],
-        "Seed": run.get("seed"),
-        "Seconds": run.get("timings"),
-        "Memory": run.get("memory"),
-        "Versions": run.get("versions"),
-    }
-    return [(name, _in_words(value)) for name, value in facts.items() if value not in (None, {}, [])]
-
-
-def _in_words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_in_words(part)}" for key, part in value.items() if part is not None)
-    if isinstance(value, list):
-        return ", ".join(_in_words(part) for part in value)
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    return listed_facts(
+        {
+            "Model": run["model"]["name"],
+            **{f"Model {key.replace('_', ' ')}": value for key, value in run["model"].items() if key != "name"},
+            "Heads": "{} layers × {} heads".format(*grid_shape(heads)),
+            "Problems": run["problems"],
+            "Text read": f"{run['text']}: {texts[run['text']]}" if run["text"] in texts else run["text"],
+            "Chat template": "applied" if run["chat"] else "not applied",
+            "Data type": run["dtype"],
+            "Device": run["device"],
+            "Seed": run.get("seed"),
+            "Seconds": run.get("timings"),
+            "Memory": run.get("memory"),
+            "Versions": run.get("versions"),
+        }
+    )
 
 
 def ranked_heads(heads: pd.DataFrame, measures: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The heads with the highest and the lowest values of every measure and region.
+    """Return the heads with the highest and the lowest values of every measure and region.
 
     Args:
         heads: the head table of one model.
         measures: as in run.json.
 
     Returns:
-        For each measure its name, title, unit, and for each region `defined` and `undefined` (numbers of heads),
-        `highest` and `lowest`: at most `LISTED` rows each of layer, head, value, ci_low, ci_high, n_examples and
-        n_queries.
+        For each measure its name, title and unit, and for each region `defined` and `undefined` (numbers of heads), `highest` and `lowest`:
+        at most `LISTED_HEADS` rows each of layer, head, value, ci_low, ci_high, n_examples and n_queries.
     """
     columns = ["layer", "head", "value", "ci_low", "ci_high", "n_examples", "n_queries"]
     ranked = []
@@ -143,8 +92,8 @@ def ranked_heads(heads: pd.DataFrame, measures: list[dict[str, Any]]) -> list[di
             regions[region] = {
                 "defined": len(defined),
                 "undefined": len(of_region) - len(defined),
-                "highest": _rows(defined.iloc[::-1].head(LISTED)),
-                "lowest": _rows(defined.head(LISTED)),
+                "highest": _rows(defined.iloc[::-1].head(LISTED_HEADS)),
+                "lowest": _rows(defined.head(LISTED_HEADS)),
             }
         ranked.append({key: measure[key] for key in ("name", "title", "unit")} | {"regions": regions})
     return ranked
@@ -158,11 +107,11 @@ def _rows(frame: pd.DataFrame) -> list[list[float]]:
 
 
 def sample_tokens(inputs: pd.DataFrame) -> list[dict[str, Any]]:
-    """The first example's tokens in runs of one region.
+    """Return the tokens of the first example, grouped into runs of one region.
 
     Returns:
-        For each run its `region` and its `tokens`, each a row of the table. At most `TOKENS_SHOWN` tokens in all; empty
-        where the table is.
+        For each run its `region` and its `tokens`, which are rows of the table; at most `TOKENS_SHOWN` tokens in total. Empty where the
+        table is.
     """
     if inputs.empty:
         return []

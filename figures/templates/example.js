@@ -170,7 +170,7 @@
     };
   }
 
-  // --- which heads: colours of a quantity over all heads
+  // --- which heads: colors of a quantity over all heads
 
   const DARK = matchMedia("(prefers-color-scheme: dark)");
   let printing = false;
@@ -182,7 +182,7 @@
   };
   const look = () => STOPS[DARK.matches && !printing ? "dark" : "light"];
   const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-  function colour(stops, part) {
+  function color(stops, part) {
     const x = Math.min(1, Math.max(0, part)) * (stops.length - 1), i = Math.min(stops.length - 2, Math.floor(x));
     const a = rgb(stops[i]), b = rgb(stops[i + 1]);
     return a.map((from, c) => Math.round(from + (b[c] - from) * (x - i)));
@@ -228,7 +228,7 @@
     cells.forEach((cell, head) => {
       const undefinedValue = Number.isNaN(values[head]), label = `${name(headAt(head))}: ${undefinedValue ? "undefined" : text(values[head])}`;
       cell.classList.toggle("undefined", undefinedValue);
-      cell.style.background = undefinedValue ? "" : css(colour(stops, high > low ? (values[head] - low) / (high - low) : 0));
+      cell.style.background = undefinedValue ? "" : css(color(stops, high > low ? (values[head] - low) / (high - low) : 0));
       cell.title = label;
       cell.setAttribute("aria-label", `head ${label}${watched.has(name(headAt(head))) ? ", watched" : ""}`);
       const selected = head === place(state.head);
@@ -645,7 +645,7 @@
 
   const STRIP = 7;  // px of the strips that show the tokens' roles
   const maps = models.map(() => ({ cells: 0, size: 0, cursor: null }));
-  const ROLE_COLOURS = () => page.roles.map((key) => key === "none" ? null : getComputedStyle(document.documentElement).getPropertyValue(`--${key}`).trim());
+  const ROLE_COLORS = () => page.roles.map((key) => key === "none" ? null : getComputedStyle(document.documentElement).getPropertyValue(`--${key}`).trim());
 
   /** Whether a model's map shows how it differs from the first model's. */
   const differs = (m) => m === 1 && ($("differ")?.checked ?? false) && views[0].whole;
@@ -675,7 +675,7 @@
     }
     if (differ) most = pooled.reduce((found, value) => Math.max(found, Math.abs(value)), 1);
     const used = differ ? both : stops, root = (part) => differ ? 0.5 + 0.5 * Math.sign(part) * Math.sqrt(Math.abs(part)) : Math.sqrt(part);
-    const shades = Array.from({ length: 201 }, (_, i) => colour(used, i / 200)), shade = rgb(later), blank = shades[differ ? 100 : 0];
+    const shades = Array.from({ length: 201 }, (_, i) => color(used, i / 200)), shade = rgb(later), blank = shades[differ ? 100 : 0];
     const image = new ImageData(count, count);
     for (let r = 0; r < count; r++) {
       for (let c = 0; c < count; c++) {
@@ -693,11 +693,11 @@
     context.fillStyle = ground;
     context.fillRect(0, 0, size, size);
     context.drawImage(small, strip, strip, plot, plot);
-    const colours = ROLE_COLOURS(), cell = plot / n;
+    const colors = ROLE_COLORS(), cell = plot / n;
     for (let i = 0; i < n; i++) {
-      const roleColour = colours[models[m].role[i]];
-      if (!roleColour) continue;
-      context.fillStyle = NUMERIC.has(role(m, i)) ? ink : roleColour;
+      const roleColor = colors[models[m].role[i]];
+      if (!roleColor) continue;
+      context.fillStyle = NUMERIC.has(role(m, i)) ? ink : roleColor;
       context.fillRect(strip + i * cell, NUMERIC.has(role(m, i)) ? strip / 3 : 0, Math.max(cell, ratio), strip);
       context.fillRect(NUMERIC.has(role(m, i)) ? strip / 3 : 0, strip + i * cell, strip, Math.max(cell, ratio));
     }
@@ -740,7 +740,7 @@
       context.lineWidth = 2 * ratio;
       context.strokeRect(strip + c * one - ratio, strip + r * one - ratio, one + 2 * ratio, one + 2 * ratio);
     }
-    document.querySelector(`#model-${m} .map-scale`).style.background = gradient(Array.from({ length: 11 }, (_, i) => css(colour(used, root(differ ? i / 5 - 1 : i / 10)))));
+    document.querySelector(`#model-${m} .map-scale`).style.background = gradient(Array.from({ length: 11 }, (_, i) => css(color(used, root(differ ? i / 5 - 1 : i / 10)))));
     document.querySelector(`#model-${m} .map-low`).textContent = differ ? points(-most / UNIT) : "0 %";
     document.querySelector(`#model-${m} .map-high`).textContent = differ ? points(most / UNIT) : "100 %";
     document.querySelector(`#model-${m} .map-kind`).textContent = differ ? `, minus ${called(0)}` : "";
@@ -867,14 +867,14 @@
     }));
   }
 
-  // --- address: #head=12.3&token=0:34&step=2&colour=entropy_nats&region=question&as=t&model=1&minus=0
+  // --- address: #head=12.3&token=0:34&step=2&color=entropy_nats&region=question&as=t&model=1&minus=0
 
   // A page within a notebook (about:srcdoc) has no address of its own.
   const ADDRESSED = location.protocol !== "about:";
-  const COLOURS = [...measures.map((measure, number) => [measure.name, `measure:${number}`]), ...quantities.map((key, number) => [`step.${key}`, `step:${number}`])];
+  const COLORS = [...measures.map((measure, number) => [measure.name, `measure:${number}`]), ...quantities.map((key, number) => [`step.${key}`, `step:${number}`])];
   /** What the address holds of the pickers: [name, its element, [text in the address, value of the picker]...]. */
   const PICKED = [
-    ["colour", "quantity", COLOURS], ["region", "region", regions.map((key, number) => [key, String(number)])], ["as", "as", [["value", "value"], ["t", "t"]]],
+    ["color", "quantity", COLORS], ["region", "region", regions.map((key, number) => [key, String(number)])], ["as", "as", [["value", "value"], ["t", "t"]]],
     ["model", "of", models.map((_, m) => [String(m), String(m)])], ["minus", "less", [["", ""], ...models.map((_, m) => [String(m), String(m)])]],
   ].filter(([, id]) => $(id));
   const initial = {};  // what the pickers show without an address
