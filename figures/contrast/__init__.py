@@ -1,0 +1,1 @@
+"""Figures of heads on right and on wrong answers."""
