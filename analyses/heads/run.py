@@ -96,25 +96,12 @@ def measure_heads(
         _report(processes, f"opening {options.model}")
         checkpoint = opened() if opened is not None else _open(options, processes)
         timings.add("open_seconds")
-        backend = _backend(options, checkpoint, measures)
-        chat = options.chat and getattr(checkpoint.tokenizer, "chat_template", None) is not None
-        new_tokens = options.max_new_tokens if options.text == "generated" else None
-        texts, batches = plan_batches(checkpoint, problems, chat=chat, batch_tokens=options.batch_tokens, max_new_tokens=new_tokens)
-        settings = _settings(options, checkpoint, problems, list(measures), backend, chat)
-        if processes.is_main_process:
-            results.begin(settings)
-        processes.wait_for_everyone()
-        todo = _unfinished(len(batches), parts, processes)
-        if options.resume:
-            done = f": {len(batches) - len(todo)} of {len(batches)} batches are done" if processes.num_processes == 1 else ""
-            _report(processes, f"resuming{done}")
-        record_batches(options, checkpoint, texts, batches, todo, measures, backend, parts, show=processes.is_main_process)
-        processes.wait_for_everyone()
+        settings, n_batches = _record(options, checkpoint, problems, measures, results, processes)
         timings.add("record_seconds")
         if not processes.is_main_process:
             return None
         say("making tables")
-        tables = write_tables(options, checkpoint, list(measures), results, [parts.read(number) for number in range(len(batches))])
+        tables = write_tables(options, checkpoint, list(measures), results, n_batches)
         timings.add("tables_seconds")
         about = describe_run(recorded or options, checkpoint, problems, measures, tables, settings)
         about |= {"command": command, "n_processes": processes.num_processes, "timings": timings.with_total()}
@@ -152,6 +139,34 @@ def _open(options: HeadsConfig, processes: PartialState) -> Checkpoint:
     )
 
 
+def _record(
+    options: HeadsConfig,
+    checkpoint: Checkpoint,
+    problems: list[Problem],
+    measures: dict[str, Measure],
+    results: ResultsFolder,
+    processes: PartialState,
+) -> tuple[dict[str, Any], int]:
+    """Record this process's share of the batches that have no part yet; return the settings of the run and the number of batches."""
+    parts, first = Parts(results), processes.is_main_process
+    backend = _backend(options, checkpoint, measures)
+    chat = options.chat and getattr(checkpoint.tokenizer, "chat_template", None) is not None
+    new_tokens = options.max_new_tokens if options.text == "generated" else None
+    texts, batches = plan_batches(checkpoint, problems, chat=chat, batch_tokens=options.batch_tokens, max_new_tokens=new_tokens)
+    settings = _settings(options, checkpoint, problems, list(measures), backend, chat)
+    if first:
+        results.begin(settings)
+    processes.wait_for_everyone()
+    mine = range(processes.process_index, len(batches), processes.num_processes)
+    todo = [number for number in mine if not parts.has(number)]
+    if options.resume:
+        done = f": {len(batches) - len(todo)} of {len(batches)} batches are done" if processes.num_processes == 1 else ""
+        _report(processes, f"resuming{done}")
+    record_batches(options, checkpoint, texts, batches, todo, measures, backend, parts, show=first)
+    processes.wait_for_everyone()
+    return settings, len(batches)
+
+
 def _backend(options: HeadsConfig, checkpoint: Checkpoint, measures: dict[str, Measure]) -> str:
     """Return the recording backend: the one that was asked for, or the recorder's choice."""
     from interp.recording.backends import check_backend, choose_backend
@@ -180,11 +195,6 @@ def _settings(
         "seed": options.seed,
         "device": checkpoint.identity["device"].split(":")[0],
     }
-
-
-def _unfinished(n_batches: int, parts: Parts, processes: PartialState) -> list[int]:
-    """Return this process's share of the batches that have no part yet."""
-    return [n for n in range(n_batches) if n % processes.num_processes == processes.process_index and not parts.has(n)]
 
 
 def _draw(results: ResultsFolder, about: dict[str, Any], timings: _Timings) -> list[Path]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.heads.options import HeadsConfig
-from analyses.heads.parts import Part
+from analyses.heads.parts import Parts
 
 if TYPE_CHECKING:
     from distill.problems.sets import Problem
@@ -51,7 +51,7 @@ class RunTables:
 
 
 def write_tables(
-    options: HeadsConfig, checkpoint: Checkpoint, measures: Sequence[str], results: ResultsFolder, parts: Sequence[Part]
+    options: HeadsConfig, checkpoint: Checkpoint, measures: Sequence[str], results: ResultsFolder, n_batches: int
 ) -> RunTables:
     """Return what the parts hold, after writing the three tables; examples are in ascending order, however they were batched.
 
@@ -59,19 +59,24 @@ def write_tables(
         options: of the run.
         checkpoint: the model.
         measures: names of the measures, in the order of the parts.
-        results: where the tables go.
-        parts: all parts of the run.
+        results: where the parts are and the tables go.
+        n_batches: number of parts.
     """
     from interp.attention.seam import attention_layers
     from interp.recording.totals import heads_table
     from interp.tables.files import write_file
     from interp.tables.heads import EXAMPLE_VALUES, HEADS, INPUTS
 
+    stored = Parts(results)
+    parts = [stored.read(number) for number in range(n_batches)]
     examples = np.array([example for part in parts for example in part.examples])
     order = np.argsort(examples)
     values = np.concatenate([part.values for part in parts])[order]
     counts = np.concatenate([part.counts for part in parts])[order]
     inputs = pd.concat([part.inputs for part in parts], ignore_index=True).sort_values(["example", "position"], kind="stable")
+    n_truncated = sum(part.n_truncated for part in parts)
+    blocked = [part.blocked for part in parts if part.blocked]
+    del parts  # their values are in memory twice by now
     model, layers = options.name or checkpoint.name, attention_layers(checkpoint.model.config)
     heads = heads_table(model, values, counts, layers, list(measures), options.seed)
     results.write_table(heads, HEADS)
@@ -83,9 +88,9 @@ def write_tables(
         n_tokens=len(inputs),
         n_layers=len(layers),
         n_heads=values.shape[2],
-        n_truncated=sum(part.n_truncated for part in parts),
-        n_batches=len(parts),
-        blocked=[part.blocked for part in parts if part.blocked],
+        n_truncated=n_truncated,
+        n_batches=n_batches,
+        blocked=blocked,
     )
 
 

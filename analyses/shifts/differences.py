@@ -281,7 +281,7 @@ def _resampled(values: np.ndarray, seed: int, n_resamples: int) -> np.ndarray:
 
 
 def _ranks(means: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return ranks over all heads of each measure and region (1 is the largest), [resample, layer, head, measure, region]; NaN if undefined."""
+    """Return ranks over all heads of each measure and region, [resample, layer, head, measure, region]: 1 the largest, NaN undefined."""
     flat = means.reshape(len(means), shape[0] * shape[1], -1)
     return stats.rankdata(-flat, axis=1, nan_policy="omit").reshape(len(means), *shape)
 
