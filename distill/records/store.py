@@ -219,7 +219,7 @@ class RecordGroup:
 
     def _write(self, position: int, keys: Sequence[str], records: Sequence[Record]) -> None:
         if [record_key(r.question, r.reference) for r in records] != list(keys):
-            raise StudyError(f"the teacher returned {len(records)} answers, which do not match the {len(keys)} problems that were asked")
+            raise StudyError(f"the teacher returned {len(records)} answers that do not match the {len(keys)} problems asked")
         try:
             table = pa.Table.from_pylist([record_to_row(key, record) for key, record in zip(keys, records, strict=True)], RECORD_SCHEMA)
         except UnicodeEncodeError as error:

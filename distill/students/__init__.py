@@ -1,1 +1,1 @@
-"""TODO_DOC distill/students."""
+"""Students: how one is created, and its folder on disk."""

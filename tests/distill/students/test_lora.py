@@ -1,3 +1,5 @@
+"""LoRA students: how they are created, and their folders."""
+
 from __future__ import annotations
 
 import errno
@@ -10,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.students.lora import CARD, new_student, read_card, read_student, save_student
+from distill.students.card import read_card, read_student
+from distill.students.lora import new_student, save_student
 from distill.students.options import StudentConfig
 from interp.checkpoints.opening import open_checkpoint
 from interp.tables.errors import CheckpointError, StudyError
@@ -33,7 +36,7 @@ def make(checkpoint: Path, seed: int = 0, **settings: Any) -> Any:
 
 
 def change(model: Any) -> None:
-    """As training would: an untrained adapter changes nothing, and is refused on opening."""
+    """Change the adapter as training would: an untrained one changes nothing, and is refused on opening."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -41,7 +44,7 @@ def change(model: Any) -> None:
 
 
 def test_a_saved_student_opens_as_any_adapter(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(checkpoint.parent)  # the base is named by a path of this folder alone
+    monkeypatch.chdir(checkpoint.parent)  # a path relative to this folder names the base
     model = make(Path(checkpoint.name), rank=3)
     change(model)
     save_student(model, tmp_path / "s", ABOUT)
@@ -57,7 +60,7 @@ def test_a_saved_student_opens_as_any_adapter(checkpoint: Path, tmp_path: Path, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s"]
 
 
-def test_only_the_adapter_learns_and_the_seed_makes_it(checkpoint: Path) -> None:
+def test_only_the_adapter_is_trained_and_the_seed_determines_it(checkpoint: Path) -> None:
     one, again, other = make(checkpoint), make(checkpoint), make(checkpoint, seed=1)
     names = [n for n, p in one.named_parameters() if p.requires_grad]
     assert names
@@ -81,7 +84,7 @@ def test_the_adapter_is_float32_on_a_bfloat16_base(checkpoint: Path) -> None:
         (("q_proj", "lm_head"), ["lm_head", "output head"]),
     ],
 )
-def test_targets_that_cannot_be_adapted(checkpoint: Path, targets: tuple[str, ...], words: list[str]) -> None:
+def test_targets_that_cannot_be_adapted_are_refused(checkpoint: Path, targets: tuple[str, ...], words: list[str]) -> None:
     with pytest.raises(StudyError) as raised:
         make(checkpoint, targets=targets)
     for word in words:
@@ -89,7 +92,7 @@ def test_targets_that_cannot_be_adapted(checkpoint: Path, targets: tuple[str, ..
     assert "lm_head" not in str(raised.value).split("linear layers are")[-1] or targets[-1] == "lm_head"
 
 
-def test_an_adapter_is_no_base(adapter: Path) -> None:
+def test_an_adapter_is_refused_as_base(adapter: Path) -> None:
     with pytest.raises((StudyError, CheckpointError), match="adapter"):
         make(adapter)
 
@@ -109,17 +112,7 @@ def test_a_full_disk_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("content", "words"), [(None, "no student of ours"), ("{", "cannot be read"), ('{"format": 99}', "format 99"), ("[]", "format None")]
-)
-def test_cards_that_cannot_be_read(tmp_path: Path, content: str | None, words: str) -> None:
-    if content is not None:
-        (tmp_path / CARD).write_text(content)
-    with pytest.raises(StudyError, match=words):
-        read_card(tmp_path)
-
-
-def test_weights_are_those_of_the_model(checkpoint: Path, tmp_path: Path) -> None:
+def test_saved_weights_are_those_of_the_model(checkpoint: Path, tmp_path: Path) -> None:
     model = make(checkpoint)
     change(model)
     save_student(model, tmp_path / "s", ABOUT)
@@ -130,8 +123,7 @@ def test_weights_are_those_of_the_model(checkpoint: Path, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "s" / "adapter_config.json").read_text())["r"] == 8
 
 
-def test_heads_take_a_student(checkpoint: Path, tmp_path: Path) -> None:
-    """The command that measures heads takes the folder as it is."""
+def test_a_student_can_be_measured_by_analyses_heads(checkpoint: Path, tmp_path: Path) -> None:
     from analyses.heads.__main__ import main
 
     model = make(checkpoint)
@@ -141,3 +133,21 @@ def test_heads_take_a_student(checkpoint: Path, tmp_path: Path) -> None:
     code = main(["--model", str(tmp_path / "s"), "--out", str(tmp_path / "run"), *options])
     assert code == 0
     assert (tmp_path / "run" / "heads.parquet").is_file()
+
+
+def test_an_existing_student_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    model = make(checkpoint)
+    change(model)
+    save_student(model, tmp_path / "s", ABOUT)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "s").iterdir()}
+    with pytest.raises(FileExistsError):
+        save_student(model, tmp_path / "s", {**ABOUT, "seed": 4})
+    assert {file.name: file.read_bytes() for file in (tmp_path / "s").iterdir()} == before
+
+
+def test_drafts_of_killed_processes_are_removed(checkpoint: Path, tmp_path: Path) -> None:
+    for name in (".s.draft", ".s.draft-1-ab"):  # of version 0.1, and of today
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_model.safetensors").write_bytes(b"half")
+    save_student(make(checkpoint), tmp_path / "s", ABOUT)
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
