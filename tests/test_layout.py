@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from collections import defaultdict
 from pathlib import Path
@@ -105,14 +107,29 @@ def test_figures_may_import_only_the_tables_of_interp() -> None:
     assert set(CONTRACTS["figures-read-tables"]["forbidden_modules"]) == rooms - {"interp.tables"} - stubs
 
 
-@pytest.mark.parametrize("pattern", ["**/options.py", "**/statistics.py", "interp/tables", "interp/inference.py", "figures"])
+@pytest.mark.parametrize("pattern", ["**/statistics.py", "interp/tables", "interp/inference.py", "figures"])
 def test_the_contract_without_torch_names_every_module_that_it_means(pattern: str) -> None:
-    """Options are read by --help; tables, statistics and figures run where torch is not installed."""
+    """Tables, statistics and figures run where torch is not installed."""
     named = CONTRACTS["without-torch"]["source_modules"]
     meant = {name_of(path / "__init__.py" if path.is_dir() else path) for path in ROOT.glob(pattern) if ".venv" not in path.parts}
     meant = {name for name in meant if name.split(".")[0] in PACKAGES} - {"interp.attention.statistics"}  # statistics of tensors
     assert meant
     assert {name for name in meant if not any(name == module or name.startswith(f"{module}.") for module in named)} == set()
+
+
+READ_BY_HELP = re.compile(r"(\w+\.)*(options|catalog|divergences|grading|conditions|config|strategies|settings|__main__)")
+TENSOR_CATALOGS = {"interp.measures.catalog"}
+"""Catalogs whose entries are made of tensors: read once a model is to be opened."""
+
+
+def test_what_help_and_errors_read_imports_no_torch() -> None:
+    """Options, catalogs and the commands themselves import torch only inside the functions that need it."""
+    modules = sorted(name for name in NAMES if READ_BY_HELP.fullmatch(name) and name not in TENSOR_CATALOGS)
+    assert {"distill.__main__", "distill.teachers.catalog", "distill.objectives.divergences", "analyses.heads.options"} <= set(modules)
+    code = (
+        f"import importlib, sys\nfor name in {modules}:\n    importlib.import_module(name)\n    assert 'torch' not in sys.modules, name\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_every_strictly_typed_path_exists() -> None:
