@@ -132,12 +132,12 @@ def damaged_index_of_shards(bench: Bench) -> Case:
 
 def truncated_weights(bench: Bench) -> Case:
     truncate(bench.copy(bench.checkpoint) / "model.safetensors")
-    return ["--model", bench.folder / "copy"], ("model.safetensors", "damaged or incomplete")
+    return ["--model", bench.folder / "copy"], ("model.safetensors", "damaged or truncated")
 
 
 def empty_weights(bench: Bench) -> Case:
     (bench.copy(bench.checkpoint) / "model.safetensors").write_bytes(b"")
-    return ["--model", bench.folder / "copy"], ("model.safetensors", "damaged or incomplete")
+    return ["--model", bench.folder / "copy"], ("model.safetensors", "damaged or truncated")
 
 
 def missing_keys(bench: Bench) -> Case:
@@ -234,7 +234,7 @@ def adapter_of_another_architecture(bench: Bench) -> Case:
 
 def truncated_adapter(bench: Bench) -> Case:
     truncate(bench.copy(bench.adapter) / "adapter_model.safetensors")
-    return ["--model", bench.folder / "copy"], ("adapter_model.safetensors", "damaged or incomplete")
+    return ["--model", bench.folder / "copy"], ("adapter_model.safetensors", "damaged or truncated")
 
 
 def pickled_adapter(bench: Bench) -> Case:
