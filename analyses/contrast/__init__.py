@@ -1,1 +1,1 @@
-"""TODO_DOC analyses/contrast."""
+"""Compare heads on right and wrong answers: `python -m analyses.examples --contrast`, or `analyses.contrast.run.contrast_answers`."""

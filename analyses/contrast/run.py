@@ -105,9 +105,7 @@ def _contrast(
     check_head_runs(options, models, problems)
     say("grading answers")
     runs = with_common_measures([read_model_run(m) for m in models])
-    answers = [
-        graded_answers(run, read_run_json(folder_of(m)), problems, options.grader) for run, m in zip(runs, models, strict=True)
-    ]
+    answers = [graded_answers(run, read_run_json(folder_of(m)), problems, options.grader) for run, m in zip(runs, models, strict=True)]
     all_answers = pd.concat(answers, ignore_index=True)
     results.write_table(all_answers, ANSWERS)
     say("contrasting heads")

@@ -1,4 +1,4 @@
-"""The page of one problem inside a notebook: `from interp import show`."""
+"""The page of one problem inside a notebook: `from analyses.examples import show`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from analyses.examples.look import look
+from analyses.examples.inspection import write_inspection
 from analyses.examples.request import Request
 from analyses.models.named import NamedModel, find_model
 from distill.problems.sets import Problem, load_problems
@@ -18,38 +18,40 @@ from figures.example.read import read_example
 from interp.checkpoints.loading import Checkpoint
 from interp.checkpoints.opening import open_checkpoint, open_config
 from interp.tables.errors import InputError
+from interp.tables.files import write_text
+from interp.tables.versions import current
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page that a notebook shows inline.
+    """A page that a notebook displays inline.
 
     Attributes:
-        html: the whole page, as `example.html` would hold it.
-        height: of its frame, in pixels.
+        html: the complete page, as in `example.html`.
+        height: height of its frame in pixels.
     """
 
     html: str = field(repr=False)
     height: int = 900
 
     def _repr_html_(self) -> str:
-        """The page in a frame of its own, so that neither its style nor the notebook's reaches into the other."""
+        """Return the page in a frame, so that its style and the notebook's do not affect each other."""
         page = html.escape(self.html, quote=True)
         return f'<iframe title="One problem" srcdoc="{page}" style="width: 100%; height: {self.height}px; border: 0"></iframe>'
 
     def save(self, path: str | Path) -> Path:
-        """Write the page as a file of its own.
+        """Write the page to a file, and return its path.
 
         Raises:
-            OSError: its folder is not there, or cannot be written to.
+            OSError: the folder does not exist or cannot be written to.
         """
         path = Path(path)
-        path.write_text(self.html, encoding="utf-8")
+        write_text(path, self.html)
         return path
 
 
-class _Open:
-    """Models that the notebook has open, and others that are opened when they are asked for."""
+class _Opener:
+    """Models that the notebook has open, and others that are opened on demand."""
 
     def __init__(self, checkpoints: dict[str, Checkpoint], sources: dict[str, str]) -> None:
         self._checkpoints, self._sources = checkpoints, sources
@@ -79,54 +81,40 @@ def show(
     seed: int = 0,
     height: int = 900,
 ) -> Page:
-    """The page of `python -m analyses.examples`, inline: tokens, heads and maps of one problem.
+    """Return the page of `python -m analyses.examples` for display in a notebook: tokens, heads and attention of one problem.
 
-        from interp import open_checkpoint, show
+        from analyses.examples import show
+        from interp import open_checkpoint
 
         show(open_checkpoint("smollm2"), question="Ana has 3 bags of 12 nuts. How many nuts?", answer="36")
 
     Args:
-        models: open checkpoints, or what `open_checkpoint` takes; none: the embedded default. `Checkpoint(model, tokenizer, "name", {})`
-            is a model of your own.
+        models: open checkpoints, or what `open_checkpoint` takes; default the embedded model. `Checkpoint(model, tokenizer, "name", {})`
+            wraps a model of your own.
         question: the problem.
-        answer: its reference, a number or a whole solution that ends in "#### 36"; None: not known.
-        text: the model's own greedy answer, or the reference solution.
-        heads: shown first: "12.3", "12" (a layer), "auto".
-        watch: the only heads whose maps are kept; by default those shown first are kept whole, and of all others the strong entries.
-        by: measure by which "auto" chooses.
-        region: where its queries stand.
-        max_new_tokens: cut of the answer.
-        others: shipped problems measured to compare with, where there is no run of the model in ./runs; 0: none, and then heads are
-            chosen by their value alone.
-        chat: use the chat template where there is one.
-        seed: of the shuffled token sets.
-        height: of the frame, in pixels.
+        answer: its reference: a number, or a complete solution that ends in "#### 36"; None if it is not known.
+        text: generated reads the model's own greedy answer, reference the reference solution.
+        heads: heads to show first: "12.3", "12" (a complete layer), "auto" (the most unusual ones).
+        watch: the only heads whose maps are kept. By default, complete maps are kept of the heads shown first, and strong entries of all
+            others.
+        by: measure by which "auto" chooses heads.
+        region: region of the queries of that measure.
+        max_new_tokens: the answer is truncated at this number of tokens.
+        others: number of shipped problems to measure for comparison if there is no run of the model in ./runs; with 0, none is measured,
+            and heads are chosen by their value alone.
+        chat: use the chat template if the tokenizer has one.
+        seed: seed of the shuffled token sets.
+        height: height of the frame in pixels.
 
     Raises:
-        InputError: an empty question, a head that does not exist, gold text without an answer; other errors as `open_checkpoint`.
+        InputError: the question is empty, a head does not exist, or reference text has no answer; other errors as `open_checkpoint`.
     """
-    if not isinstance(question, str) or not question.strip():
-        raise InputError(f"the question is {question!r}; a text is needed (empty ones cannot be looked at)")
+    text = current({"text": text})["text"]  # version 0.1 called reference text "gold"
     answer = None if answer is None else str(answer).strip()
-    if text == "reference" and not answer:
-        raise InputError("text='gold' reads a reference solution: give it as answer")
-    for model in models:
-        if not isinstance(model, (Checkpoint, str, Path)):
-            raise InputError(
-                f"a model is a {type(model).__name__}; give Checkpoint(model, tokenizer, name, {{}}), or what open_checkpoint takes"
-            )
-    for given in (question, answer or ""):
-        if any("\ud800" <= character <= "\udfff" for character in given):
-            raise InputError("question or answer holds half of a surrogate pair; it must be valid Unicode")
+    _check_texts(question, answer, text)
     if answer and "####" not in answer and text == "generated":
         answer = f"#### {answer}"
-    known = [m if isinstance(m, Checkpoint) else find_model(str(m)) for m in models or ("smollm2",)]
-    entries = [NamedModel(m.name, m.name, source=m.identity.get("source")) if isinstance(m, Checkpoint) else m for m in known]
-    names = [entry.name for entry in entries]
-    repeated = next((name for at, name in enumerate(names) if name in names[:at]), None)
-    if repeated is not None:
-        raise InputError(f"two models are called {repeated!r}; give one another name: dataclasses.replace(checkpoint, name=...)")
-    opened = _Open({m.name: m for m in known if isinstance(m, Checkpoint)}, {e.name: str(e.source) for e in entries})
+    entries, opener = _named(models or ("smollm2",))
     request = Request(
         text=text,
         heads=(heads,) if isinstance(heads, str) else tuple(heads),
@@ -137,9 +125,41 @@ def show(
         max_new_tokens=max_new_tokens,
         others=others,
         seed=seed,
-        called=True,
+        from_call=True,
     )
-    about = {"command": "interp.show(...)", "problem": {"source": "notebook", "index": None, "n": None}}
+    about = {"command": "analyses.examples.show(...)", "problem": {"source": "notebook", "index": None, "n": None}}
     with tempfile.TemporaryDirectory(prefix="primed-heads-") as place:
-        folder = look(entries, opened, Problem(0, question, answer or ""), request, Path(place), about, load_problems())
+        out = Path(place) / "example"
+        folder = write_inspection(entries, opener, Problem(0, question, answer or ""), request, out, about, load_problems())
         return Page(example_page(read_example(folder)), height)
+
+
+def _check_texts(question: str, answer: str | None, text: str) -> None:
+    """Raise if question or answer cannot be read."""
+    if not isinstance(question, str) or not question.strip():
+        raise InputError(f"question is {question!r}; it must be a text that is not empty")
+    if text == "reference" and not answer:
+        raise InputError("text='reference' reads a reference solution; give it as answer")
+    for name, given in (("question", question), ("answer", answer or "")):
+        if any("\ud800" <= character <= "\udfff" for character in given):
+            raise InputError(f"{name} holds half of a surrogate pair; it must be valid Unicode")
+
+
+def _named(models: Sequence[Checkpoint | str | Path]) -> tuple[list[NamedModel], _Opener]:
+    """Return the models by name, and what opens them.
+
+    Raises:
+        InputError: an argument is not a model, or two models have the same name.
+    """
+    for model in models:
+        if not isinstance(model, (Checkpoint, str, Path)):
+            raise InputError(
+                f"a model is of type {type(model).__name__}; give Checkpoint(model, tokenizer, name, {{}}), or what open_checkpoint takes"
+            )
+    known = [m if isinstance(m, Checkpoint) else find_model(str(m)) for m in models]
+    entries = [NamedModel(m.name, m.name, source=m.identity.get("source")) if isinstance(m, Checkpoint) else m for m in known]
+    names = [entry.name for entry in entries]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise InputError(f"two models are called {repeated!r}; rename one with dataclasses.replace(checkpoint, name=...)")
+    return entries, _Opener({m.name: m for m in known if isinstance(m, Checkpoint)}, {e.name: str(e.source) for e in entries})

@@ -1,34 +1,34 @@
-"""What is to be looked at in one problem, and how: what the command line and a notebook both ask for."""
+"""What to inspect in one problem, and how: the settings that the command line and a notebook share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from distill.problems.grading import GRADERS
+from distill.problems.grading import check_grader
 from interp.tables.errors import InputError
 from interp.tables.schema import REGIONS
 
-FEWEST = 3
-"""Other problems that a run must have for a comparison with it to say anything."""
+FEWEST_OTHERS = 3
+"""Smallest number of other problems that a comparison needs."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be looked at, and how.
+    """What to inspect, and how.
 
     Attributes:
-        text: generated: the model's own answer; gold: the reference solution.
-        heads: as typed: "12.3", "12" (a whole layer) or "auto".
-        watch: likewise, without auto: the only heads whose maps are kept.
-        by: measure by which `auto` chooses.
-        region: of that measure.
-        grader: of the answers.
-        chat: use the chat template where there is one.
-        max_new_tokens: cut of an answer.
-        others: problems that are measured to compare with, where no run is there; 0: none.
-        seed: of the shuffled token sets.
-        called: it was asked for in a call of `interp.show`: messages name that call's arguments, and not the command's options.
+        text: generated reads the model's own answer, reference the reference solution.
+        heads: heads to show first, as typed: "12.3", "12" (a complete layer) or "auto".
+        watch: the only heads whose maps are kept, as typed; without "auto".
+        by: measure by which "auto" chooses heads.
+        region: region of the queries of that measure.
+        grader: grader of the answers.
+        chat: use the chat template if the tokenizer has one.
+        max_new_tokens: answers are truncated at this number of tokens.
+        others: number of problems to measure for comparison if there is no run; 0 for none.
+        seed: seed of the shuffled token sets.
+        from_call: the request comes from a call of `show`, so messages name its arguments and not the options of the command.
     """
 
     text: Literal["generated", "reference"] = "generated"
@@ -41,30 +41,37 @@ class Request:
     max_new_tokens: int = 256
     others: int = 0
     seed: int = 0
-    called: bool = False
+    from_call: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model.
 
         Raises:
-            InputError: a value out of range, or no head named.
+            InputError: a value is out of range or unknown, or no head is named.
         """
         if self.text not in ("generated", "reference"):
-            raise InputError(f"text is {self.text!r}; generated and gold are allowed")
+            raise InputError(f"{self.spelled('text')} is {self.text!r}; allowed: generated, reference")
         if self.region not in REGIONS:
-            raise InputError(f"region is {self.region!r}; allowed: {', '.join(REGIONS)}")
-        if self.grader not in GRADERS:
-            raise InputError(f"grader is {self.grader!r}; known: {', '.join(GRADERS)}")
-        if self.max_new_tokens < 1 or self.seed < 0:
-            raise InputError(f"{self.max_new_tokens} new tokens and seed {self.seed}: at least 1 and 0 are needed")
-        if self.others < 0 or 0 < self.others < FEWEST:
-            raise InputError(f"{self.others} other problems to compare with: 0 for none, or at least {FEWEST}")
+            raise InputError(f"{self.spelled('region')} is {self.region!r}; allowed: {', '.join(REGIONS)}")
+        check_grader(self.grader)
+        for name, value, least in (("max_new_tokens", self.max_new_tokens, 1), ("seed", self.seed, 0)):
+            if value < least:
+                raise InputError(f"{self.spelled(name)} is {value}; at least {least} is needed")
+        if self.others < 0 or 0 < self.others < FEWEST_OTHERS:
+            raise InputError(
+                f"{self.spelled('others')} is {self.others}; give 0 to compare with no other problems, or at least {FEWEST_OTHERS}"
+            )
         if not any(part.strip() for given in self.heads for part in given.split(",")):
-            raise InputError("no head is named; write 12.3, 12 (a whole layer) or auto")
+            raise InputError(f"{self.spelled('heads')} names no head; give 12.3, 12 (a complete layer) or auto")
 
-    def spelt(self, name: str, value: str | int | None = None) -> str:
-        """What was asked for, as whoever asked writes it: `--text gold` in a command, `text='gold'` in a call; without a value its name."""
-        if self.called:
+    def spelled(self, name: str, value: str | int | None = None) -> str:
+        """Return a setting as the user writes it: `--by entropy_nats` in a command, `by='entropy_nats'` in a call.
+
+        Args:
+            name: field of the request.
+            value: the setting's value; None returns the name alone.
+        """
+        if self.from_call:
             return name if value is None else f"{name}={value!r}"
         option = f"--{name.replace('_', '-')}"
         return option if value is None else f"{option} {value}"

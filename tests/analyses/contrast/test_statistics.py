@@ -1,4 +1,4 @@
-"""Right against wrong answers: against scipy, statsmodels and dense algebra; the level under no effect; missing values; few answers."""
+"""The tests of right against wrong answers match scipy, statsmodels and dense algebra, keep their level, and handle missing values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analyses.contrast.statistics import Contrasted, _Design, contrast_table, lengths_table, top_rows, two_groups, two_way
+from analyses.contrast.statistics import GroupDifferences, _Design, contrast_table, lengths_table, top_rows, two_groups, two_way
 from interp.inference import benjamini_hochberg
 from interp.tables.contrast import CONTRAST, PAIRED
 from interp.tables.errors import InputError
@@ -17,14 +17,11 @@ from interp.tables.heads import HeadValues
 from interp.tables.schema import REGIONS, validate
 
 
-def rounded(done: Contrasted) -> dict[str, np.ndarray]:
+def rounded(done: GroupDifferences) -> dict[str, np.ndarray]:
     return {name: getattr(done, name) for name in ("right_mean", "wrong_mean", "difference", "ci_low", "ci_high", "effect", "p")}
 
 
-# --- one model ------------------------------------------------------------------------------------------------------
-
-
-def test_one_model_is_scipys_welch_test_and_hedges_g():
+def test_one_model_matches_scipys_welch_test_and_hedges_g():
     random = np.random.default_rng(0)
     right = random.random(40) < 0.3
     values = random.gamma(2.0, size=(40, 7)) + 0.5 * right[:, None]
@@ -47,20 +44,20 @@ def test_one_model_is_scipys_welch_test_and_hedges_g():
     assert (done.ci_high >= interval.high - 1e-12).all()
 
 
-def test_a_missing_value_leaves_that_head_alone():
+def test_a_missing_value_affects_its_quantity_alone():
     random = np.random.default_rng(1)
     right = np.arange(20) < 8
     values = random.normal(size=(20, 3))
     values[[0, 12], 1] = np.nan
     done = two_groups(values, right, 0)
     without = two_groups(np.delete(values[:, 1:2], [0, 12], axis=0), np.delete(right, [0, 12]), 0)
-    whole = two_groups(values[:, [0, 2]], right, 0)
+    complete = two_groups(values[:, [0, 2]], right, 0)
     for name in ("right_mean", "wrong_mean", "difference", "effect", "p", "n_right", "n_wrong"):
         assert getattr(done, name)[1] == pytest.approx(getattr(without, name)[0], rel=1e-12)
-        np.testing.assert_allclose(getattr(done, name)[[0, 2]], getattr(whole, name), rtol=1e-12)
+        np.testing.assert_allclose(getattr(done, name)[[0, 2]], getattr(complete, name), rtol=1e-12)
 
 
-def test_three_of_a_kind_with_a_value_are_needed():
+def test_a_test_needs_three_answers_of_each_kind_with_a_value():
     values = np.random.default_rng(2).normal(size=(10, 2))
     values[0, 1] = np.nan
     done = two_groups(values, np.arange(10) < 3, 0)
@@ -74,7 +71,7 @@ def test_three_of_a_kind_with_a_value_are_needed():
     assert none.n_right.tolist() == [0, 0]
 
 
-def test_values_that_do_not_vary():
+def test_constant_values_have_p_one_if_equal_and_nan_otherwise():
     right = np.arange(12) < 5
     noise = 1e-8 * np.random.default_rng(3).normal(size=12)
     values = np.stack([np.full(12, 0.3), 0.3 + noise, np.where(right, 0.1, 0.2), np.full(12, np.nan)], 1)
@@ -87,7 +84,7 @@ def test_values_that_do_not_vary():
 
 
 @pytest.mark.parametrize(("n_right", "n_wrong", "least", "most"), [(3, 3, 0.01, 0.05), (10, 56, 0.03, 0.065), (30, 36, 0.035, 0.065)])
-def test_under_no_effect_one_model_rejects_as_the_docstring_says(n_right, n_wrong, least, most):
+def test_one_model_rejects_a_true_null_as_often_as_documented(n_right, n_wrong, least, most):
     values = np.random.default_rng(4).normal(size=(n_right + n_wrong, 4000))
     done = two_groups(values, np.arange(n_right + n_wrong) < n_right, 0, n_resamples=300)
     assert least < (done.p < 0.05).mean() < most
@@ -96,11 +93,8 @@ def test_under_no_effect_one_model_rejects_as_the_docstring_says(n_right, n_wron
     assert (done.p[outside] < 0.05).all()
 
 
-# --- several models -------------------------------------------------------------------------------------------------
-
-
 def students(n_models: int, n_problems: int, n_quantities: int, *, seed: int, missing: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Values with effects of models and problems, and who is right: a hard problem has other values, and better models too."""
+    """Return values with effects of models and problems, and who is right; values depend on how hard a problem and how good a model is."""
     random = np.random.default_rng(seed)
     hard = random.normal(0, 1.5, n_problems)
     right = random.random((n_models, n_problems)) < 1 / (1 + np.exp(-(np.linspace(-0.7, 0.7, n_models)[:, None] - hard)))
@@ -111,13 +105,13 @@ def students(n_models: int, n_problems: int, n_quantities: int, *, seed: int, mi
 
 
 def pseudo_root(square: np.ndarray) -> np.ndarray:
-    """The inverse root of a symmetric matrix where it can be inverted: along the problem's own dummy it cannot."""
+    """Return the pseudo-inverse root of a symmetric matrix, which is singular along the problem's own dummy."""
     size, axes = np.linalg.eigh(square)
     return axes @ np.diag([1 / np.sqrt(s) if s > 1e-9 else 0.0 for s in size]) @ axes.T
 
 
 def dense(values: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:
-    """Difference, CR2 standard error and Bell and McCaffrey's df from whole matrices with a dummy for every problem and model."""
+    """Return difference, CR2 standard error and Bell and McCaffrey's df from full matrices with a dummy for every problem and model."""
     defined = np.isfinite(values)
     m, i = np.nonzero(defined)
     columns = [right[defined], *(i == problem for problem in np.unique(i)), *(m == model for model in np.unique(m)[1:])]
@@ -137,9 +131,9 @@ def dense(values: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize(("n_models", "missing"), [(2, 0.0), (2, 0.1), (4, 0.0), (4, 0.15)])
-def test_several_models_are_the_dense_computation(n_models, missing):
+def test_several_models_match_dense_matrices(n_models, missing):
     values, right = students(n_models, 25, 3, seed=5, missing=missing)
-    values[0, 3, 1] = np.nan  # one quantity has a gap of its own
+    values[0, 3, 1] = np.nan  # one quantity lacks a value that the others have
     done = two_way(values, right, 0)
     for q in range(3):
         difference, error, df = dense(values[:, :, q], right)
@@ -151,7 +145,7 @@ def test_several_models_are_the_dense_computation(n_models, missing):
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.1])
-def test_difference_spread_and_plain_cluster_variance_are_statsmodels(missing):
+def test_difference_effect_and_uncorrected_cluster_variance_match_statsmodels(missing):
     import statsmodels.api as sm
 
     values, right = students(3, 30, 1, seed=6, missing=missing)
@@ -171,8 +165,8 @@ def test_difference_spread_and_plain_cluster_variance_are_statsmodels(missing):
     assert np.sqrt(((weights * rest.T).sum(1) ** 2).sum()) == pytest.approx(fitted.bse[0])  # the same sandwich without the correction
 
 
-def test_two_models_without_missing_values_are_a_regression_of_differences():
-    """With two models CR2 is HC2 of the differences on who of the two is right."""
+def test_two_models_match_a_regression_of_differences():
+    """With two models, CR2 is HC2 of a regression of the differences on which of the two is right."""
     import statsmodels.api as sm
 
     values, right = students(2, 40, 4, seed=7)
@@ -185,7 +179,7 @@ def test_two_models_without_missing_values_are_a_regression_of_differences():
         assert done.p[q] == pytest.approx(2 * stats.t.sf(abs(fitted.params[1] / fitted.bse[1]), design.df))
 
 
-def test_neither_easy_problems_nor_better_models_pass_for_a_difference():
+def test_easy_problems_and_better_models_are_not_mistaken_for_a_difference():
     values, right = students(3, 60, 300, seed=8)
     alone = [two_groups(one, verdicts, 0, 200) for one, verdicts in zip(values, right, strict=True)]
     together = two_groups(values.reshape(-1, 300), right.ravel(), 0, 200)
@@ -200,7 +194,7 @@ def test_neither_easy_problems_nor_better_models_pass_for_a_difference():
 
 
 @pytest.mark.parametrize(("n_models", "n_problems"), [(2, 10), (2, 20), (3, 10), (5, 20), (3, 66)])
-def test_under_no_effect_the_paired_p_holds_its_level(n_models, n_problems):
+def test_the_paired_test_keeps_its_level_under_the_null(n_models, n_problems):
     rates, covered, low = [], [], []
     for seed in range(12):
         values, right = students(n_models, n_problems, 500, seed=100 + seed)
@@ -216,8 +210,8 @@ def test_under_no_effect_the_paired_p_holds_its_level(n_models, n_problems):
     assert np.mean(low) == pytest.approx(0.5, abs=0.05)
 
 
-def test_problems_that_all_solve_say_how_models_differ():
-    """Model b is the right one wherever they disagree: only the other problems tell its own effect from that of being right."""
+def test_problems_that_all_models_solve_separate_models_from_correctness():
+    """Model b is right wherever they disagree, so only the other problems separate its own effect from that of being right."""
     right = np.array([[True] * 10 + [False] * 10, [True] * 20])
     random = np.random.default_rng(9)
     values = random.normal(0, 0.01, (2, 20, 1)) + np.array([0.0, 3.0])[:, None, None] + 1.0 * right[:, :, None]
@@ -228,29 +222,29 @@ def test_problems_that_all_solve_say_how_models_differ():
     assert disagreed.right_mean[0] - disagreed.wrong_mean[0] == pytest.approx(4.0, abs=0.05)
 
 
-def test_a_single_problem_never_decides():
+def test_a_single_problem_never_determines_the_result():
     right = np.array([[True, True, True] + [True] + [False] * 4, [False, False, False] + [True] + [False] * 4])
     values = np.random.default_rng(10).normal(size=(2, 8, 1))
     assert np.isfinite(two_way(values, right, 0).p[0])
-    values[0, 3:] = np.nan  # without those that agree, the models' own difference is not to be told
+    values[0, 3:] = np.nan  # without problems on which they agree, the models' own difference is unknown
     done = two_way(values, right, 0)
     assert np.isnan(done.p[0])
     assert (done.n_right[0], done.n_wrong[0], done.n_problems[0]) == (3, 3, 3)
 
 
-def test_a_quantity_does_not_depend_on_the_others_and_their_gaps():
+def test_a_quantity_does_not_depend_on_others_and_their_missing_values():
     values, right = students(3, 20, 6, seed=11)
     values[1, 4, 2] = values[0, 9, 5] = np.nan
-    whole = two_way(values, right, 0)
+    complete = two_way(values, right, 0)
     for q in range(6):
         alone = two_way(values[:, :, q : q + 1], right, 0)
-        for name, found in rounded(whole).items():
+        for name, found in rounded(complete).items():
             assert found[q] == pytest.approx(getattr(alone, name)[0], rel=1e-9), name
 
 
 def test_the_paired_bootstrap_resamples_problems():
     values, right = students(3, 40, 2, seed=12)
-    values += np.where(np.arange(40) == 7, 30.0, 0.0)[None, :, None] * right[:, :, None]  # one problem pulls: the interval is not symmetric
+    values += np.where(np.arange(40) == 7, 30.0, 0.0)[None, :, None] * right[:, :, None]  # an outlier makes the interval asymmetric
     done = two_way(values, right, 0)
     random, drawn = np.random.default_rng(1), []
     for _ in range(1500):
@@ -266,7 +260,7 @@ def test_the_paired_bootstrap_resamples_problems():
     assert done.ci_high[0] == pytest.approx(max(high, difference + reach), abs=0.1 * error)
 
 
-def test_what_does_not_vary_between_models_has_no_difference():
+def test_constant_residuals_have_p_one_if_equal_and_nan_otherwise():
     _, right = students(3, 20, 1, seed=13)
     problem = np.random.default_rng(13).normal(size=20)
     values = np.stack([np.full((3, 20), 0.2), np.tile(problem, (3, 1)), np.full((3, 20), np.nan), problem + 0.5 * right], -1)
@@ -278,16 +272,13 @@ def test_what_does_not_vary_between_models_has_no_difference():
     assert done.difference[3] == pytest.approx(0.5)
 
 
-# --- tables ---------------------------------------------------------------------------------------------------------
-
-
 def heads(name: str, values: np.ndarray) -> HeadValues:
     n, layers, count, measures, _ = values.shape
     return HeadValues(name, tuple(range(n)), tuple(range(layers)), count, tuple("abcdef"[:measures]), values)
 
 
 def planted(n: int = 50, *, layers: int = 2) -> tuple[list[HeadValues], np.ndarray]:
-    """Two models; head 1.2 under measure b differs in the response between right and wrong answers, by 0.3."""
+    """Return two models; the response values of head 1.2 for measure b are 0.3 higher for right answers."""
     random = np.random.default_rng(14)
     right = random.random((2, n)) < np.array([[0.35], [0.6]])
     runs = []
@@ -314,7 +305,7 @@ def test_a_planted_head_is_found_alone_and_paired():
             np.testing.assert_allclose(family["q"], benjamini_hochberg(family["p"].to_numpy()))
 
 
-def test_rows_of_a_head_are_those_of_its_values():
+def test_the_row_of_a_head_is_the_test_of_its_values():
     runs, right = planted()
     table = contrast_table(runs, right).set_index(["model", "layer", "head", "measure", "region"])
     own = two_groups(runs[1].values[:, 1, 0, 0, 2:3], right[1], 0)
@@ -323,7 +314,7 @@ def test_rows_of_a_head_are_those_of_its_values():
     assert table.loc[(PAIRED, 1, 0, "a", REGIONS[2]), "p"] == pytest.approx(both.p[0])
 
 
-def test_models_of_other_grids_are_not_paired():
+def test_models_with_different_grids_of_heads_are_not_paired():
     runs, right = planted()
     others, _ = planted(layers=3)
     table = contrast_table([runs[0], others[1]], right)
@@ -345,7 +336,7 @@ def test_too_few_right_answers_are_named():
     assert table.loc[table["model"] == "x", "p"].notna().all()
 
 
-def test_pairing_can_do_what_no_model_alone_can():
+def test_pairing_can_test_what_no_single_model_can():
     runs, _ = planted(12)
     right = np.zeros((2, 12), bool)
     right[0, :2], right[1, 2:4] = True, True
@@ -354,13 +345,13 @@ def test_pairing_can_do_what_no_model_alone_can():
     assert table.loc[table["model"] == PAIRED, "p"].notna().all()
 
 
-def test_other_examples_and_measures_are_refused():
+def test_different_examples_and_measures_are_refused():
     runs, right = planted()
-    with pytest.raises(InputError, match="other examples"):
+    with pytest.raises(InputError, match="different examples"):
         contrast_table([runs[0], heads("y", runs[1].values[:40])], right)
-    with pytest.raises(InputError, match="other measures"):
+    with pytest.raises(InputError, match="different measures"):
         contrast_table([runs[0], heads("y", runs[1].values[:, :, :, :1])], right)
-    with pytest.raises(InputError, match="shape"):
+    with pytest.raises(InputError, match=r"shape \(1, 50\), expected \(2, 50\)"):
         contrast_table(runs, right[:1])
 
 
