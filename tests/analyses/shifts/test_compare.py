@@ -282,7 +282,7 @@ def test_a_study_is_compared_with_seeds_accuracy_and_circuits(study: Path, shift
     assert {"(all)", "told-seed1"} <= set(divergences["model"])
     assert len(json.loads((tmp_path / "out" / "run.json").read_text())["models"]) == 5
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "What the adapters changed" in page
+    assert ">Adapters</h2>" in page
     read = json.loads((tmp_path / "out" / "heads" / "none-seed0" / "run.json").read_text())
     assert read["problems"]["source"] == read["config"]["problems"] == str(tmp_path / "out" / "problems.jsonl")
     assert Path(read["problems"]["source"]).is_file()
