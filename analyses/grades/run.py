@@ -151,21 +151,21 @@ def write_results(out: Path, grades: pd.DataFrame, accuracy: pd.DataFrame, pairs
 
 def show(config: GradesConfig, accuracy: pd.DataFrame, pairs: pd.DataFrame, baseline: str, notes: Sequence[str]) -> None:
     """Prints the tables, each with how it was measured."""
-    from distill.evaluation.statistics import shown
+    from distill.evaluation.statistics import table_text
 
     level = f"{100 * config.level:g} %"
     texts = accuracy.drop_duplicates("model")[["model", "n", "characters", "cut"]]
     print(
         f"Accuracy. n: responses; low, high: Wilson's {level} score interval; found: share in which the grader found an answer; agrees, "
-        f"differs: responses with the logged verdict, with the other one.\n\n{shown(accuracy.drop(columns=['characters', 'cut']))}\n\n"
-        f"Responses. n: how many; characters: mean length; cut: share that ran into the limit of length.\n\n{shown(texts)}\n"
+        f"differs: responses with the logged verdict, with the other one.\n\n{table_text(accuracy.drop(columns=['characters', 'cut']))}\n\n"
+        f"Responses. n: how many; characters: mean length; cut: share that ran into the limit of length.\n\n{table_text(texts)}\n"
     )
     if len(pairs):
         print(
             f"Paired with {baseline} by question. problems: n answered by both; difference: share right less {baseline}'s, with its "
             f"{level} percentile bootstrap interval over problems ({config.resamples} resamples, seed {config.seed}); p_mcnemar: McNemar's "
             f"exact test, two-sided; p_holm: Holm's correction over the models within a grader.\n\n"
-            f"{shown(pairs.drop(columns='baseline'))}\n"
+            f"{table_text(pairs.drop(columns='baseline'))}\n"
         )
     for note in notes:
         print(f"note: {note}")

@@ -1,1 +1,1 @@
-"""TODO_DOC distill/evaluation."""
+"""Evaluation of students: graded answers, likelihoods of held-out answers, and statistics over students."""

@@ -1,4 +1,4 @@
-"""TODO_DOC distill/evaluation/likelihood.py."""
+"""How likely texts are under a student, and how far its distribution is from the teacher's."""
 
 from __future__ import annotations
 
@@ -17,27 +17,25 @@ from distill.training.batches import collate
 from interp.checkpoints.unembedding import OutputHead, hidden_states, output_head
 from interp.tables.errors import StudyError
 
-# --- likelihood and divergence --------------------------------------------------------------------------------------
-
 
 @torch.no_grad()
 def score_texts(model: Any, texts: Sequence[Text], pad_id: int, *, batch_size: int, teacher_head: OutputHead | None = None) -> pd.DataFrame:
-    """How likely texts are to a student, and how far it is from the teacher that wrote them.
+    """Return the negative log-likelihood of texts under a model, and its divergence from the teacher that wrote them.
 
     Args:
-        model: in evaluation mode.
-        texts: from `distill.objectives.aligned.aligned_texts`; with stored signals, the divergence is taken as well.
-        pad_id: fills up batches.
-        batch_size: texts at a time.
-        teacher_head: of stored hidden states.
+        model: a causal language model in evaluation mode.
+        texts: texts from `distill.objectives.aligned.aligned_texts`; the divergence needs their stored signals.
+        pad_id: token id for padding.
+        batch_size: texts per batch.
+        teacher_head: the teacher's output head, if hidden states are stored.
 
     Returns:
-        A row a text: tokens; nll, the sum of -log p(token) in nats; kl, the sum of KL(teacher || student) over its tokens in nats, at
-        T = 1, a lower bound from a top k, NaN without signals.
+        One row per text. `tokens`: number of scored tokens. `nll`: sum of -log p(token), in nats. `kl`: sum of KL(teacher || student)
+        over the tokens at T = 1, in nats; a lower bound for a top k, NaN without signals.
 
     Raises:
-        StudyError: a model in training mode.
-        InputError: signals that do not fit the student, or numbers that are not finite.
+        StudyError: the model is in training mode.
+        InputError: the signals do not fit the student, or numbers are not finite.
     """
     if model.training:
         raise StudyError("the model is in training mode, so dropout would change its likelihoods; call model.eval()")
@@ -82,7 +80,7 @@ def _signal(text: Text, teacher_head: OutputHead | None, device: torch.device) -
 
 
 def _shared_vocabulary(signal: Signal | None, own: int) -> int:
-    """Ids that both have: families pad their matrices differently."""
+    """Return the number of ids that both models have; models of one family pad their matrices differently."""
     if isinstance(signal, Hidden):
         return min(len(signal.head.weight), own)
     return min(signal.log_probs.shape[1], own) if isinstance(signal, Dense) else own

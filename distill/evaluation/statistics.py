@@ -1,6 +1,7 @@
-"""Accuracy with intervals, and students compared on the same problems. The tests are statsmodels' and scipy's; the tables are ours.
+"""Accuracies with intervals, and comparisons of students on the same problems, with tests from statsmodels and scipy.
 
-One frame goes in, a row an answer: condition, seed (<NA> for the untouched student), problem, sample, correct, tokens, finish, confidence.
+The tables are made from one frame with one row per answer: condition, seed (<NA> for a student that is not trained), problem, sample,
+correct, tokens, finish, confidence.
 """
 
 from __future__ import annotations
@@ -17,18 +18,25 @@ from statsmodels.stats.proportion import proportion_confint
 from interp.inference import crossed_test
 from interp.tables.errors import InputError
 
-RESAMPLED_AT_ONCE = 1 << 18
-"""Values drawn anew at a time: 2 MB, which stays in the cache (measured: 2^23 takes twice the time and half a gigabyte)."""
+_RESAMPLED_AT_ONCE = 1 << 18
+"""Number of values to resample at a time: 2 MB, which stay in the cache (2^23 takes twice the time and half a gigabyte)."""
 
 
 def wilson_interval(right: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (statsmodels). A mean of n values in [0, 1] has no wider one than `right` = its sum gives."""
+    """Return Wilson's score interval of a proportion (statsmodels).
+
+    For a mean of n values in [0, 1], `right` is their sum, and the interval is conservative.
+    """
     low, high = map(float, np.asarray(proportion_confint(right, n, alpha=1 - level, method="wilson")))
     return max(0.0, low) if right > 0 else 0.0, high
 
 
 def mcnemar_exact(one: np.ndarray, other: np.ndarray) -> tuple[int, int, float]:
-    """McNemar's exact test on paired verdicts: only-one right, only-other right, two-sided p (binomial on the discordant; statsmodels)."""
+    """Return McNemar's exact test on paired verdicts (statsmodels).
+
+    Returns:
+        Number of pairs where only `one` is right, number where only `other` is right, and the two-sided p-value (binomial on these pairs).
+    """
     one, other = np.asarray(one, bool), np.asarray(other, bool)
     only_one, only_other = int((one & ~other).sum()), int((~one & other).sum())
     table = [[int((one & other).sum()), only_one], [only_other, int((~one & ~other).sum())]]
@@ -36,7 +44,7 @@ def mcnemar_exact(one: np.ndarray, other: np.ndarray) -> tuple[int, int, float]:
 
 
 def mean_interval(values: np.ndarray, level: float, resamples: int, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean over problems (scipy); NaN where all values are equal, from which it can tell nothing."""
+    """Return the percentile bootstrap interval of a mean over problems (scipy); NaN if all values are equal."""
     values = np.asarray(values, float)
     if len(values) < 2 or np.ptp(values) == 0:
         return float("nan"), float("nan")
@@ -44,7 +52,7 @@ def mean_interval(values: np.ndarray, level: float, resamples: int, seed: int) -
         (values,),
         np.mean,
         n_resamples=resamples,
-        batch=max(1, RESAMPLED_AT_ONCE // len(values)),
+        batch=max(1, _RESAMPLED_AT_ONCE // len(values)),
         confidence_level=level,
         method="percentile",
         rng=np.random.default_rng(seed),
@@ -53,10 +61,10 @@ def mean_interval(values: np.ndarray, level: float, resamples: int, seed: int) -
 
 
 def sign_flip_test(differences: np.ndarray, resamples: int, seed: int) -> float:
-    """Two-sided permutation p of a mean paired difference: each problem's sign is flipped at random (scipy).
+    """Return the two-sided p-value of a mean paired difference when the sign of each problem is flipped at random (scipy).
 
-    Problems that do not differ have nothing to flip, and are left out: few others are then counted whole. 1 where fewer than two differ:
-    both flips of one are as far from 0.
+    Problems without a difference are left out, because flipping them changes nothing; few others are then enumerated completely. The
+    p-value is 1 if fewer than two problems differ.
     """
     differences = np.asarray(differences, float)
     differences = differences[differences != 0]
@@ -68,14 +76,14 @@ def sign_flip_test(differences: np.ndarray, resamples: int, seed: int) -> float:
         permutation_type="samples",
         vectorized=True,
         n_resamples=resamples,
-        batch=max(1, RESAMPLED_AT_ONCE // len(differences)),
+        batch=max(1, _RESAMPLED_AT_ONCE // len(differences)),
         rng=np.random.default_rng(seed),
     )
     return float(done.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction (statsmodels); NaN stays NaN and is not counted."""
+    """Return Holm-corrected p-values (statsmodels); NaN stays NaN and is not counted."""
     p = np.asarray(p_values, float)
     known = ~np.isnan(p)
     if known.any():
@@ -84,16 +92,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> dict[str, float]:
-    """How well a confidence tells right from wrong; answers without one are left out, and counted.
+    """Return how well confidences separate right from wrong answers; answers without a confidence are left out.
 
-    - ece: expected calibration error over bins of equal counts, ten answers or more each and equal confidences in one,
-      sum_b n_b / n |mean confidence - accuracy| (Guo et al. 2017, arXiv 1706.04599, with equal masses), 0 to 1.
+    - ece: expected calibration error, sum_b n_b / n |mean confidence - accuracy|, 0 to 1 (Guo et al. 2017, arXiv 1706.04599). Bins have
+      equal counts of at least ten answers, and equal confidences share a bin.
     - brier: mean (confidence - correct)^2, 0 to 1.
-    - auroc: probability that a right answer has the higher confidence than a wrong one, ties half (Mann-Whitney's U over the pairs,
-      scipy); NaN where all are right or all wrong.
+    - auroc: probability that a right answer has a higher confidence than a wrong one, with ties counted half (Mann-Whitney's U divided by
+      the number of pairs, scipy); NaN if all answers are right or all are wrong.
 
     Returns:
-        ece, brier, auroc, and n_confident: answers with a confidence.
+        ece, brier, auroc, and n_confident: the number of answers with a confidence.
     """
     confidence, correct = np.asarray(confidence, float), np.asarray(correct, bool)
     known = ~np.isnan(confidence)
@@ -111,19 +119,19 @@ def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> 
     return {"ece": float(ece), "brier": float(np.mean((confidence - correct) ** 2)), "auroc": auroc, "n_confident": len(confidence)}
 
 
-def students_table(answers: pd.DataFrame, baseline: str, *, level: float = 0.95) -> pd.DataFrame:
-    """A row a student: accuracy with its interval, lengths, calibration, and McNemar's exact test against the baseline of its seed.
+def accuracy_by_student(answers: pd.DataFrame, baseline: str, *, level: float = 0.95) -> pd.DataFrame:
+    """Return one row per student: accuracy with its interval, lengths, calibration, and McNemar's exact test against the baseline.
 
-    The interval is Wilson's at the number of problems. With several samples a problem, accuracy is the mean over problems of the share
-    that is right, and no McNemar's test is made: verdicts are no longer one a problem.
+    The interval is Wilson's at the number of problems. With several samples per problem, the accuracy is the mean over problems of the
+    share of right samples, and there is no McNemar's test, which needs one verdict per problem.
 
-    Holm's correction is over the conditions of a seed; the untouched student, which has none, is compared with the baseline's first seed.
-    A student whose seed the baseline has not (yet) is compared with none.
+    A student is tested against the baseline of its seed, one without a seed against the baseline's first seed, and one whose seed the
+    baseline lacks is not tested. Holm's correction is over the conditions of a seed.
 
     Raises:
-        InputError: the baseline has no answers, or students were not asked the same problems.
+        InputError: the baseline has no answers, or students answered different problems.
     """
-    grid = _grid(answers)
+    grid = _by_students(answers)
     _check(grid, baseline)
     seeds = [s for c, s in grid if c == baseline]
     rows = []
@@ -143,7 +151,7 @@ def students_table(answers: pd.DataFrame, baseline: str, *, level: float = 0.95)
             "low": low,
             "high": high,
             "tokens_mean": given["tokens"].mean(),
-            "cut": (given["finish"] == "length").mean(),
+            "truncated": (given["finish"] == "length").mean(),
             **calibration(given["confidence"].to_numpy(float), correct.astype(bool)),
         }
         seedless = number is None or seeds[0] is None
@@ -163,21 +171,23 @@ def students_table(answers: pd.DataFrame, baseline: str, *, level: float = 0.95)
     return table
 
 
-def conditions_table(answers: pd.DataFrame, baseline: str, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
-    """A row a condition, pooled over seeds: each problem's verdict is its mean over seeds and samples.
+def accuracy_by_condition(
+    answers: pd.DataFrame, baseline: str, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> pd.DataFrame:
+    """Return one row per condition, pooled over seeds: a problem's verdict is its mean over seeds and samples.
 
-    The interval is Wilson's at the number of problems: a mean over seeds varies no more than a single verdict. The spread between seeds
-    stands beside it (standard deviation of their accuracies, NaN for one), since no interval over problems can show it.
+    The interval is Wilson's at the number of problems; a mean over seeds does not vary more than a single verdict. `sd_seeds`, the standard
+    deviation of the accuracies of seeds (NaN for one), shows the spread between seeds, which no interval over problems can show.
 
-    The difference from the baseline is paired by problem, and by seed where both have seeds. With two seeds or more, interval and p are
-    those of `crossed_test`: they speak of a new seed and new problems. With one, they are a bootstrap over problems (NaN where none
-    differs) and a sign-flip permutation test, and speak of these two students alone: another seed may turn the result. p is
-    Holm-corrected over the conditions. `seeds_paired` counts the seeds that the difference is over: those that both have.
+    The difference from the baseline is paired by problem, and by seed if both have seeds. With two or more seeds, interval and p come from
+    `crossed_test` and refer to new seeds and new problems. With one seed, they come from a bootstrap over problems (NaN if none differs)
+    and a sign-flip permutation test, and refer to these two students only: another seed may reverse the result. p is Holm-corrected over
+    the conditions. `seeds_paired` is the number of seeds that both conditions have.
 
     Raises:
-        InputError: as `students_table`.
+        InputError: as `accuracy_by_student`.
     """
-    grid = _grid(answers)
+    grid = _by_students(answers)
     _check(grid, baseline)
     order = list(dict.fromkeys(condition for condition, _ in grid))
     share = {c: pd.concat([g for (name, _), g in grid.items() if name == c]).groupby("problem")["correct"].mean() for c in order}
@@ -217,7 +227,7 @@ def conditions_table(answers: pd.DataFrame, baseline: str, *, level: float = 0.9
 
 
 def _by_seed(grid: Mapping[tuple[str, int | None], pd.DataFrame], condition: str, baseline: str) -> np.ndarray:
-    """A condition's verdicts less the baseline's, [seed, problem]: seed by seed where both have the same ones."""
+    """Return a condition's verdicts minus the baseline's, [seed, problem], paired by the seeds that both have."""
     share = {
         who: {number: g.groupby("problem")["correct"].mean().to_numpy(float) for (name, number), g in grid.items() if name == who}
         for who in (condition, baseline)
@@ -233,8 +243,8 @@ def _by_seed(grid: Mapping[tuple[str, int | None], pd.DataFrame], condition: str
     return (np.mean(list(own.values()), axis=0) - np.mean(list(other.values()), axis=0))[None]
 
 
-def _grid(answers: pd.DataFrame) -> dict[tuple[str, int | None], pd.DataFrame]:
-    """Each student's answers, in the order of problems and samples."""
+def _by_students(answers: pd.DataFrame) -> dict[tuple[str, int | None], pd.DataFrame]:
+    """Return the answers of each student, by condition and seed, sorted by problem and sample."""
     grid: dict[tuple[str, int | None], pd.DataFrame] = {}
     seeds = answers["seed"].astype("Int64").fillna(-1).astype(int)
     for name in answers["condition"].unique():
@@ -247,18 +257,20 @@ def _grid(answers: pd.DataFrame) -> dict[tuple[str, int | None], pd.DataFrame]:
 def _check(grid: dict[tuple[str, int | None], pd.DataFrame], baseline: str) -> None:
     names = list(dict.fromkeys(condition for condition, _ in grid))
     if baseline not in names:
-        raise InputError(f"the baseline {baseline!r} has no answers; there are those of {', '.join(names) or 'nobody'}")
+        raise InputError(f"the baseline {baseline!r} has no answers; these conditions have: {', '.join(names) or 'none'}")
     asked = {student: tuple(zip(given["problem"], given["sample"], strict=True)) for student, given in grid.items()}
     first, wanted = next(iter(asked.items()))
     for student, these in asked.items():
         if these != wanted:
-            raise InputError(f"{student} answered {len(these)} problems, {first} {len(wanted)}, or others: they cannot be paired")
+            raise InputError(
+                f"{student} and {first} answered different problems ({len(these)} and {len(wanted)}), so they cannot be paired"
+            )
         if len(set(these)) != len(these):
-            raise InputError(f"{student} has several answers under one problem and sample")
+            raise InputError(f"{student} has several answers to the same problem and sample")
 
 
-def shown(table: pd.DataFrame) -> str:
-    """A table for terminals: four digits, empty where there is nothing."""
+def table_text(table: pd.DataFrame) -> str:
+    """Return a table as text for terminals: four decimals, and blanks for missing values."""
     return table.to_string(
         index=False, na_rep="", float_format=lambda value: f"{value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.1e}"
     )

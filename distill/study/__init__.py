@@ -1,1 +1,1 @@
-"""TODO_DOC distill/study."""
+"""Studies: settings, conditions, the steps of a run, and tables of results."""

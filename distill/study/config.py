@@ -1,6 +1,6 @@
-"""A study in one TOML file: who teaches whom, on which problems, under which strategies, and how it is measured.
+"""The settings of a study, read from one TOML file: models, problems, strategies, training and evaluation.
 
-Every section is a frozen dataclass; a wrong key is refused with the nearest right one. `docs/study.md` shows a whole file.
+Each section is a frozen dataclass. An unknown key is refused with the nearest known one. `docs/study.md` shows a complete file.
 """
 
 from __future__ import annotations
@@ -18,28 +18,31 @@ import msgspec
 from distill.evaluation.options import EvaluationConfig
 from distill.objectives.options import ObjectiveConfig
 from distill.problems.options import DataConfig
-from distill.settings import nearest_hint, require, require_seed
-from distill.strategies import NAME, RESERVED
+from distill.settings import FOLDER_NAME, require_seed, require_setting
 from distill.students.options import StudentConfig
+from distill.study.conditions import CONTROLS, condition_of
+from distill.teachers.catalog import TEACHERS, in_process_kinds
 from distill.teachers.options import TeacherConfig
 from distill.training.options import PRESETS, TrainConfig, TrajectoryConfig
 from interp.tables.errors import StudyError
+from interp.tables.plugins import nearest
+from interp.tables.versions import current
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """What `search` varies, and what it asks for.
+    """Options of `search`: what it varies, and which metric it optimizes.
 
     Attributes:
-        condition: whose student is searched for.
-        trials: students to train, in all.
-        metric: heldout_nll (mean negative log-likelihood of the teacher's held-out answers, nats a token) or heldout_accuracy.
-        split: where the metric is taken; only "heldout", from the training split.
-        temperature: lowest and highest; one value fixes it.
-        alpha: lowest and highest.
-        learning_rate: lowest and highest, on a log scale.
+        condition: the condition whose student is optimized.
+        trials: total number of students to train.
+        metric: heldout_nll (mean negative log-likelihood of the teacher's held-out answers, nats per token) or heldout_accuracy.
+        split: problems for the metric; only "heldout", from the training split, is allowed.
+        temperature: lowest and highest value; a single value fixes it.
+        alpha: lowest and highest value; a single value fixes it.
+        learning_rate: lowest and highest value on a log scale; a single value fixes it.
         rank: values to choose from.
-        seed: of the sampler and of every trial's student.
+        seed: seed of the sampler and of each trial's student.
     """
 
     condition: str = "none"
@@ -53,47 +56,49 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
-        require(
+        """Check the ranges."""
+        require_setting(
             self.split == "heldout",
-            f'search.split is {self.split!r}: a search on it would leak into the results; only "heldout" is allowed',
+            f'search.split is {self.split!r}; only "heldout" is allowed, because settings chosen on test problems bias the results',
         )
-        require(self.trials >= 1, f"search.trials is {self.trials}; at least 1 is needed")
+        require_setting(self.trials >= 1, f"search.trials is {self.trials}; at least 1 is needed")
         for name in ("temperature", "alpha", "learning_rate"):
             values = getattr(self, name)
-            require(
+            require_setting(
                 len(values) in (1, 2) and list(values) == sorted(values),
                 f"search.{name} is {list(values)}; give [lowest, highest] or [value]",
             )
-        require(self.temperature[0] > 0 and self.learning_rate[0] > 0, "search.temperature and search.learning_rate must be above 0")
-        require(self.alpha[0] >= 0 and self.alpha[-1] <= 1, "search.alpha must lie in [0, 1]")
+        require_setting(
+            self.temperature[0] > 0 and self.learning_rate[0] > 0, "search.temperature and search.learning_rate must be above 0"
+        )
+        require_setting(self.alpha[0] >= 0 and self.alpha[-1] <= 1, "search.alpha must lie in [0, 1]")
         require_seed(self.seed, "search.seed")
-        require(bool(self.rank) and min(self.rank) >= 1, "search.rank needs values of at least 1")
+        require_setting(bool(self.rank) and min(self.rank) >= 1, "search.rank needs values of at least 1")
 
 
 @dataclass(frozen=True)
 class Study:
-    """A whole study.
+    """The settings of a study.
 
     Attributes:
-        name: short, for the folder of results.
-        conditions: untouched, finetune, and names of strategies.
-        seeds: one student of each condition and seed.
-        strategies: TOML files with strategies of one's own.
-        out: folder of the results; left out: runs/NAME.
+        name: name of the results folder.
+        conditions: controls (untouched, finetune) and names of strategies.
+        seeds: one student is trained for each condition and seed.
+        strategies: TOML files with your own strategies.
+        out: results folder; left out, runs/NAME.
         baseline: the condition with which the others are compared.
-        data: problems.
-        teacher: who answers.
-        student: who learns.
-        objective: what is minimised.
-        train: how.
-        evaluation: how it is measured.
-        heads: what is recorded of its heads while it learns.
+        data: the problems.
+        teacher: the model that answers.
+        student: the model that learns.
+        objective: the loss.
+        train: the training.
+        evaluation: how students are evaluated.
+        heads: what is recorded of the student's heads during training.
         search: what `search` varies.
     """
 
     name: str
-    conditions: tuple[str, ...] = ("untouched", "finetune", "none", "teacher", "ground_truth", "confidence")
+    conditions: tuple[str, ...] = (*CONTROLS, "none", "teacher", "ground_truth", "confidence")
     seeds: tuple[int, ...] = (0,)
     strategies: tuple[str, ...] = ()
     out: str | None = None
@@ -108,55 +113,58 @@ class Study:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
-        """Checks what concerns several sections."""
-        require(bool(NAME.fullmatch(self.name)), f"name is {self.name!r}; letters, digits, '_', '-' and '.' are allowed")
+        """Check what concerns several sections.
+
+        Raises:
+            StudyError: sections exclude each other, or a value is out of range.
+        """
+        require_setting(bool(FOLDER_NAME.fullmatch(self.name)), f"name is {self.name!r}; letters, digits, '_', '-' and '.' are allowed")
         for key in ("conditions", "seeds"):
             values = getattr(self, key)
-            require(bool(values) and len(set(values)) == len(values), f"{key} is {list(values)}; name at least one, each once")
+            require_setting(bool(values) and len(set(values)) == len(values), f"{key} is {list(values)}; give at least one, each only once")
         for seed in self.seeds:
             require_seed(seed, "seeds")
         own = self.objective
-        require(
-            own.teacher == "records" or self.teacher.kind == "transformers",
-            'objective.teacher = "live" needs teacher.kind = "transformers"',
+        require_setting(
+            own.teacher == "records" or TEACHERS[self.teacher.kind].in_process,
+            f'objective.teacher = "live" needs teacher.kind = {in_process_kinds()}, but it is "{self.teacher.kind}"',
         )
-        distilled = any(name not in RESERVED for name in self.conditions) and own.alpha < 1
+        distilled = any(condition_of(name).has_teacher for name in self.conditions) and own.alpha < 1
         if distilled and own.teacher == "records":
-            require(
+            require_setting(
                 self.teacher.signal != "text",
-                f'objective.alpha is {own.alpha}, so the teacher\'s distribution is needed, but teacher.signal is "text"; '
+                f'objective.alpha is {own.alpha}, which needs the teacher\'s distribution, but teacher.signal is "text"; '
                 "set alpha = 1, or signal to topk, hidden or dense",
             )
-            require(
+            require_setting(
                 not (self.teacher.signal == "topk" and own.temperature != 1 and own.topk_at_temperature == "refuse"),
-                f"objective.temperature is {own.temperature}, but stored top-k signals are sound at temperature 1 only: the mass outside "
-                'of them is not known elsewhere; set teacher.signal = "hidden", temperature = 1, or allow it by '
+                f'teacher.signal is "topk", but objective.temperature is {own.temperature}; a stored top-k is exact only at temperature 1, '
+                'because the mass of the other tokens is unknown at others. Set signal = "hidden" or temperature = 1, or allow it with '
                 'objective.topk_at_temperature = "truncate"',
             )
 
     @property
     def folder(self) -> Path:
-        """Where the results go."""
+        """The results folder."""
         return Path(self.out) if self.out else Path("runs") / self.name
 
 
 def read_study(file: str | Path, settings: Sequence[str] = ()) -> Study:
-    """Reads and checks a study.
+    """Read and check a study.
 
     Args:
-        file: TOML.
-        settings: changes on top of it, such as "train.epochs=1" or "seeds=[0, 1]", the value in TOML's form; a value that is no TOML
-            is taken as text.
+        file: TOML file.
+        settings: changes to it, such as "train.epochs=1" or "seeds=[0, 1]", with values in TOML; other values are taken as text.
 
     Raises:
-        StudyError: a file that cannot be read, a wrong key (the nearest is named), a value out of range.
+        StudyError: the file cannot be read, a key is unknown (the message has the nearest known one), or a value is out of range.
     """
     try:
         content = tomllib.loads(Path(file).read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StudyError(f"{file}: no valid TOML ({error})") from error
+        raise StudyError(f"{file} is not valid TOML ({error})") from error
     except OSError as error:
-        raise StudyError(f"{file}: cannot be read ({error.strerror or error})") from error
+        raise StudyError(f"{file} cannot be read ({error.strerror or error})") from error
     content.setdefault("name", Path(file).stem)
     for setting in settings:
         _set(content, setting)
@@ -164,8 +172,16 @@ def read_study(file: str | Path, settings: Sequence[str] = ()) -> Study:
 
 
 def study_from(content: Mapping[str, Any], place: str = "study") -> Study:
-    """A study from the tables of a TOML file, as `read_study`."""
-    content = dict(content)
+    """Return the study that the tables of a TOML file, or of study.json, describe; those of earlier versions are accepted.
+
+    Args:
+        content: the tables.
+        place: start of error messages.
+
+    Raises:
+        StudyError: as `read_study`.
+    """
+    content = dict(current(content))
     train = content.get("train")
     if isinstance(train, dict) and "preset" in train:
         preset = train["preset"]
@@ -182,7 +198,7 @@ def study_from(content: Mapping[str, Any], place: str = "study") -> Study:
 
 
 def _allowed(message: str) -> str:
-    """The values that a key takes, where it takes a few names."""
+    """Return a hint at the values that a key accepts, if it accepts only certain names."""
     found = re.fullmatch(r"Invalid enum value '?(?P<seen>.*?)'? - at `\$\.(?P<path>[\w.]+)`", message)
     if not found:
         return ""
@@ -190,7 +206,7 @@ def _allowed(message: str) -> str:
     for key in found["path"].split("."):
         kind = get_type_hints(kind).get(key)
     known = [str(value) for value in get_args(kind)]
-    return f"{nearest_hint(found['seen'], known)}; known: {', '.join(known)}" if known else ""
+    return f"{nearest(found['seen'], known)}; known: {', '.join(known)}" if known else ""
 
 
 def _check_keys(content: Mapping[str, Any], cls: type, prefix: str, place: str) -> None:
@@ -199,15 +215,15 @@ def _check_keys(content: Mapping[str, Any], cls: type, prefix: str, place: str) 
     for key, value in content.items():
         if key not in known:
             extra = ["preset"] if cls is TrainConfig else []
-            near = nearest_hint(key, [*known, *extra]) or _near_elsewhere(key)
+            near = nearest(key, [*known, *extra]) or _nearest_elsewhere(key)
             section = f" of [{prefix.rstrip('.')}]" if prefix else ""
             raise StudyError(f"{place}: unknown key {prefix}{key}{near}; known keys{section}: {', '.join([*known, *extra])}")
         if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
             _check_keys(value, hints[key], f"{prefix}{key}.", place)  # pyright: ignore[reportArgumentType]
 
 
-def _near_elsewhere(word: str) -> str:
-    """A key that stands in another section."""
+def _nearest_elsewhere(word: str) -> str:
+    """Return a hint at a key of the same name in another section."""
     hints = get_type_hints(Study)
     for section, cls in hints.items():
         if dataclasses.is_dataclass(cls) and word in [f.name for f in dataclasses.fields(cls)]:
@@ -218,7 +234,7 @@ def _near_elsewhere(word: str) -> str:
 def _set(content: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():
-        raise StudyError(f"--set {setting!r}: it must be KEY=VALUE, such as train.epochs=1")
+        raise StudyError(f"--set {setting!r} is not KEY=VALUE, such as train.epochs=1")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -228,5 +244,5 @@ def _set(content: dict[str, Any], setting: str) -> None:
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
-            raise StudyError(f"--set {setting!r}: {section} is no section")
+            raise StudyError(f"--set {setting!r}: {section} is not a section")
     table[last] = value

@@ -1,10 +1,10 @@
-"""How likely held-out answers are to a student, and how far it is from the teacher that wrote them."""
+"""Likelihood of held-out answers under a student, and its divergence from the teacher that wrote them."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,27 +15,29 @@ import pandas as pd
 from distill.evaluation.likelihood import score_texts
 from distill.objectives.aligned import aligned_texts
 from distill.problems.sets import problems_digest
-from distill.strategies import RESERVED, Strategy
+from distill.study.conditions import FINETUNE, condition_of
 from distill.study.folder import StudyFolder
 from distill.teachers.teacher import same_tokenizer
-from interp.tables.files import write_text
+from interp.tables.files import write_json
 
 if TYPE_CHECKING:
+    from distill.sources.texts import Text
     from interp.checkpoints.loading import Checkpoint
+    from interp.checkpoints.unembedding import OutputHead
 
 
-FILE = "heldout.json"
+_FILE = "heldout.json"
 
 
 def score_heldout(study: StudyFolder, condition: str, folder: Path, about: Mapping[str, Any], opened: Callable[[], Checkpoint]) -> None:
-    """Writes a student's scores into the folder of its evaluation; what is there of the same settings is kept.
+    """Write a student's scores on held-out answers into its evaluation's folder; scores with the same settings are kept.
 
     Args:
-        study: the student's study.
-        condition: the student's.
-        folder: of its evaluation.
-        about: who the student is.
-        opened: opens it.
+        study: the study.
+        condition: the student's condition.
+        folder: folder of the evaluation.
+        about: what identifies the student.
+        opened: returns the student's model.
     """
     own = study.config
     settings = {
@@ -46,21 +48,21 @@ def score_heldout(study: StudyFolder, condition: str, folder: Path, about: Mappi
         "max_tokens": own.objective.max_tokens,
         "interval": [own.evaluation.level, own.evaluation.resamples, own.evaluation.seed],
     }
-    file = folder / FILE
+    file = folder / _FILE
     if (_read(file) or {}).get("settings") == settings:
         return
     rows = heldout_scores(study, opened(), condition).to_dict("records")
-    write_text(file, json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+    write_json(file, {"settings": settings, "rows": rows})
 
 
 def read_heldout(folder: Path) -> pd.DataFrame:
-    """The scores of `score_heldout`, by set of answers; empty where there are none."""
-    scores = _read(folder / FILE)
-    return pd.DataFrame(scores["rows"]).set_index("answers") if scores else pd.DataFrame()
+    """Return the scores of `score_heldout`, indexed by set of answers; empty if there are none."""
+    scores = _read(folder / _FILE)
+    return pd.DataFrame(scores["rows"]).set_index("answers").astype(float) if scores else pd.DataFrame()
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """None where it is not there or damaged: it is then made again."""
+    """Return the content of the file; None if it does not exist or is damaged, so that it is made again."""
     try:
         scores = json.loads(file.read_text("utf-8"))
     except (FileNotFoundError, ValueError):
@@ -69,47 +71,35 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def answer_sets(study: StudyFolder, condition: str) -> dict[str, str]:
-    """Names of the sets of held-out answers, and the condition whose teacher wrote them.
+    """Return the sets of held-out answers by name, and the condition whose teacher wrote each.
 
-    `reference` are the problems' solutions; `baseline` the teacher's answers under the baseline's strategy, one yardstick for all
-    conditions; `own` those under the condition's own strategy. The published objective's teacher never answers.
+    `reference` holds the reference solutions. `baseline` holds the teacher's answers under the baseline's strategy, the same for all
+    conditions. `own` holds the answers under the condition's own strategy. The published objective has no answers of a teacher.
     """
-    sets = {"reference": "finetune"}
-    if study.config.objective.name == "aligned":
-        sets |= {"baseline": study.config.baseline} if study.config.baseline not in RESERVED else {}
-        sets |= {"own": condition} if condition not in RESERVED else {}
+    sets = {"reference": FINETUNE.name}
+    if not study.config.objective.alignment.scores_prompt:
+        answered = {"baseline": study.config.baseline, "own": condition}
+        sets |= {name: whose for name, whose in answered.items() if condition_of(whose).has_teacher}
     return sets
 
 
 def heldout_scores(study: StudyFolder, checkpoint: Checkpoint, condition: str) -> pd.DataFrame:
-    """Likelihood of held-out answers, and the divergence to the teacher that wrote them, a row a set of answers.
+    """Return the likelihood of held-out answers and the divergence from the teacher that wrote them, one row per set of answers.
 
-    Columns: answers (see `answer_sets`), texts, tokens, nll with its bootstrap interval over texts (nats a token), perplexity, and kl,
-    KL(teacher || student) in nats a token at T = 1 where the teacher gave signals.
+    Columns: `answers` (see `answer_sets`), `texts`, `tokens`, `nll` with its bootstrap interval over texts (nats per token),
+    `perplexity`, and `kl`: KL(teacher || student) in nats per token at T = 1, NaN without signals of the teacher.
     """
-    tokenizer, evaluation = checkpoint.tokenizer, study.config.evaluation
+    tokenizer = checkpoint.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    lines = []
+    rows = []
     for name, whose in answer_sets(study, condition).items():
-        teacher = study.teacher_of(whose)
-        group = study.group(whose, teacher)
-        if whose == "finetune":
-            group.collect(study.heldout, lambda problems, t=teacher: t.answer(problems, Strategy("finetune")), len(study.heldout))
-        records = [r for r in group.read(study.heldout) if r.text.strip()]
-        same = teacher.tokenizer is not None and same_tokenizer(teacher.tokenizer, tokenizer) is None
-        signals = same and study.teacher_config(whose).signal != "text"
-        if not records:
+        texts, head = _heldout_texts(study, whose, tokenizer)
+        if not texts:
             continue
-        if not signals:
-            records = [replace(r, signals={}) for r in records]
-        texts = aligned_texts(
-            records, tokenizer, study.context, study.chat(tokenizer), max_tokens=study.config.objective.max_tokens, same_tokenizer=same
-        ).texts
-        head = study.store.read_head(teacher.identity) if signals and study.teacher_config(whose).signal == "hidden" else None
-        scores = score_texts(checkpoint.model, texts, pad or 0, batch_size=evaluation.batch_size, teacher_head=head)
+        scores = score_texts(checkpoint.model, texts, pad or 0, batch_size=study.config.evaluation.batch_size, teacher_head=head)
         nll, kl = (scores[key].sum() / scores["tokens"].sum() for key in ("nll", "kl"))
         low, high = _ratio_interval(study, scores)
-        lines.append(
+        rows.append(
             {
                 "answers": name,
                 "texts": len(scores),
@@ -121,11 +111,30 @@ def heldout_scores(study: StudyFolder, checkpoint: Checkpoint, condition: str) -
                 "kl": kl if scores["kl"].notna().all() else math.nan,
             }
         )
-    return pd.DataFrame(lines)
+    return pd.DataFrame(rows)
+
+
+def _heldout_texts(study: StudyFolder, whose: str, tokenizer: Any) -> tuple[Sequence[Text], OutputHead | None]:
+    """Return the held-out answers of a condition's teacher as texts for the student, and the teacher's output head if it is needed."""
+    teacher, signal = study.teacher_of(whose), study.teacher_config(whose).signal
+    group = study.group(whose, teacher)
+    if condition_of(whose).from_references:
+        group.collect(study.heldout, lambda problems: teacher.answer(problems, study.strategy(whose)), len(study.heldout))
+    records = [r for r in group.read(study.heldout) if r.text.strip()]
+    if not records:
+        return (), None
+    same = teacher.tokenizer is not None and same_tokenizer(teacher.tokenizer, tokenizer) is None
+    signals = same and signal != "text"
+    if not signals:
+        records = [replace(r, signals={}) for r in records]
+    texts = aligned_texts(
+        records, tokenizer, study.context, study.chat(tokenizer), max_tokens=study.config.objective.max_tokens, same_tokenizer=same
+    ).texts
+    return texts, study.store.read_head(teacher.identity) if signals and signal == "hidden" else None
 
 
 def _ratio_interval(study: StudyFolder, scores: pd.DataFrame) -> tuple[float, float]:
-    """Bootstrap interval over texts of nats a token, a ratio of two sums."""
+    """Return the bootstrap interval over texts of the nats per token, which is a ratio of two sums."""
     own = study.config.evaluation
     random = np.random.default_rng(own.seed)
     picks = random.integers(0, len(scores), (own.resamples, len(scores)))

@@ -1,6 +1,6 @@
-"""Search over temperature, mixing, learning rate and rank: Optuna's TPE, kept on disk, on held-out problems of the training split.
+"""Search over temperature, alpha, learning rate and rank with Optuna's TPE sampler, on held-out problems of the training split.
 
-The training loss cannot be what is minimised: temperature and alpha change its scale, not only its value.
+The metric is not the training loss, whose scale depends on temperature and alpha. All trials are kept on disk.
 """
 
 from __future__ import annotations
@@ -14,68 +14,56 @@ from typing import Any, Literal
 
 import optuna
 import pandas as pd
-from filelock import FileLock, Timeout
 from optuna.storages.journal import JournalFileBackend
 
 from distill.problems.sets import problems_digest
-from distill.settings import as_tables, differences
-from distill.study.config import SearchConfig
+from distill.settings import as_tables, changed_settings
+from distill.study.conditions import condition_of
+from distill.study.config import SearchConfig, Study
 from distill.study.folder import StudyFolder
 from distill.study.run import StudyRun
 from distill.training.options import TrajectoryConfig
-from interp.tables.errors import StudyError
-from interp.tables.files import write_text
+from interp.tables.errors import NonFiniteError, StudyError
+from interp.tables.files import locked, write_json, write_text
+from interp.tables.versions import current
 
-MAXIMISED = ("heldout_accuracy",)
+_MAXIMIZED = ("heldout_accuracy",)
+"""Metrics of which the largest value is the best."""
 
 
 def search(
     config: SearchConfig, folder: Path, objective: Callable[[dict[str, Any]], float], fixed: Mapping[str, Any] | None = None
 ) -> pd.DataFrame:
-    """Tries settings until `config.trials` have finished, those of earlier calls included.
+    """Try settings until `config.trials` trials have finished, including those of earlier calls.
 
-    A trial that a killed process left behind is marked as failed, does not count, and is tried again with the same settings. A value that
-    is no number, as of a student that diverged, counts as the worst there is. `trials.csv` and `best.toml` are written after every trial.
+    A trial that a killed process left unfinished is marked as failed, is not counted, and is repeated with the same settings. NaN, as from
+    a student that diverged, counts as the worst value. `trials.csv` and `best.toml` are written after every trial.
 
     Args:
         config: ranges, number of trials, metric.
-        folder: `trials.log` in it holds all trials (Optuna's journal).
-        objective: trains and measures one student of temperature, alpha, learning_rate and rank.
-        fixed: all else that decides its value; trials of other settings are never put beside one another.
+        folder: folder of the search; its `trials.log` holds all trials (Optuna's journal).
+        objective: trains a student with a temperature, alpha, learning_rate and rank, and returns its metric.
+        fixed: everything else that decides the metric; trials with different settings are never compared.
 
     Returns:
-        A row a finished trial, the best first.
+        One row per finished trial, the best first.
 
     Raises:
-        StudyError: the folder was begun with other settings, the message says which key; or another process searches in it.
+        StudyError: the folder holds a search with other settings (the message names them), or another process works there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):  # the system frees it when its process dies
-            return _search(config, folder, objective, fixed or {})
-    except Timeout:
-        raise StudyError(f"another process searches in {folder}; wait for it, or set another `out`") from None
+    with locked(folder, lambda: StudyError(f"another process searches in {folder}; wait for it, or set another `out`")):
+        return _search(config, folder, objective, fixed or {})
 
 
 def _search(config: SearchConfig, folder: Path, objective: Callable[[dict[str, Any]], float], fixed: Mapping[str, Any]) -> pd.DataFrame:
-    settings = json.loads(json.dumps({**{k: v for k, v in as_tables(config).items() if k != "trials"}, "study": fixed}))
-    file = folder / "search.json"
-    if file.is_file():
-        try:
-            before = json.loads(file.read_text("utf-8"))
-        except ValueError as error:
-            raise StudyError(f"{file} is damaged ({error}), so it is not known what its trials are of; delete {folder}") from error
-        changed = differences(before, settings)
-        if changed:
-            raise StudyError(f"{folder} was begun with other settings:\n  " + "\n  ".join(changed) + "\nSet them back, or delete it")
-    else:
-        write_text(file, json.dumps(settings, indent=1) + "\n")
-    study = _open(folder, "maximize" if config.metric in MAXIMISED else "minimize")
+    _check_settings(folder, {**{k: v for k, v in as_tables(config).items() if k != "trials"}, "study": fixed})
+    study = _open(folder, "maximize" if config.metric in _MAXIMIZED else "minimize")
     for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    worst = -math.inf if config.metric in MAXIMISED else math.inf
+    worst = -math.inf if config.metric in _MAXIMIZED else math.inf
     while (done := len(_finished(study))) < config.trials:
-        # the sampler's own random state is not kept: a new one for each trial makes a resumed search go as an undisturbed one
+        # the random state of a sampler is not stored; with a new sampler per trial, a resumed search draws what an uninterrupted one does
         study.sampler = optuna.samplers.TPESampler(seed=config.seed + done)
         trial = study.ask()
         value = objective({**_ranges(config, trial), "trial": done})
@@ -85,16 +73,33 @@ def _search(config: SearchConfig, folder: Path, objective: Callable[[dict[str, A
     return _table(study)
 
 
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Store the settings of a search, or compare them with those of the search that is resumed."""
+    settings = json.loads(json.dumps(settings))
+    file = folder / "search.json"
+    if not file.is_file():
+        write_json(file, settings)
+        return
+    try:
+        before = json.loads(file.read_text("utf-8"))
+        before = {**before, "study": current(before.get("study"))}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise StudyError(f"{file} is damaged ({error}), so the settings of its trials are unknown; delete {folder}") from error
+    changed = changed_settings(before, settings)
+    if changed:
+        raise StudyError(f"{folder} was begun with other settings:\n  " + "\n  ".join(changed) + "\nRestore them, or delete the folder")
+
+
 def _open(folder: Path, direction: Literal["maximize", "minimize"]) -> optuna.Study:
-    """The journal of earlier calls, without what a killed one left: Optuna's own lock, and a last line that was not written whole."""
+    """Open the journal, and remove what a killed call left: Optuna's lock, and an incomplete last line."""
     journal = folder / "trials.log"
     journal.with_name("trials.log.lock").unlink(missing_ok=True)
     if journal.is_file():
         lines = journal.read_bytes()
-        whole = lines.rpartition(b"\n")[0] + b"\n" if b"\n" in lines else b""
-        if whole != lines:
+        complete = lines.rpartition(b"\n")[0] + b"\n" if b"\n" in lines else b""
+        if complete != lines:
             with journal.open("r+b") as opened:
-                opened.truncate(len(whole))
+                opened.truncate(len(complete))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
     return optuna.create_study(storage=storage, study_name="search", direction=direction, load_if_exists=True)
@@ -133,49 +138,19 @@ def _write(study: optuna.Study, config: SearchConfig, folder: Path) -> None:
 
 
 def search_study(run: StudyRun) -> None:
-    """Trains students of many settings, and measures them on the held-out problems.
+    """Train students with many settings, and measure them on the held-out problems.
 
     Raises:
-        StudyError: a condition that is not trained, or settings that the teacher's signals cannot train.
-        StudyError: as `search`.
+        StudyError: search.condition is not trained, the teacher's signals do not suit the ranges, or as `search`.
     """
-    from distill.evaluation.answers import read_answers
-    from distill.evaluation.statistics import shown
-    from distill.study.heldout import heldout_scores
-    from interp.tables.errors import NonFiniteError
+    from distill.evaluation.statistics import table_text
 
     study, config, own = run.study, run.config, run.config.search
-    if own.condition in ("untouched", *(() if own.condition in config.conditions else (own.condition,))):
-        raise StudyError(f"search.condition is {own.condition!r}; it must be a condition of the study that is trained")
-    _check_signals(run)
+    if own.condition not in config.conditions or not condition_of(own.condition).trained:
+        raise StudyError(f"search.condition is {own.condition!r}; it must be a trained condition of the study")
+    _check_signals(config)
     run.collect(own.condition)
     run.collect(config.baseline)
-
-    def measure(settings: dict[str, Any]) -> float:
-        changed = replace(
-            config,
-            out=str(study.folder / "search" / f"trial-{settings['trial']:04d}"),
-            objective=replace(config.objective, temperature=settings["temperature"], alpha=settings["alpha"]),
-            train=replace(config.train, learning_rate=settings["learning_rate"]),
-            student=replace(config.student, rank=int(settings["rank"])),
-            heads=TrajectoryConfig(records=0),
-        )
-        trial = StudyRun(StudyFolder(changed), show_progress=False)
-        trial.study.store = study.store
-        run.say(f"trial {settings['trial']}: " + ", ".join(f"{k} {v:.4g}" for k, v in settings.items() if k != "trial"))
-        try:
-            trial.train_one(own.condition, own.seed)
-        except NonFiniteError as error:
-            run.say(f"trial {settings['trial']}: {error}")
-            return math.nan
-        if own.metric == "heldout_nll":
-            scores = heldout_scores(trial.study, trial.study.open_student(own.condition, own.seed), own.condition).set_index("answers")
-            value = float(scores["nll"]["own" if "own" in scores.index else "reference"])
-        else:
-            trial.study.test = study.heldout
-            value = float(read_answers(trial.evaluate_one(own.condition, own.seed), config.evaluation.grader)["correct"].mean())
-        run.say(f"trial {settings['trial']}: {own.metric} {value:.5g}")
-        return value
 
     fixed = {
         **study.settings(own.condition),
@@ -185,21 +160,52 @@ def search_study(run: StudyRun) -> None:
     }
     for section, key in (("objective", "temperature"), ("objective", "alpha"), ("train", "learning_rate"), ("student", "rank")):
         del fixed[section][key]
-    table = search(own, study.folder / "search", measure, fixed)
-    print(shown(table.rename(columns={"value": own.metric})))
-    print(f"\n{study.folder / 'search' / 'best.toml'} has the best of {len(table)}, to be put into a study")
+    table = search(own, study.folder / "search", lambda settings: _measure(run, settings), fixed)
+    print(table_text(table.rename(columns={"value": own.metric})))
+    print(f"\nThe best settings of {len(table)} trials are in {study.folder / 'search' / 'best.toml'}; copy them into a study")
 
 
-def _check_signals(run: StudyRun) -> None:
-    """Every trial can be trained with the teacher's signals."""
-    own, signal = run.config.search, run.config.teacher.signal
-    if run.config.objective.teacher == "live" or own.alpha[0] == 1:
+def _measure(run: StudyRun, settings: dict[str, Any]) -> float:
+    """Train and measure the student of one trial; NaN if it diverged."""
+    from distill.evaluation.answers import read_answers
+    from distill.study.heldout import heldout_scores
+
+    study, config, own = run.study, run.config, run.config.search
+    changed = replace(
+        config,
+        out=str(study.folder / "search" / f"trial-{settings['trial']:04d}"),
+        objective=replace(config.objective, temperature=settings["temperature"], alpha=settings["alpha"]),
+        train=replace(config.train, learning_rate=settings["learning_rate"]),
+        student=replace(config.student, rank=int(settings["rank"])),
+        heads=TrajectoryConfig(records=0),
+    )
+    trial = StudyRun(StudyFolder(changed), show_progress=False)
+    trial.study.store = study.store
+    run.say(f"trial {settings['trial']}: " + ", ".join(f"{k} {v:.4g}" for k, v in settings.items() if k != "trial"))
+    try:
+        trial.train_one(own.condition, own.seed)
+    except NonFiniteError as error:
+        run.say(f"trial {settings['trial']}: {error}")
+        return math.nan
+    if own.metric == "heldout_nll":
+        scores = heldout_scores(trial.study, trial.study.open_student(own.condition, own.seed), own.condition).set_index("answers")
+        value = float(scores["nll"]["own" if "own" in scores.index else "reference"])
+    else:
+        trial.study.test = study.heldout
+        value = float(read_answers(trial.evaluate_one(own.condition, own.seed), config.evaluation.grader)["correct"].mean())
+    run.say(f"trial {settings['trial']}: {own.metric} {value:.5g}")
+    return value
+
+
+def _check_signals(config: Study) -> None:
+    """Raise unless every trial can be trained with the teacher's signals."""
+    own, signal = config.search, config.teacher.signal
+    if config.objective.teacher == "live" or own.alpha[0] == 1:
         return
     if signal == "text":
-        raise StudyError(f'search.alpha is {list(own.alpha)}, but teacher.signal is "text": set search.alpha = [1.0], or another signal')
-    truncated = run.config.objective.topk_at_temperature == "truncate"
-    if signal == "topk" and set(own.temperature) != {1.0} and not truncated:
+        raise StudyError(f'search.alpha is {list(own.alpha)}, but teacher.signal is "text"; set search.alpha = [1.0], or another signal')
+    if signal == "topk" and set(own.temperature) != {1.0} and config.objective.topk_at_temperature != "truncate":
         raise StudyError(
-            f"search.temperature is {list(own.temperature)}, but stored top-k signals are sound at temperature 1 only: set "
-            'search.temperature = [1.0], teacher.signal = "hidden", or objective.topk_at_temperature = "truncate"'
+            f'search.temperature is {list(own.temperature)}, but teacher.signal is "topk"; a stored top-k is exact only at temperature 1. '
+            'Set search.temperature = [1.0], teacher.signal = "hidden", or objective.topk_at_temperature = "truncate"'
         )

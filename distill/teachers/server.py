@@ -122,14 +122,14 @@ class OpenAITeacher(TextTeacher):
                 **extra,
             )
         except openai.APITimeoutError as error:
-            raise StudyError(f"{place}: no answer within {config.timeout_s:g} s in {attempts} attempts; raise teacher.timeout_s") from error
+            raise StudyError(f"{place}: no answer within {config.timeout_s:g} s (attempts: {attempts}); raise teacher.timeout_s") from error
         except openai.APIConnectionError as error:
             raise StudyError(
                 f"{place}: no connection ({error.__cause__ or error}); is the server running, and does teacher.url end in /v1?"
             ) from error
         except openai.RateLimitError as error:
             raise StudyError(
-                f"{place}: rate limit of the server (429) in {attempts} attempts; lower teacher.concurrency or set requests_per_minute"
+                f"{place}: rate limit of the server (429, attempts: {attempts}); lower teacher.concurrency or set requests_per_minute"
             ) from error
         except openai.APIStatusError as error:
             hint = f"; ${config.api_key_env} holds the key" if error.status_code in (401, 403) else ""

@@ -1,15 +1,13 @@
-"""What a study knows of itself; what the commands do with it is in test_main.py."""
-
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
 
-from distill.students.lora import CARD
+from distill.students.card import CARD_FILE
 from distill.study.config import study_from
 from distill.study.folder import StudyFolder, student_name
-from interp.tables.errors import StudyError
+from interp.tables.errors import DamagedError
 
 
 @pytest.fixture
@@ -29,12 +27,12 @@ def study(tmp_path: Path, checkpoint: Path, problems: Path) -> StudyFolder:
     return StudyFolder(study_from(tables))
 
 
-def test_the_untouched_student_has_no_seed(study: StudyFolder) -> None:
+def test_untouched_student_has_no_seed(study: StudyFolder) -> None:
     assert study.students == [("untouched", None), ("finetune", 0), ("finetune", 1), ("none", 0), ("none", 1)]
     assert [student_name(*student) for student in study.students[:2]] == ["untouched", "finetune-seed0"]
 
 
-def test_knowing_writes_nothing(study: StudyFolder) -> None:
+def test_settings_and_parents_write_nothing(study: StudyFolder) -> None:
     for condition, seed in study.students[1:]:
         assert study.settings(condition)["objective"]["alpha"] == (1.0 if condition == "finetune" else study.config.objective.alpha)
         assert (study.parents(condition)["teacher"] is None) == (condition == "finetune")
@@ -43,11 +41,10 @@ def test_knowing_writes_nothing(study: StudyFolder) -> None:
     assert not study.folder.exists()
 
 
-def test_a_damaged_student_is_told_and_left_where_it_is(study: StudyFolder) -> None:
-    """Whether it is moved aside is for those who run the study."""
-    card = study.student_folder("none", 0) / CARD
+def test_damaged_student_is_reported_and_left_in_place(study: StudyFolder) -> None:
+    card = study.student_folder("none", 0) / CARD_FILE
     card.parent.mkdir(parents=True)
     card.write_text("{")
-    with pytest.raises(StudyError, match="none-seed0"):
+    with pytest.raises(DamagedError, match="none-seed0"):
         study.is_trained("none", 0)
     assert card.read_text() == "{"

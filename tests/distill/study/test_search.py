@@ -22,16 +22,16 @@ from distill.study.search import search
 from interp.tables.errors import StudyError
 
 TRIALS = 13
-"""Above ten, where TPE stops drawing at random and begins to learn from the trials before."""
+"""More than ten, after which TPE stops drawing at random and uses earlier trials."""
 
 
 def bowl(settings: dict[str, Any]) -> float:
-    """Lowest at alpha 0.3 and learning rate 1e-4."""
+    """Return a value that is lowest at alpha 0.3 and learning rate 1e-4."""
     return (settings["alpha"] - 0.3) ** 2 + np.log10(settings["learning_rate"] / 1e-4) ** 2 + 0.001 * settings["rank"]
 
 
 def logged(into: list[dict[str, Any]], value: Callable[[dict[str, Any]], float] = bowl) -> Callable[[dict[str, Any]], float]:
-    """An objective that keeps what it was asked for."""
+    """Return an objective that stores the settings it is called with."""
 
     def objective(settings: dict[str, Any]) -> float:
         into.append(settings)
@@ -47,13 +47,13 @@ def states(folder: Path) -> list[TrialState]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], pd.DataFrame]:
-    """An undisturbed search: its folder, what was asked for, and its table."""
+    """An uninterrupted search: its folder, the settings of its trials, and its table."""
     asked: list[dict[str, Any]] = []
     folder = tmp_path_factory.mktemp("search") / "whole"
     return folder, asked, search(SearchConfig(trials=TRIALS), folder, logged(asked))
 
 
-def test_best_first_and_as_asked(whole: tuple[Path, list[dict[str, Any]], pd.DataFrame]) -> None:
+def test_table_has_the_trials_with_the_best_first(whole: tuple[Path, list[dict[str, Any]], pd.DataFrame]) -> None:
     folder, asked, table = whole
     assert [settings["trial"] for settings in asked] == list(range(TRIALS))
     expected = sorted(({"value": bowl(s), **s} for s in asked), key=lambda row: row["value"])
@@ -63,7 +63,7 @@ def test_best_first_and_as_asked(whole: tuple[Path, list[dict[str, Any]], pd.Dat
     pd.testing.assert_frame_equal(written.rename(columns={"heldout_nll": "value"}), table)
 
 
-def test_ranges_are_kept_and_used(whole: tuple[Path, list[dict[str, Any]], pd.DataFrame]) -> None:
+def test_trials_cover_the_ranges(whole: tuple[Path, list[dict[str, Any]], pd.DataFrame]) -> None:
     config, table = SearchConfig(), whole[2]
     for name in ("temperature", "alpha", "learning_rate"):
         low, high = getattr(config, name)
@@ -71,10 +71,10 @@ def test_ranges_are_kept_and_used(whole: tuple[Path, list[dict[str, Any]], pd.Da
         assert table[name].nunique() == TRIALS
     assert set(table["rank"]) <= set(config.rank)
     assert table["rank"].nunique() > 1
-    assert (table["learning_rate"] < 1e-4).sum() >= 3  # half of a log scale, a tenth of a plain one
+    assert (table["learning_rate"] < 1e-4).sum() >= 3  # half of a log scale, but a tenth of a linear one
 
 
-def test_best_goes_into_a_study_as_it_is(whole: tuple[Path, list[dict[str, Any]], pd.DataFrame]) -> None:
+def test_best_settings_can_be_copied_into_a_study(whole: tuple[Path, list[dict[str, Any]], pd.DataFrame]) -> None:
     folder, asked, _ = whole
     best = min(asked, key=bowl)
     study = study_from({"name": "s", **tomllib.loads((folder / "best.toml").read_text())})
@@ -82,7 +82,7 @@ def test_best_goes_into_a_study_as_it_is(whole: tuple[Path, list[dict[str, Any]]
     assert found == (best["temperature"], best["alpha"], best["learning_rate"], best["rank"])
 
 
-def test_accuracy_is_maximised(tmp_path: Path) -> None:
+def test_accuracy_is_maximized(tmp_path: Path) -> None:
     table = search(SearchConfig(trials=4, metric="heldout_accuracy"), tmp_path, lambda settings: settings["alpha"])
     assert table["value"].tolist() == sorted(table["alpha"], reverse=True)
     assert "heldout_accuracy = " in (tmp_path / "best.toml").read_text()
@@ -95,7 +95,7 @@ def test_one_value_fixes_a_setting(tmp_path: Path) -> None:
     assert table[["temperature", "alpha", "learning_rate", "rank"]].drop_duplicates().to_numpy().tolist() == [[2.0, 0.5, 1e-4, 8.0]]
 
 
-def test_more_trials_go_on_from_those_that_are_there(tmp_path: Path, whole: tuple[Path, list[dict[str, Any]], pd.DataFrame]) -> None:
+def test_more_trials_extend_a_search(tmp_path: Path, whole: tuple[Path, list[dict[str, Any]], pd.DataFrame]) -> None:
     asked: list[dict[str, Any]] = []
     search(SearchConfig(trials=5), tmp_path, logged(asked))
     search(SearchConfig(trials=5), tmp_path, logged(asked))
@@ -105,13 +105,13 @@ def test_more_trials_go_on_from_those_that_are_there(tmp_path: Path, whole: tupl
     assert (tmp_path / "trials.csv").read_bytes() == (whole[0] / "trials.csv").read_bytes()
 
 
-def test_seeds_search_in_different_ways(tmp_path: Path, whole: tuple[Path, list[dict[str, Any]], pd.DataFrame]) -> None:
+def test_seed_changes_the_trials(tmp_path: Path, whole: tuple[Path, list[dict[str, Any]], pd.DataFrame]) -> None:
     asked: list[dict[str, Any]] = []
     search(SearchConfig(trials=1, seed=100), tmp_path, logged(asked))
     assert asked[0] != whole[1][0]
 
 
-# --- killed, torn, in use -------------------------------------------------------------------------------------------
+# --- killed, damaged, in use -------------------------------------------------------------------------------------------
 
 SCRIPT = """
 import os, signal, sys
@@ -130,8 +130,8 @@ search(SearchConfig(trials={trials}), Path(sys.argv[1]), objective)
 """
 
 
-def test_killed_and_gone_on_with(tmp_path: Path, whole: tuple[Path, list[dict[str, Any]], pd.DataFrame]) -> None:
-    """Killed while a trial runs, before and after TPE has begun to learn; the same trials come out."""
+def test_killed_search_resumes_with_the_same_trials(tmp_path: Path, whole: tuple[Path, list[dict[str, Any]], pd.DataFrame]) -> None:
+    """Killed during a trial, before and after TPE starts to use earlier trials."""
     script, folder = tmp_path / "search.py", tmp_path / "s"
     script.write_text(SCRIPT.format(root=str(Path(__file__).parents[3]), trials=TRIALS))
     for trial in (2, 11):
@@ -149,7 +149,7 @@ def test_killed_and_gone_on_with(tmp_path: Path, whole: tuple[Path, list[dict[st
     assert (folder / "best.toml").read_bytes() == (whole[0] / "best.toml").read_bytes()
 
 
-def test_an_error_of_a_trial_is_shown_and_the_trial_tried_again(tmp_path: Path) -> None:
+def test_error_of_a_trial_is_raised_and_the_trial_repeated(tmp_path: Path) -> None:
     asked: list[dict[str, Any]] = []
 
     def broken(settings: dict[str, Any]) -> float:
@@ -164,8 +164,8 @@ def test_an_error_of_a_trial_is_shown_and_the_trial_tried_again(tmp_path: Path) 
     assert asked[1] == asked[2]
 
 
-def test_a_torn_journal_and_a_dead_lock_do_not_matter(tmp_path: Path) -> None:
-    """As a full disk and a killed process leave them; a later line glued to the torn one could never be read again."""
+def test_incomplete_journal_line_and_stale_lock_are_removed(tmp_path: Path) -> None:
+    """A full disk and a killed process leave them; a line appended to an incomplete one could never be read."""
     search(SearchConfig(trials=2), tmp_path, bowl)
     with (tmp_path / "trials.log").open("ab") as journal:
         journal.write(b'{"op_code":4,"worker')
@@ -174,7 +174,7 @@ def test_a_torn_journal_and_a_dead_lock_do_not_matter(tmp_path: Path) -> None:
         assert len(search(SearchConfig(trials=trials), tmp_path, bowl)) == trials
 
 
-def test_two_at_once_are_refused(tmp_path: Path) -> None:
+def test_second_process_is_refused(tmp_path: Path) -> None:
     def again(settings: dict[str, Any]) -> float:
         with pytest.raises(StudyError, match="another process"):
             search(SearchConfig(trials=1), tmp_path, bowl)
@@ -185,8 +185,8 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("metric", "worst"), [("heldout_nll", math.inf), ("heldout_accuracy", -math.inf)])
-def test_a_student_that_diverged_counts_as_the_worst(tmp_path: Path, metric: Any, worst: float) -> None:
-    """Were it not to count, the same settings would be tried for ever."""
+def test_diverged_student_counts_as_the_worst(tmp_path: Path, metric: Any, worst: float) -> None:
+    """If it did not count, the same settings would be tried forever."""
     config = SearchConfig(trials=TRIALS, metric=metric)
     table = search(config, tmp_path, lambda settings: math.nan if settings["trial"] in (0, 11) else settings["alpha"])
     assert len(table) == TRIALS
@@ -207,7 +207,7 @@ def test_a_student_that_diverged_counts_as_the_worst(tmp_path: Path, metric: Any
         ({"rank": (4,)}, "rank: was"),
     ],
 )
-def test_other_settings_are_refused_by_name(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+def test_changed_settings_are_refused_by_name(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     search(SearchConfig(trials=1), tmp_path, bowl)
     before = (tmp_path / "trials.log").read_bytes()
     with pytest.raises(StudyError, match=words):
@@ -216,6 +216,14 @@ def test_other_settings_are_refused_by_name(tmp_path: Path, change: dict[str, An
 
 
 @pytest.mark.parametrize("split", ["test", "train"])
-def test_no_search_on_another_split(split: str) -> None:
-    with pytest.raises(StudyError, match="leak into the results"):
+def test_search_on_another_split_is_refused(split: str) -> None:
+    with pytest.raises(StudyError, match="bias the results"):
         SearchConfig(split=split)
+
+
+def test_search_of_version_01_is_resumed(tmp_path: Path) -> None:
+    """Its settings hold objective.cut, which is objective.truncated now."""
+    search(SearchConfig(trials=1), tmp_path, bowl, {"objective": {"truncated": "keep"}})
+    file = tmp_path / "search.json"
+    file.write_text(file.read_text().replace("truncated", "cut"))
+    assert len(search(SearchConfig(trials=2), tmp_path, bowl, {"objective": {"truncated": "keep"}})) == 2

@@ -28,17 +28,17 @@ class Letters:
 
 
 def plain(model: Any, prompt: list[int], new: int, **settings: Any) -> list[int]:
-    """Transformers' own greedy generation of one prompt."""
+    """Return the tokens of greedy `generate` of transformers for one prompt."""
     ids = torch.tensor([prompt])
-    said = model.generate(
+    output = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=0, **settings
     )
-    return said[0, len(prompt) :].tolist()
+    return output[0, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gpt_oss"])
-def test_greedy_is_transformers_own_whatever_the_batch(tiny_model: Callable[..., Any], family: str) -> None:
-    """Windows of 8 and 16 tokens are passed in these families, with prompts padded on the left."""
+def test_greedy_answers_match_transformers_for_any_batch_size(tiny_model: Callable[..., Any], family: str) -> None:
+    """Some of these families have attention windows of 8 and 16 tokens, which the left-padded texts exceed."""
     model = tiny_model(family)
     wanted = [plain(model, prompt, 24) for prompt in PROMPTS]
     for size in (4, 1, 3):
@@ -47,10 +47,10 @@ def test_greedy_is_transformers_own_whatever_the_batch(tiny_model: Callable[...,
         assert {g.finish for g in found} == {"length"}
 
 
-def test_rows_that_end_leave_the_batch(tiny_model: Callable[..., Any]) -> None:
+def test_finished_rows_leave_the_batch(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model("llama")
     free = [plain(model, prompt, 12) for prompt in PROMPTS]
-    ends = [free[0][2], free[1][6]]  # several tokens end a text
+    ends = [free[0][2], free[1][6]]  # several end tokens
     model.generation_config.eos_token_id = ends
     widths: list[int] = []
     hook = model.get_input_embeddings().register_forward_hook(lambda _, ids, __: widths.append(len(ids[0])))
@@ -67,8 +67,8 @@ def test_rows_that_end_leave_the_batch(tiny_model: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text", "gpt_oss", "gpt2", "deepseek_v3"])
-def test_rows_that_stay_go_on_as_before(tiny_model: Callable[..., Any], family: str) -> None:
-    """Caches of windows, of sinks and of low rank: the rows that stay keep their own."""
+def test_remaining_rows_are_not_changed_when_others_finish(tiny_model: Callable[..., Any], family: str) -> None:
+    """Caches with windows, sinks and low rank: the remaining rows keep their own entries."""
     model = tiny_model(family)
     free = [plain(model, prompt, 24) for prompt in PROMPTS]
     model.generation_config.eos_token_id = [free[0][3], free[2][12]]
@@ -82,7 +82,7 @@ def test_rows_that_stay_go_on_as_before(tiny_model: Callable[..., Any], family: 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_signals_are_those_of_reading_the_text_again(tiny_model: Callable[..., Any], family: str, dtype: str) -> None:
+def test_signals_match_a_forward_pass_over_the_text(tiny_model: Callable[..., Any], family: str, dtype: str) -> None:
     model = tiny_model(family, dtype=dtype)
     tolerance = 1e-4 if dtype == "float32" else 0.3
     head = output_head(model)
@@ -105,30 +105,29 @@ def test_signals_are_those_of_reading_the_text_again(tiny_model: Callable[..., A
         np.testing.assert_allclose(made["dense"][at].log_probs, expected, atol=tolerance)
 
 
-def test_stop_texts_may_straddle_tokens(tiny_model: Callable[..., Any]) -> None:
+def test_stop_text_may_span_tokens(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model("llama")
     free = plain(model, PROMPTS[0], 12)
-    said = Letters().decode(free)
-    stop = said[3:6]
-    first = said.find(stop)
+    text = Letters().decode(free)
+    stop = text[3:6]
+    first = text.find(stop)
     (given,) = generate(model, Letters(), PROMPTS[:1], Sampling(12, stop=("never here", stop)), batch_size=1, signal="hidden")
-    assert (given.text, given.finish) == (said[:first], "stop")
+    assert (given.text, given.finish) == (text[:first], "stop")
     assert list(given.ids) == free[:first]
     assert len(given.signals["hidden"]) == len(given.log_probs) == first
 
 
-def test_padding_that_is_the_end(checkpoint: Path) -> None:
+def test_pad_token_may_be_the_end_token(checkpoint: Path) -> None:
     opened = open_checkpoint(checkpoint, device="cpu")
     opened.tokenizer.pad_token = opened.tokenizer.eos_token
     asked = [opened.tokenizer(text)["input_ids"] for text in ("12 pens", "3*4 = 12 pens and 30 cups")]
     both = generate(opened.model, opened.tokenizer, asked, Sampling(8), batch_size=2)
     alone = [generate(opened.model, opened.tokenizer, [ids], Sampling(8), batch_size=1)[0] for ids in asked]
     assert [g.ids for g in both] == [g.ids for g in alone]
-    assert end_ids(opened.model, opened.tokenizer) == (2,)
 
 
-def test_an_adapted_model(adapter: Path) -> None:
-    """The head of a PEFT model lies one floor deeper; the states are the adapted ones."""
+def test_peft_model(adapter: Path) -> None:
+    """The output head of a PEFT model is found, and hidden states are those of the adapted model."""
     opened = open_checkpoint(adapter, device="cpu")
     ids = Strategy("none").encode(opened.tokenizer, "How many pens?", True)
     (given,) = generate(opened.model, opened.tokenizer, [ids], Sampling(6), batch_size=1, signal="hidden")
@@ -139,8 +138,8 @@ def test_an_adapted_model(adapter: Path) -> None:
 
 
 @pytest.mark.parametrize(("start", "length"), [(5, 1), (5, 2), (6, 3), (7, 4), (0, 1)])
-def test_stop_texts_within_tokens(tiny_model: Callable[..., Any], start: int, length: int) -> None:
-    """The text is cut at the stop text itself, the ids before the first token that holds a part of it."""
+def test_stop_text_within_a_token(tiny_model: Callable[..., Any], start: int, length: int) -> None:
+    """The text ends at the stop text, the ids before the first token that holds a part of it."""
 
     class Pairs(Letters):
         def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
@@ -148,17 +147,17 @@ def test_stop_texts_within_tokens(tiny_model: Callable[..., Any], start: int, le
 
     model = tiny_model("llama")
     free = plain(model, PROMPTS[2], 12)
-    said = Pairs().decode(free)
-    stop = said[start : start + length]
-    first = said.find(stop)
+    text = Pairs().decode(free)
+    stop = text[start : start + length]
+    first = text.find(stop)
     (given,) = generate(model, Pairs(), [PROMPTS[2]], Sampling(12, stop=(stop,)), batch_size=1, signal="dense")
-    assert (given.text, given.finish) == (said[:first], "stop")
+    assert (given.text, given.finish) == (text[:first], "stop")
     assert list(given.ids) == free[: first // 2]
     assert len(given.log_probs) == len(given.signals["dense_log_probs"]) == first // 2
 
 
-def test_stop_texts_of_several_bytes(tiny_tokenizer: Callable[..., Any]) -> None:
-    """A letter of three bytes takes three tokens; special tokens are no text, and do not hide a stop text."""
+def test_stop_text_of_several_bytes(tiny_tokenizer: Callable[..., Any]) -> None:
+    """A character of three bytes takes three tokens; special tokens in between add no text and do not hide it."""
     tokenizer = tiny_tokenizer()
     ids = tokenizer("12 \u20ac.", add_special_tokens=False)["input_ids"]
     row = _Row([1], Sampling(20, stop=("\u20ac",)), "key", tokenizer)
@@ -170,7 +169,7 @@ def test_stop_texts_of_several_bytes(tiny_tokenizer: Callable[..., Any]) -> None
     assert tokenizer.decode(list(given.ids)) == "12 "
 
 
-def test_every_row_draws_by_itself(tiny_model: Callable[..., Any]) -> None:
+def test_sampled_rows_are_independent_of_the_batch(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model("llama")
     sampling = Sampling(15, temperature=1.0, seed=3)
     together = generate(model, Letters(), PROMPTS, sampling, batch_size=4)
@@ -183,7 +182,7 @@ def test_every_row_draws_by_itself(tiny_model: Callable[..., Any]) -> None:
     assert twice[0].ids != twice[1].ids
 
 
-def test_log_probabilities_know_no_temperature(tiny_model: Callable[..., Any]) -> None:
+def test_log_probabilities_ignore_the_temperature(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model("llama")
     (given,) = generate(model, Letters(), PROMPTS[:1], Sampling(12, temperature=3.0, top_p=0.9), batch_size=1, signal="topk", top_k=48)
     with torch.no_grad():
@@ -194,14 +193,14 @@ def test_log_probabilities_know_no_temperature(tiny_model: Callable[..., Any]) -
     torch.testing.assert_close(given.signals["topk_log_probs"].exp().sum(-1), torch.ones(12))
 
 
-def test_a_tiny_top_p_is_greedy(tiny_model: Callable[..., Any]) -> None:
+def test_tiny_top_p_is_greedy(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model("llama")
     drawn = generate(model, Letters(), PROMPTS, Sampling(12, temperature=5.0, top_p=1e-9), batch_size=4)
     assert [list(g.ids) for g in drawn] == [plain(model, prompt, 12) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.7, 1e-9])
-def test_draws_follow_transformers_warpers(top_p: float) -> None:
+def test_draws_follow_the_distribution_of_transformers(top_p: float) -> None:
     from transformers import TopPLogitsWarper
 
     warp: Any = TopPLogitsWarper(top_p) if top_p < 1 else lambda _, given: given
@@ -217,7 +216,7 @@ def test_draws_follow_transformers_warpers(top_p: float) -> None:
         assert stats.chisquare(counts[alive], expected[alive] / expected[alive].sum() * 4000).pvalue > 1e-3
 
 
-def test_what_cannot_be_answered(tiny_model: Callable[..., Any]) -> None:
+def test_prompts_and_models_that_cannot_be_used_are_refused(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model("llama")
     with pytest.raises(InputError, match="prompt 1 is empty"):
         generate(model, Letters(), [[1], []], Sampling(3), batch_size=2)
@@ -243,17 +242,87 @@ def test_what_cannot_be_answered(tiny_model: Callable[..., Any]) -> None:
         ({"stop": ("Question:", "")}, "stop text is empty"),
     ],
 )
-def test_settings_that_make_no_sense(settings: dict[str, Any], words: str) -> None:
+def test_invalid_sampling_settings_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         Sampling(**{"max_new_tokens": 3, **settings})
 
 
-def test_the_longest_text_that_fits(tiny_model: Callable[..., Any]) -> None:
+def test_longest_text_that_fits_is_generated(tiny_model: Callable[..., Any]) -> None:
     (given,) = generate(tiny_model("gpt2"), Letters(), [[1] * 250], Sampling(6), batch_size=1)
     assert len(given.ids) == 6
 
 
-def test_one_token(tiny_model: Callable[..., Any]) -> None:
+def test_single_token(tiny_model: Callable[..., Any]) -> None:
     (given,) = generate(tiny_model("llama"), Letters(), PROMPTS[:1], Sampling(1), batch_size=8, signal="hidden")
     assert len(given.ids) == len(given.signals["hidden"]) == 1
     assert given.finish == "length"
+
+
+# --- where an answer ends -------------------------------------------------------------------------------------------
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+def test_end_tokens_of_a_checkpoint(checkpoint: Path) -> None:
+    opened = open_checkpoint(checkpoint, device="cpu")
+    assert opened.tokenizer.decode(2) == opened.tokenizer.eos_token == "<|im_end|>"
+    assert end_ids(opened.model, opened.tokenizer) == (2,)
+    opened.model.generation_config.eos_token_id = [7, 30]
+    assert end_ids(opened.model, opened.tokenizer) == (2, 7, 30)
+    opened.model.generation_config.eos_token_id = None
+    assert end_ids(opened.model, opened.tokenizer) == (2,)
+
+
+def test_token_that_ends_a_turn_of_the_template_ends_an_answer(tiny_model: Callable[..., Any], tiny_tokenizer: Callable[..., Any]) -> None:
+    """Base models often have a chat template whose end token is neither in their config nor their end-of-text token."""
+    model, tokenizer = tiny_model("llama", vocab_size=400), tiny_tokenizer(CHATML)
+    model.generation_config.eos_token_id = None
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(0)
+    turn_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert turn_end != tokenizer.eos_token_id == 0
+    assert end_ids(model, tokenizer) == (0, turn_end)
+    free = plain(model, PROMPTS[0], 12)
+    with torch.no_grad():  # the model now prefers the end of a turn wherever it preferred its fourth token
+        weight = model.get_output_embeddings().weight
+        weight[turn_end], weight[free[3]] = weight[free[3]].clone(), weight[turn_end].clone()
+    (given,) = generate(model, tokenizer, PROMPTS[:1], Sampling(12), batch_size=1)
+    assert given.ended
+    assert given.ids[-1] == turn_end
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        "{% for m in messages %}{{ m.content }}\n{% endfor %}",
+        "{{ raise_exception('no assistant') if messages[-1].role == 'assistant' }}{{ messages[0].content }}",
+        "{{ messages[0].content }}",
+    ],
+    ids=["no template", "no end", "refuses", "drops the reply"],
+)
+def test_template_without_an_end_token_adds_none(
+    tiny_model: Callable[..., Any], tiny_tokenizer: Callable[..., Any], template: str | None
+) -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer(template)
+    model.generation_config.eos_token_id = None
+    assert end_ids(model, tokenizer) == (tokenizer.eos_token_id,)
+
+
+def test_processors_of_the_generation_config_are_not_applied(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("llama")
+    free = [plain(model, prompt, 16) for prompt in PROMPTS]
+    model.generation_config.repetition_penalty = 3.0
+    model.generation_config.suppress_tokens = [free[0][0]]
+    assert [plain(model, prompt, 16) for prompt in PROMPTS] != free
+    assert [list(g.ids) for g in generate(model, Letters(), PROMPTS, Sampling(16), batch_size=4)] == free
+
+
+def test_model_without_position_ids() -> None:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    torch.manual_seed(0)
+    model = BloomForCausalLM(
+        BloomConfig(vocab_size=48, hidden_size=32, n_layer=2, n_head=4, eos_token_id=None, initializer_range=0.5)
+    ).eval()
+    found = generate(model, Letters(), PROMPTS, Sampling(8), batch_size=4)
+    assert [list(g.ids) for g in found] == [plain(model, prompt, 8) for prompt in PROMPTS]

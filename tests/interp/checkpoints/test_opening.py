@@ -134,3 +134,15 @@ def test_the_embedded_model_is_opened(sha256: Callable[..., Any]) -> None:
     with torch.inference_mode():
         following = checkpoint.model(**ids).logits[0, -1].argmax().item()
     assert checkpoint.tokenizer.decode([following]) == " Paris"
+
+
+def test_identity_and_tokenizer_need_no_weights(
+    checkpoint: Path, save_adapter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = save_adapter(tmp_path / "lora", checkpoint)
+    monkeypatch.setattr("interp.checkpoints.loading.load_model", lambda *_, **__: pytest.fail("the weights were loaded"))
+    base, adapted = identify(checkpoint), identify(adapter)
+    assert base["weights_sha256"] == adapted["base"]["weights_sha256"] != adapted["weights_sha256"]
+    assert open_tokenizer(adapter).get_vocab() == open_tokenizer(checkpoint).get_vocab()
+    with pytest.raises(CheckpointError, match="no such model"):
+        identify("./nowhere")
