@@ -112,7 +112,8 @@ def test_a_users_measures_work_as_shown(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_users_strategy_works_as_shown(tmp_path: Path) -> None:
-    from distill.strategies import choose_strategies, load_strategies
+    from distill.strategies import load_strategies
+    from distill.study.conditions import choose_strategies
 
     (tmp_path / "my_strategies.toml").write_text(shown("toml", "my_strategies.toml"))
     strategy = choose_strategies(["rhyme"], load_strategies([tmp_path / "my_strategies.toml"]))["rhyme"]
@@ -208,7 +209,8 @@ def test_nothing_heavy_is_imported_for_help_and_tables() -> None:
 
 
 def test_studies_are_valid_and_so_is_the_one_in_the_docs(tmp_path: Path) -> None:
-    from distill.strategies import choose_strategies, load_strategies
+    from distill.strategies import load_strategies
+    from distill.study.conditions import choose_strategies
     from distill.study.config import read_study
 
     (tmp_path / "my_strategies.toml").write_text(blocks("docs/study.md", "toml")[1])
@@ -250,5 +252,5 @@ def test_a_question_that_occurs_in_the_template_is_found_where_it_was_put() -> N
         asked = text.in_region("question")
         assert "".join(piece for piece, inside in zip(text.pieces, asked, strict=True) if inside).strip() == question
         assert text.text[: text.offsets[asked][0, 0]].endswith("<|im_start|>user\n")
-    with pytest.raises(InputError, match="hold a response already"):
+    with pytest.raises(InputError, match="has a response already"):
         annotate(tokenizer, "What is 1 + 1?", "2").extend(np.array([[5]]), [])
