@@ -28,6 +28,8 @@ OLD_KEYS = {
     "generated.n_cut": "n_truncated",
     "models.n_cut": "n_truncated",
     "objective.cut": "truncated",
+    "counts.cut": "truncated",
+    "counts.dropped_cut": "dropped_truncated",
 }
 """Keys of run.json, settings.json and study files: the key in version 0.1 below its sections, and the name now.
 
