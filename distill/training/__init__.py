@@ -1,1 +1,1 @@
-"""TODO_DOC distill/training."""
+"""How a student is trained, and how its heads are recorded during training."""

@@ -1,4 +1,4 @@
-"""TODO_DOC distill/training/arguments.py."""
+"""The options of `[train]` as arguments of transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -17,6 +17,18 @@ from interp.tables.errors import StudyError
 
 
 def training_arguments(partial: Path, config: TrainConfig, seed: int, *, cpu: bool, show_progress: bool) -> TrainingArguments:
+    """Return the Trainer's arguments.
+
+    Args:
+        partial: folder of the checkpoints.
+        config: options of the training.
+        seed: seed of dropout and data.
+        cpu: train on the CPU.
+        show_progress: show a progress bar.
+
+    Raises:
+        StudyError: an optimizer, schedule or tracker is unknown, is not installed, or does not take the given arguments.
+    """
     try:
         arguments = TrainingArguments(
             output_dir=str(partial),
@@ -51,35 +63,35 @@ def training_arguments(partial: Path, config: TrainConfig, seed: int, *, cpu: bo
         )
         _check_optimizer(arguments, config)
         for tracker in get_reporting_integration_callbacks(list(config.report_to)):
-            tracker()  # raises where its package is missing
+            tracker()  # raises if its package is missing
     except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
         raise StudyError(f"[train]: {str(error).splitlines()[0]}") from error
-    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs by accelerate or torchrun; never DataParallel
+    arguments._n_gpu = min(1, arguments.n_gpu)  # accelerate or torchrun run several GPUs; DataParallel is never used
     return arguments
 
 
 def check_settings(config: TrainConfig) -> None:
-    """Says before any work what transformers and its trackers refuse.
+    """Raise, before any work is done, if transformers or its trackers refuse the settings.
 
     Raises:
-        StudyError: an optimizer, schedule or tracker that is not known or not installed, or that takes other arguments.
+        StudyError: an optimizer, schedule or tracker is unknown, is not installed, or does not take the given arguments.
     """
     with tempfile.TemporaryDirectory() as folder:
         training_arguments(Path(folder), config, 0, cpu=True, show_progress=False)
 
 
 def _check_optimizer(arguments: TrainingArguments, config: TrainConfig) -> None:
-    """Makes optimizer and schedule of one number, so that what they refuse is known before any work; some drop what they do not know."""
+    """Raise if optimizer or schedule refuse their arguments, by making both for one number; some of them ignore unknown arguments."""
     for part in filter(None, config.optimizer_arguments.split(",")):
         if not re.fullmatch(r"\s*\w+\s*=\s*\S+\s*", part):
-            raise ValueError(f'optimizer_arguments {config.optimizer_arguments!r} must be as "momentum=0.9,nesterov=True"')
+            raise ValueError(f'optimizer_arguments {config.optimizer_arguments!r} must have the form "momentum=0.9,nesterov=True"')
     one = torch.nn.Parameter(torch.zeros(1))
     cls, keywords = Trainer.get_optimizer_cls_and_kwargs(arguments)
     unused = [
         name for part in filter(None, config.optimizer_arguments.split(",")) if (name := part.partition("=")[0].strip()) not in keywords
     ]
     if unused:
-        raise ValueError(f"optimizer {config.optimizer} takes no argument {unused[0]!r} here; leave it out of optimizer_arguments")
+        raise ValueError(f"optimizer {config.optimizer} does not take the argument {unused[0]!r}; remove it from optimizer_arguments")
     get_scheduler(
         arguments.lr_scheduler_type,
         cls([one], **keywords),
@@ -90,8 +102,8 @@ def _check_optimizer(arguments: TrainingArguments, config: TrainConfig) -> None:
 
 
 @contextmanager
-def quiet(show: bool) -> Iterator[None]:
-    """The Trainer's notes only where progress is shown."""
+def quiet_trainer(show: bool) -> Iterator[None]:
+    """Hide the Trainer's messages unless progress is shown."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

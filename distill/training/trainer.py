@@ -1,69 +1,33 @@
-"""TODO_DOC distill/training/trainer.py."""
+"""The Trainer of a student, and the callbacks that come with it."""
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from distill.objectives.chunked import distillation_loss
 from distill.objectives.options import ObjectiveConfig
 from distill.records.signals import Dense, Hidden, Signal, TopK
-from distill.sources.texts import Text, Texts
-from distill.training.batches import BLANK
 from interp.checkpoints.unembedding import OutputHead, hidden_states, instead_of_head
 
-WHOLE = "whole"
-"""Name of the empty file that is written last into a checkpoint."""
-
-
-class TextStream(Dataset[Text]):
-    """All texts of all epochs, in the order in which they are read, filled up with blanks to whole steps.
-
-    The shuffled order within an epoch sorts the problems by a hash of seed, epoch and problem: it is the same for every condition, also
-    where one of them has dropped a record. The given order is that of the problems.
-
-    Args:
-        texts: of one student.
-        epochs: passes; a broken number ends in the midst of the last.
-        seed: of the order.
-        step: texts of one step over all ranks and accumulated batches.
-        shuffled: or as given.
-    """
-
-    def __init__(self, texts: Texts, epochs: float, seed: int, step: int, *, shuffled: bool = True) -> None:
-        def ordered(epoch: int) -> Sequence[Text]:
-            if not shuffled:
-                return texts.texts
-            return sorted(texts.texts, key=lambda t: hashlib.sha256(f"{seed}:{epoch}:{t.index}".encode()).digest())
-
-        stream = [text for epoch in range(math.ceil(epochs)) for text in ordered(epoch)]
-        stream = stream[: max(1, round(epochs * len(texts.texts)))]
-        self.stream = stream + [BLANK] * (-len(stream) % step)
-
-    def __len__(self) -> int:
-        return len(self.stream)
-
-    def __getitem__(self, at: int) -> Text:
-        return self.stream[at]
+COMPLETE_MARK = "whole"
+"""Name of the empty file that is written into a checkpoint last."""
 
 
 class DistillTrainer(Trainer):
-    """Minimises `alpha * CE + (1 - alpha) * T^2 * divergence`, the mean over all scored tokens of a step, on however many ranks.
+    """Minimize `alpha * CE + (1 - alpha) * T^2 * divergence`, averaged over all scored tokens of a step on all ranks.
 
     Args:
-        objective: what is minimised.
-        teacher_head: turns stored or live hidden states of the teacher into logits.
-        teacher: a live teacher's model.
-        student_head: of the unwrapped student, as `interp.checkpoints.unembedding.output_head` gives it.
+        objective: the objective.
+        student_head: output head of the unwrapped student, from `interp.checkpoints.unembedding.output_head`.
+        teacher_head: output head for stored or live hidden states of the teacher.
+        teacher: model of a live teacher.
     """
 
     def __init__(
@@ -75,15 +39,15 @@ class DistillTrainer(Trainer):
         self._parts = {"cross_entropy": 0.0, "divergence": 0.0, "tokens": 0.0}
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Scored tokens of a whole step, over all ranks."""
+        """Return the number of scored tokens of a step, over all ranks."""
         own = torch.tensor(sum(len(batch["targets"]) for batch in batch_samples), device=device)
         return self.accelerator.gather(own.reshape(1)).sum().clamp(min=1)  # pyright: ignore[reportAttributeAccessIssue]
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
-        """The loss of one batch: a sum over its tokens, divided by the tokens of the whole step."""
-        assert not return_outputs, "evaluation is done on finished students, by distill.evaluation.answers"
+        """Return the loss of one batch: the sum over its tokens, divided by the number of tokens of the step."""
+        assert not return_outputs, "finished students are evaluated by distill.evaluation.answers"
         assert num_items_in_batch is not None
         signal = self._signal(inputs)
         taken: list[Tensor] = []
@@ -91,7 +55,7 @@ class DistillTrainer(Trainer):
         def score(hidden: Tensor) -> Tensor:
             own = self.accelerator.unwrap_model(model).get_output_embeddings()
             rows = hidden.reshape(-1, hidden.shape[-1])[inputs["scored"]]
-            if len(rows) == 0:  # a batch of blanks: every rank still has a graph to go back through
+            if len(rows) == 0:  # a batch of blank texts: the backward pass still needs a graph on every rank
                 taken.append(hidden.sum() * 0.0)
                 return hidden[..., :0]
             sums = distillation_loss(
@@ -115,7 +79,7 @@ class DistillTrainer(Trainer):
         with instead_of_head(self.accelerator.unwrap_model(model), score):
             positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
             model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], position_ids=positions, use_cache=False)
-        # every rank's gradient is averaged by the engine, so each gives its share of the whole sum times the number of ranks
+        # The engine averages gradients over ranks, so each rank returns its part of the sum times the number of ranks.
         return taken[0] / num_items_in_batch * self.accelerator.num_processes
 
     def _signal(self, inputs: Mapping[str, Any]) -> Signal | None:
@@ -135,18 +99,18 @@ class DistillTrainer(Trainer):
 
     @staticmethod
     def _vocabulary(signal: Signal | None, weight: Tensor) -> int | None:
-        """Ids that both matrices have: families pad them differently."""
+        """Return the number of ids that both output matrices have, since families pad them differently; None if they are equal."""
         sizes = {Hidden: lambda s: s.head.weight.shape[0], Dense: lambda s: s.log_probs.shape[1]}
         theirs = sizes[type(signal)](signal) if type(signal) in sizes else weight.shape[0]
         return None if theirs == weight.shape[0] else min(theirs, weight.shape[0])
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The adapter alone: PEFT would look up the base's vocabulary on the hub at every checkpoint."""
+        """Save only the adapter: PEFT would look up the base's vocabulary on the hub at every checkpoint."""
         model = self.accelerator.unwrap_model(self.model)
         model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict, save_embedding_layers=False)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the parts of the loss since the last line, over all ranks, in nats a token."""
+        """Add the parts of the loss since the last line, over all ranks, in nats per token."""
         if "loss" in logs:
             mine = torch.tensor([list(self._parts.values())], dtype=torch.float64 if self.args.device.type != "mps" else torch.float32)
             entropy, divergence, tokens = self.accelerator.gather(mine.to(self.args.device)).sum(0).tolist()  # pyright: ignore[reportAttributeAccessIssue]
@@ -156,19 +120,19 @@ class DistillTrainer(Trainer):
         super().log(logs, start_time)
 
 
-class Bar(ProgressCallback):
-    """A bar with the loss, and no lines."""
+class LossBar(ProgressCallback):
+    """Show a progress bar with the loss instead of lines."""
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
-        """Called by the Trainer with a line of its log."""
+        """Show the loss of a line of the log."""
         if self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.4g}")
 
 
-class WholeCheckpoints(TrainerCallback):
-    """Marks a checkpoint once all of it is written: a killed run goes on from a whole one, never from a torn one."""
+class CheckpointMarker(TrainerCallback):
+    """Mark a checkpoint once it is complete, so that a killed run never resumes from an incomplete one."""
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
-        """Called by the Trainer after a checkpoint."""
+        """Mark the checkpoint that was just saved."""
         if args.process_index == 0:
-            (Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / WHOLE).touch()
+            (Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / COMPLETE_MARK).touch()

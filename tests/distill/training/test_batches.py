@@ -10,14 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.objectives.aligned import aligned_texts
 from distill.objectives.published import published_texts
 from distill.records.record import Record
 from distill.sources.texts import Text, Texts
-from distill.strategies import Strategy
-from distill.training.batches import BLANK, collate
-from distill.training.trainer import TextStream
-from tests.distill.sources.cases import record
+from distill.training.batches import BLANK, TextStream, collate
+from tests.distill.sources.cases import aligned, record
 
 
 @given(
@@ -27,11 +24,13 @@ from tests.distill.sources.cases import record
 )
 def test_scored_positions_are_those_of_the_unpadded_texts(lengths: list[tuple[int, int]], blanks: int, side: str) -> None:
     texts = [BLANK] * blanks
-    for number, (asked, said) in enumerate(lengths):
-        ids = tuple(100 * (number + 1) + i for i in range(asked + said - 1))
-        signals = {"hidden": torch.tensor([[float(number), float(j)] for j in range(said + 1)])}
+    for number, (asked, answered) in enumerate(lengths):
+        ids = tuple(100 * (number + 1) + i for i in range(asked + answered - 1))
+        signals = {"hidden": torch.tensor([[float(number), float(j)] for j in range(answered + 1)])}
         texts.append(
-            Text(ids, asked - 1, tuple(range(said)), replace(record(number), signals=signals), number, tuple(-i for i in ids), asked - 1)
+            Text(
+                ids, asked - 1, tuple(range(answered)), replace(record(number), signals=signals), number, tuple(-i for i in ids), asked - 1
+            )
         )
     batch = collate(texts, 0, signals=("hidden",), live=True, padding_side=side)
     assert batch["input_ids"].flatten()[batch["scored"]].tolist() == [t.ids[t.first + j] for t in texts for j in range(len(t.targets))]
@@ -39,12 +38,12 @@ def test_scored_positions_are_those_of_the_unpadded_texts(lengths: list[tuple[in
         -i for i in batch["input_ids"].flatten()[batch["scored"]].tolist()
     ]
     assert batch["targets"].tolist() == [j for t in texts for j in range(len(t.targets))]
-    assert batch["hidden"].tolist() == [[number, j] for number, (_, said) in enumerate(lengths) for j in range(said)]
+    assert batch["hidden"].tolist() == [[number, j] for number, (_, answered) in enumerate(lengths) for j in range(answered)]
     assert batch["attention_mask"].sum(1).tolist() == [len(t.ids) for t in texts]
 
 
-def test_order_is_shared_by_conditions_that_drop_other_records(records: list[Record], tiny_tokenizer: Callable[..., Any]) -> None:
-    texts = aligned_texts(records, tiny_tokenizer(), Strategy("student"), True, max_tokens=500, same_tokenizer=True)
+def test_conditions_that_drop_other_records_share_the_order(tiny_tokenizer: Callable[..., Any]) -> None:
+    texts = aligned([record(number) for number in range(8)], tiny_tokenizer())
     fewer = Texts(tuple(t for t in texts.texts if t.record and t.record.index != 2))
 
     def order(of: Texts, seed: int = 0) -> list[int]:
@@ -59,7 +58,7 @@ def test_order_is_shared_by_conditions_that_drop_other_records(records: list[Rec
     assert [t.index for t in TextStream(texts, 2, 0, 4, shuffled=False).stream] == [*range(8), *range(8)]
 
 
-def test_signals_of_other_questions_leave_the_order(tiny_tokenizer: Callable[..., Any]) -> None:
+def test_order_does_not_depend_on_which_signals_a_question_has(tiny_tokenizer: Callable[..., Any]) -> None:
     records = [Record(i, f"What is {i}?", f"#### {i}", (1, 2, 3), (), "", "eos") for i in range(12)]
     orders = []
     for lexicographic in (False, True):

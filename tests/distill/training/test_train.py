@@ -1,3 +1,5 @@
+"""Training: gradients against independent formulas, and runs that are killed, resumed or refused."""
+
 from __future__ import annotations
 
 import json
@@ -26,17 +28,8 @@ from distill.training.train import train_student
 from interp.checkpoints.opening import open_checkpoint
 from interp.checkpoints.unembedding import OutputHead, hidden_states, output_head
 from interp.tables.errors import NonFiniteError, StudyError
+from tests.distill.training.cases import CARD
 
-CARD: dict[str, Any] = {
-    "condition": "none",
-    "seed": 0,
-    "strategy": {"text": ""},
-    "settings": {"student": {"model": "tiny"}, "objective": {"name": "aligned"}},
-    "parents": {"teacher": {"name": "tiny"}},
-    "formula": "CE",
-    "counts": {"records": 1, "kept": 1},
-    "versions": {"primed-heads": "0"},
-}
 QUICK = TrainConfig(epochs=1, batch_size=2, learning_rate=1e-2, logging_steps=1, save_steps=100, warmup_steps=0)
 ANSWERS = ("3*4 = 12", "15 x 2 = $30", "100", "24 are left.", "#### 36", "60*2.5", "25", "9 + 8 = 17")
 
@@ -76,6 +69,7 @@ def learn(checkpoint: Path, records: list[Record], teacher: Any) -> Callable[...
         dropout: float = 0.0,
         rank: int = 2,
         texts: Texts | None = None,
+        card: dict[str, Any] = CARD,
         **settings: Any,
     ) -> Any:
         live = settings.get("teacher") == "live"
@@ -91,7 +85,7 @@ def learn(checkpoint: Path, records: list[Record], teacher: Any) -> Callable[...
             objective=objective,
             config=train,
             seed=seed,
-            card=CARD,
+            card=card,
             teacher_head=head,
             teacher=teacher.model if live else None,
         )
@@ -106,7 +100,7 @@ def same(one: dict[str, Any], two: dict[str, Any], tolerance: float = 0.0) -> bo
     return all(torch.allclose(one[name], two[name], rtol=0, atol=tolerance) for name in one)
 
 
-def test_one_step_of_sgd_is_the_formulas_gradient(
+def test_one_step_of_sgd_is_the_gradient_of_the_formula(
     tmp_path: Path, learn: Callable[..., Any], checkpoint: Path, records: list[Record], teacher: Any
 ) -> None:
     """Oracle: whole logits in float64, plain autograd, the formula of the losses written out once more."""
@@ -136,26 +130,28 @@ def test_one_step_of_sgd_is_the_formulas_gradient(
             torch.testing.assert_close(learned[name.replace(".default", "")].double(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_accumulation_and_batch_size_change_nothing(tmp_path: Path, learn: Callable[..., Any]) -> None:
+def test_accumulation_and_batch_size_do_not_change_the_adapter(tmp_path: Path, learn: Callable[..., Any]) -> None:
     whole = learn(tmp_path / "a", train=replace(QUICK, batch_size=4))
     parts = learn(tmp_path / "b", train=replace(QUICK, batch_size=1, gradient_accumulation=4))
     assert same(whole, parts, 2e-5)
     assert not same(whole, learn(tmp_path / "c", train=replace(QUICK, batch_size=2)), 2e-5)  # other steps
 
 
-def test_a_permuted_store_changes_nothing(tmp_path: Path, learn: Callable[..., Any], checkpoint: Path, records: list[Record]) -> None:
+def test_order_of_records_does_not_change_the_adapter(
+    tmp_path: Path, learn: Callable[..., Any], checkpoint: Path, records: list[Record]
+) -> None:
     tokenizer = open_checkpoint(checkpoint, device="cpu").tokenizer
     shuffled = [records[i] for i in (3, 0, 6, 7, 2, 5, 1, 4)]
     texts = aligned_texts(shuffled, tokenizer, Strategy("student"), True, max_tokens=500, same_tokenizer=True)
     assert same(learn(tmp_path / "a"), learn(tmp_path / "b", texts=texts))
 
 
-def test_live_teacher_gives_what_its_stored_states_give(tmp_path: Path, learn: Callable[..., Any]) -> None:
+def test_a_live_teacher_gives_the_adapter_of_its_stored_states(tmp_path: Path, learn: Callable[..., Any]) -> None:
     stored = learn(tmp_path / "a", temperature=5.94, divergence="jsd")
     assert same(stored, learn(tmp_path / "b", temperature=5.94, divergence="jsd", teacher="live"), 1e-5)
 
 
-def test_tiers_agree_at_temperature_one(
+def test_signals_agree_at_temperature_1(
     tmp_path: Path, learn: Callable[..., Any], checkpoint: Path, records: list[Record], teacher: Any
 ) -> None:
     tokenizer, head = open_checkpoint(checkpoint, device="cpu").tokenizer, output_head(teacher.model)
@@ -174,7 +170,7 @@ def test_tiers_agree_at_temperature_one(
     assert same(hidden, learn(tmp_path / "t", alpha=0.0, texts=with_tier("topk")), 1e-5)
 
 
-def test_seeds_and_objectives_differ(tmp_path: Path, learn: Callable[..., Any]) -> None:
+def test_seeds_and_objectives_give_different_adapters(tmp_path: Path, learn: Callable[..., Any]) -> None:
     first = learn(tmp_path / "a")
     assert same(first, learn(tmp_path / "b"))
     assert not same(first, learn(tmp_path / "c", seed=1), 1e-4)
@@ -196,7 +192,7 @@ def test_a_student_that_overfits_reproduces_its_texts(tmp_path: Path, learn: Cal
     assert right == len(records)
 
 
-def test_the_end_is_learnt_though_it_is_the_padding(
+def test_the_end_is_learned_if_it_is_also_the_padding(
     tmp_path: Path, checkpoint: Path, records: list[Record], learn: Callable[..., Any]
 ) -> None:
     """The last row of every text asks for the end-of-text token, whatever pads the batch."""
@@ -209,7 +205,7 @@ def test_the_end_is_learnt_though_it_is_the_padding(
     assert same(whole, load_file(tmp_path / "b" / "adapter_model.safetensors"), 1e-6)
 
 
-def test_published_objective_is_what_the_published_code_computes(
+def test_published_objective_gives_the_update_of_the_published_code(
     tmp_path: Path, learn: Callable[..., Any], checkpoint: Path, records: list[Record], teacher: Any
 ) -> None:
     """Oracle: the published loss, written anew from the paper's notebook: index by index, KL(student || teacher), batchmean over tokens."""
@@ -249,7 +245,7 @@ def test_published_objective_is_what_the_published_code_computes(
             torch.testing.assert_close(learned[name.replace(".default", "")], before[name] - rate * parameter.grad, rtol=2e-3, atol=2e-5)
 
 
-def test_no_logits_of_a_batch_are_made(tmp_path: Path, learn: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_of_a_batch_are_never_computed(tmp_path: Path, learn: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     whole = OutputHead.logits
     monkeypatch.setattr(OutputHead, "logits", lambda self, hidden: sizes.append(len(hidden)) or whole(self, hidden))
@@ -284,20 +280,22 @@ def test_text_only_records_need_alpha_one(
         ({"optimizer": "adamm"}, "adamm"),
         ({"optimizer": "adamw_bnb_8bit"}, "bitsandbytes"),
         ({"optimizer": "sgd", "optimizer_arguments": "momentum"}, "momentum=0.9"),
-        ({"optimizer": "sgd", "optimizer_arguments": "foo=1"}, "takes no argument 'foo'"),
-        ({"optimizer_arguments": "momentum=0.9"}, "takes no argument 'momentum'"),
+        ({"optimizer": "sgd", "optimizer_arguments": "foo=1"}, "does not take the argument 'foo'"),
+        ({"optimizer_arguments": "momentum=0.9"}, "does not take the argument 'momentum'"),
         ({"schedule": "cosin"}, "cosin"),
         ({"schedule_arguments": {"foo": 1}}, "foo"),
         ({"report_to": ("foo",)}, "foo"),
         ({"report_to": ("comet_ml",)}, "comet"),
     ],
 )
-def test_names_that_the_trainer_does_not_know(tmp_path: Path, learn: Callable[..., Any], change: dict[str, Any], words: str) -> None:
+def test_names_that_the_trainer_does_not_know_are_refused(
+    tmp_path: Path, learn: Callable[..., Any], change: dict[str, Any], words: str
+) -> None:
     with pytest.raises(StudyError, match=words):
         learn(tmp_path / "s", train=replace(QUICK, **change))
 
 
-def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path: Path, learn: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path, learn: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     partial = tmp_path / "s.partial"
     partial.mkdir()
     (partial / "settings.json").write_text(json.dumps({**{k: CARD[k] for k in ("settings", "parents", "seed")}, "seed": 4}))
@@ -308,29 +306,47 @@ def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path: Path, learn: Call
         learn(tmp_path / "s")
 
 
+def test_a_run_that_version_0_1_started_is_resumed(tmp_path: Path, learn: Callable[..., Any]) -> None:
+    """The objective's key `cut` is `truncated` today."""
+
+    def card(objective: dict[str, Any]) -> dict[str, Any]:
+        return {**CARD, "settings": {**CARD["settings"], "objective": {"name": "aligned", **objective}}}
+
+    partial = tmp_path / "s.partial"
+    partial.mkdir()
+    (partial / "settings.json").write_text(json.dumps({k: card({"cut": "keep"})[k] for k in ("settings", "parents", "seed")}))
+    learn(tmp_path / "s", card=card({"truncated": "keep"}))
+    (tmp_path / "t.partial").mkdir()
+    (tmp_path / "t.partial" / "settings.json").write_text(
+        json.dumps({k: card({"cut": "drop"})[k] for k in ("settings", "parents", "seed")})
+    )
+    with pytest.raises(StudyError, match=r"settings.objective.truncated: was 'drop', is 'keep'"):
+        learn(tmp_path / "t", card=card({"truncated": "keep"}))
+
+
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path, learn: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"not finite|the loss is"):
         learn(tmp_path / "s", train=replace(QUICK, epochs=20, learning_rate=1e30, max_grad_norm=0.0, optimizer="sgd"))
 
 
-def test_an_adapter_that_is_not_finite_is_no_student(tmp_path: Path, learn: Callable[..., Any]) -> None:
+def test_an_adapter_that_is_not_finite_is_not_saved(tmp_path: Path, learn: Callable[..., Any]) -> None:
     """The last update is seen by no loss."""
     one_step = replace(QUICK, batch_size=8, learning_rate=3e38, max_grad_norm=0.0, optimizer="sgd", schedule="constant")
-    with pytest.raises(NonFiniteError, match="the adapter holds numbers that are not finite after step 1"):
+    with pytest.raises(NonFiniteError, match="the adapter has values that are not finite after step 1"):
         learn(tmp_path / "s", train=replace(one_step, optimizer_arguments="momentum=0.9", weight_decay=3e38))
     assert not (tmp_path / "s").exists()
 
 
-def test_a_checkpoint_that_finds_no_room_is_one_error(tmp_path: Path, learn: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_cannot_be_written_is_one_error(
+    tmp_path: Path, learn: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/0: file write failed")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(StudyError, match="disk full"):
+    with pytest.raises(StudyError, match="If the disk is full"):
         learn(tmp_path / "s", train=replace(QUICK, save_steps=1))
 
-
-# --- processes ------------------------------------------------------------------------------------------------------
 
 SCRIPT = """
 import os, signal, sys, time
@@ -368,7 +384,7 @@ for place, moment in (line.split(":") for line in sys.argv[2:]):
 """
 
 
-def test_killed_in_training_and_gone_on_with(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_training_killed_at_any_moment_resumes_to_the_same_adapter(tmp_path: Path, checkpoint: Path) -> None:
     """With dropout, so that the state of the random numbers counts; killed several times, also while a checkpoint is written.
 
     Each training is a process of its own, forked so that what they need is loaded once.
