@@ -57,13 +57,13 @@ def follow_student(place: Path, options: ShiftsConfig) -> StudentTrajectory:
         StudyError: the recording is damaged.
     """
     from distill.students.card import CARD_FILE, read_card
-    from distill.training.trajectory import FILE, checkpoint_folders, read_trajectory, record_checkpoints
+    from distill.training.trajectory import TRAJECTORY_FILE, checkpoint_folders, read_trajectory, record_checkpoints
 
     if not place.is_dir():
         raise InputError(f"--trajectory {place} is not a folder; name students of a study, or folders with checkpoint-N in them")
     card = read_card(place) if (place / CARD_FILE).is_file() else {}
     name = place.resolve().name.removesuffix(".partial")
-    if (place / FILE).is_file():
+    if (place / TRAJECTORY_FILE).is_file():
         heads = read_trajectory(place)
     elif any(place.glob("checkpoint-*")):
         say(f"measuring the checkpoints of {name}")
@@ -77,7 +77,7 @@ def follow_student(place: Path, options: ShiftsConfig) -> StudentTrajectory:
             trust_remote_code=options.trust_remote_code,
         )
     else:
-        raise InputError(f"{place} has neither a {FILE} nor checkpoint-N folders: its heads were not recorded during training")
+        raise InputError(f"{place} has neither a {TRAJECTORY_FILE} nor checkpoint-N folders: its heads were not recorded during training")
     who = {"model": name, "condition": card.get("condition", name), "seed": card.get("seed")}
     losses = pd.DataFrame(_losses(place), columns=["step", "loss"]).assign(**who)
     known = study_accuracies(place.resolve().parent.parent).get((str(who["condition"]), who["seed"]), {})
