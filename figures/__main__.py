@@ -84,9 +84,9 @@ _COMPARISON = _Kind("a comparison", _comparison, ("region", "measures", "models"
 
 _KINDS: dict[str | None, _Kind] = {
     None: _Kind("a head run", _head_run, ("region",)),
-    "example": _Kind("one problem", _example, ("heads",)),
-    "contrast": _Kind("a contrast", _contrast, ("region", "measures", "models")),
     **dict.fromkeys(("shifts", "match", "published", "trajectory"), _COMPARISON),
+    "contrast": _Kind("a contrast", _contrast, ("region", "measures", "models")),
+    "example": _Kind("one problem", _example, ("heads",)),
 }
 """`kind` in run.json to what is drawn."""
 
@@ -106,12 +106,15 @@ def draw_folder(config: DrawConfig) -> list[Path]:
 
     name = folder_kind(config.folder)
     if name not in _KINDS:
-        raise InputError(f"{config.folder / 'run.json'}: kind is {name!r}; figures are drawn for {', '.join(filter(None, _KINDS))} and head runs")
+        raise InputError(
+            f"{config.folder / 'run.json'}: kind is {name!r}; figures are drawn for {', '.join(filter(None, _KINDS))} and head runs"
+        )
     kind = _KINDS[name]
     for option in ("region", "measures", "models", "heads"):
         if getattr(config, option) and option not in kind.options:
-            nouns = dict.fromkeys(other.noun for other in _KINDS.values() if option in other.options)
-            raise OptionError(f"--{option} applies to {' or '.join(nouns)}; {config.folder} holds {kind.noun}")
+            *first, last = dict.fromkeys(other.noun for other in _KINDS.values() if option in other.options)
+            nouns = f"{', '.join(first)} or {last}" if first else last
+            raise OptionError(f"--{option} applies to {nouns}; {config.folder} holds {kind.noun}")
     with use_style(config.style, config.width):
         return kind.draw(config)
 

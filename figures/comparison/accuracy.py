@@ -20,7 +20,7 @@ from figures.drawing.layout import axes_inches, few_ticks, map_height, open_axes
 from figures.drawing.lines import NAME_OFFSET, LineStyle, line_styles, spread, widest
 from figures.drawing.significance import FALSE_DISCOVERY_RATE
 from figures.drawing.style import active_style, new_figure, paper_style
-from figures.drawing.text import joined, line_inches, plural, printable, tick_text, unit_label, wrapped
+from figures.drawing.text import joined, line_inches, plural, printable, wrapped
 from interp.tables.schema import MeasureInfo
 from interp.tables.shifts import FEWEST_STUDENTS
 

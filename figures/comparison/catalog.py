@@ -1,5 +1,7 @@
-"""Every figure of a comparison, and the sections of its page. Add a figure by adding an entry to `COMPARISON_FIGURES`, or from a package of
-your own by an entry point in the group `primed_heads.comparison_figures`.
+"""Every figure of a comparison, and the sections of its page.
+
+Add a figure by adding an entry to `COMPARISON_FIGURES`, or from a package of your own by an entry point in the group
+`primed_heads.comparison_figures`.
 """
 
 from __future__ import annotations

@@ -95,7 +95,13 @@ class Comparison:
 
     def caption_fields(self, model: str = "", measure: MeasureInfo | None = None) -> dict[str, str]:
         """Return the fields of captions: {baseline}, {region}, {n}, {model} and its {test}, and the {title} of the measure."""
-        fields = {"baseline": self.baseline, "region": self.region, "n": f"n = {self.run['n_examples']} examples", "model": model, "test": ""}
+        fields = {
+            "baseline": self.baseline,
+            "region": self.region,
+            "n": f"n = {self.run['n_examples']} examples",
+            "model": model,
+            "test": "",
+        }
         if model:
             crossed = self.shifts_of(model)[1]
             fields["test"] = "seeds and examples crossed" if crossed else "paired t test over examples"

@@ -159,9 +159,7 @@ def _finish_panels(every: list[Axes], curves: Mapping[str, pd.DataFrame], info: 
             axes.text(0.5, 0.5, "undefined" if drawn else "no other condition", ha="center", va="center", transform=axes.transAxes)
 
 
-def _draw_curves(
-    axes: Axes, curves: Mapping[str, pd.DataFrame], styles: Mapping[str, LineStyle], columns: tuple[str, str, str]
-) -> None:
+def _draw_curves(axes: Axes, curves: Mapping[str, pd.DataFrame], styles: Mapping[str, LineStyle], columns: tuple[str, str, str]) -> None:
     """Draw a line and a band for each condition; a line of a single layer also has a dot."""
     zoom = active_style().zoom
     for order, (name, curve) in enumerate(curves.items()):

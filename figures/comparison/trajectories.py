@@ -73,7 +73,7 @@ def trajectory_curves(
     subtitle: str = "",
     region: str = "response",
 ) -> Figure | None:
-    """Draw the mean difference of heads from their first recorded step, the loss, and the final accuracy; by training step, two columns wide.
+    """Draw how far heads are from their first recorded step, the loss, and the final accuracy, two columns wide.
 
     The first panel has the mean over heads of |difference from the first recorded step|: thin lines are students, the thick one is the
     mean of a condition's students at the steps that all of them have. The panels of loss and accuracy are left out where nothing is known.

@@ -1,5 +1,7 @@
-"""Every figure of a contrast. Add a figure by adding an entry to `CONTRAST_FIGURES`, or from a package of your own by an entry point in
-the group `primed_heads.contrast_figures`.
+"""Every figure of a contrast.
+
+Add a figure by adding an entry to `CONTRAST_FIGURES`, or from a package of your own by an entry point in the group
+`primed_heads.contrast_figures`.
 """
 
 from __future__ import annotations

@@ -55,7 +55,9 @@ def forest(contrast: pd.DataFrame, measures: dict[str, MeasureInfo], subtitle: s
     style = active_style()
     title = "Heads that differ most between right and wrong answers (right minus wrong; unit in each title)"
     scope = f"{len(chosen)} measures" if len(chosen) > 1 else "measure"
-    note = f"the {scope} with the smallest q, up to {HEADS_PER_MEASURE} heads each · line: 95 % interval of each head alone · head: layer.head"
+    note = (
+        f"the {scope} with the smallest q, up to {HEADS_PER_MEASURE} heads each · line: 95 % interval of each head alone · head: layer.head"
+    )
     subtitle = joined(about_contrast(contrast, None, region), note, subtitle)
     most = max(map(len, chosen.values()))
     columns = min(2, len(chosen))

@@ -108,4 +108,8 @@ def _calls(entries: Mapping[str, FigureEntry], content: Drawable) -> Iterator[tu
             by_choice = dict(zip(loops, picked, strict=True))
             for key, entry in together:
                 parts = [by_choice[choice][0] for choice in entry.each]
-                yield "_".join([entry.files or key, *filter(None, parts)]), entry, {choice: argument for choice, (_, argument) in by_choice.items()}
+                yield (
+                    "_".join([entry.files or key, *filter(None, parts)]),
+                    entry,
+                    {choice: argument for choice, (_, argument) in by_choice.items()},
+                )

@@ -1,5 +1,7 @@
-"""Every figure of one problem. Add a figure by adding an entry to `EXAMPLE_FIGURES`, or from a package of your own by an entry point in
-the group `primed_heads.example_figures`.
+"""Every figure of one problem.
+
+Add a figure by adding an entry to `EXAMPLE_FIGURES`, or from a package of your own by an entry point in the group
+`primed_heads.example_figures`.
 """
 
 from __future__ import annotations
@@ -12,9 +14,7 @@ from figures.example.steps import step_bars
 from figures.example.token_maps import token_map
 
 EXAMPLE_FIGURES: dict[str, FigureEntry] = {
-    "map": FigureEntry(
-        lambda content, head: token_map(content.example, head), "Attention of head {head}, token by token.", each=("head",)
-    ),
+    "map": FigureEntry(lambda content, head: token_map(content.example, head), "Attention of head {head}, token by token.", each=("head",)),
     "numbers": FigureEntry(
         lambda content, head: token_map(content.example, head, "numbers", "numbers"),
         "Attention of head {head}, number by number.",

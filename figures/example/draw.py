@@ -11,7 +11,7 @@ from figures.example.catalog import EXAMPLE_FIGURES
 from figures.example.page import example_page
 from figures.example.read import Example, ExampleHeads, read_example
 from figures.example.tokens import heads_text, require_watched
-from interp.tables.errors import InputError
+from interp.tables.errors import InputError, OptionError
 from interp.tables.files import write_text
 
 _MOST_HEADS = 4
@@ -22,11 +22,11 @@ def parse_head(text: str) -> tuple[int, int]:
     """Return (layer, head) of a text such as "12.3".
 
     Raises:
-        InputError: the text is not a head.
+        OptionError: the text is not a head.
     """
     found = re.fullmatch(r"([0-9]+)\.([0-9]+)", text.strip())
     if not found:
-        raise InputError(f"{text!r} is not a head; heads are written layer.head, such as 12.3")
+        raise OptionError(f"--heads: {text!r} is not a head; heads are written layer.head, such as 12.3")
     return int(found[1]), int(found[2])
 
 

@@ -19,7 +19,7 @@ from figures.drawing.style import active_style
 from figures.drawing.text import line_inches, plural
 from figures.example.tokens import MARKED_ROLES, MARKERS, boxed, label_of, printed_inches, role_color, truncated
 
-_PRIORITY = ("final_answer", "question_number", "intermediate_result", "operand", "operator")
+LABEL_PRIORITY = ("final_answer", "question_number", "intermediate_result", "operand", "operator")
 """Roles by priority of their labels where there is no room for all."""
 
 _STRIP, _LINE_END, _MARK, _LABEL = 0.045, 0.13, 0.17, 0.22
@@ -105,7 +105,8 @@ def chosen_labels(slots: Sequence[Slot], length: float) -> list[Label]:
         return [Label(slot.text, slot.role, index + 0.5) for index, slot in enumerate(slots)]
     labels = _number_labels(slots)
     by_priority = sorted(
-        range(len(labels)), key=lambda index: (_PRIORITY.index(labels[index].role) if labels[index].role in _PRIORITY else 9, index)
+        range(len(labels)),
+        key=lambda index: (LABEL_PRIORITY.index(labels[index].role) if labels[index].role in LABEL_PRIORITY else 9, index),
     )
     line, taken = line_inches(), []
     for index in by_priority:

@@ -25,7 +25,7 @@ MARKED_ROLES = (*ROLES_OF_NUMBERS, "operator")
 MARKERS: dict[str, str] = dict(zip(MARKED_ROLES, ("o", "s", "^", "D", "P"), strict=True))
 """Marker of each role, so that color is never the only difference."""
 
-_BACKGROUNDS: dict[str, dict[str, str]] = {
+ROLE_BACKGROUNDS: dict[str, dict[str, str]] = {
     "white": dict(zip(MARKED_ROLES, ("#cfe6f7", "#fbe0c8", "#d3efdf", "#f6d3e6", "#f7f0b5"), strict=True)),
     "dark": dict(zip(MARKED_ROLES, ("#123f5e", "#5c3210", "#0f4a35", "#5b1f44", "#4d470c"), strict=True)),
 }
@@ -73,7 +73,7 @@ def role_color(role: str) -> str:
 def role_background(role: str) -> str:
     """Return the background of a token of a role in the active style."""
     page = active_style().background
-    return _BACKGROUNDS["white" if page == "white" else "dark"].get(role, page)
+    return ROLE_BACKGROUNDS["white" if page == "white" else "dark"].get(role, page)
 
 
 def tokens_of(example: Example, model: str) -> pd.DataFrame:

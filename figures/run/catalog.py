@@ -1,7 +1,9 @@
-"""Every figure of a head run. Add a figure by adding an entry to `RUN_FIGURES`, or from a package of your own by an entry point:
+"""Every figure of a head run.
+
+Add a figure by adding an entry to `RUN_FIGURES`, or from a package of your own by an entry point to a `FigureEntry`:
 
     [project.entry-points."primed_heads.run_figures"]
-    sinks = "my_package:SINKS"  # a FigureEntry
+    sinks = "my_package:SINKS"
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ RUN_FIGURES: dict[str, FigureEntry] = {
         "are medians. Intervals are not drawn.",
     ),
     "head_map": FigureEntry(
-        lambda run, measure: head_map(run.heads, measure, run.subtitle, run.region), "{title}. {n}. Queries: {region}.",
+        lambda run, measure: head_map(run.heads, measure, run.subtitle, run.region),
+        "{title}. {n}. Queries: {region}.",
         each=("measure",),
         section="measures",
     ),

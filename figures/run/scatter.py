@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from figures.drawing.grid import grid, is_measured
 from figures.drawing.layout import count_ticks, open_axes, set_titles
 from figures.drawing.style import active_style, new_figure, paper_style
-from figures.drawing.text import heading, joined
+from figures.drawing.text import heading, joined, unit_label
 from interp.tables.schema import MeasureInfo
 
 _X, _Y = "entropy_nats", "numeric_mass"
@@ -40,7 +40,8 @@ def entropy_against_numeric_mass(
     style = active_style()
     figure = new_figure(style.column("one"), style.height(2.9, 0.0))
     axes = figure.add_subplot()
-    set_titles(figure, "Entropy against attention on numbers, by head (units on the axes)", joined(subtitle, f"{region} queries"))
+    units = [unit_label(measures[name]) for name in (_X, _Y)]
+    set_titles(figure, f"Entropy ({units[0]}) against attention on numbers ({units[1]})", joined(subtitle, f"{region} queries"))
     size = 9 if both.sum() <= 1200 else 4
     points = axes.scatter(
         x[both], y[both], c=layer[both], cmap=style.map_colors, vmin=0, vmax=max(x.shape[0] - 1, 1),

@@ -12,10 +12,10 @@
   const place = ([layer, head]) => layers.indexOf(layer) * H + head;
   const headAt = (index) => [layers[Math.floor(index / H)], index % H];
 
-  // What is shown. `pin`, `hover` (where the pointer is) and `key` (where the keyboard is, or whose panel it is in) are {model, token}.
+  // What is shown. `pin`, `hover` (the pointer's token) and `key` (the keyboard's token, or that of the panel that has the focus) are {model, token}.
   const FIRST_HEAD = page.chosen[0] ?? [layers[0], 0];
   const state = { head: FIRST_HEAD, pin: null, hover: null, key: null, step: 0 };
-  let views = [];  // attention of the head shown, a view a model
+  let views = [];  // attention of the head shown, one view per model
   let standing = [], steps = [];
 
   // --- numbers and texts
@@ -31,7 +31,7 @@
 
   const code = (c) => "U+" + c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
   const escaped = (text) => text.replace(/\p{Cf}/gu, (c) => c.length > 1 ? code(c) : "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
-  /** A model's name within a sentence: whichever way it is written, the sentence keeps its own. */
+  /** A model's name within a sentence; the writing direction of the name does not change that of the sentence. */
   const called = (m) => `\u2068${escaped(models[m].name)}\u2069`;
   function visible(text) {
     if (text === "") return "◦";
@@ -52,7 +52,7 @@
     return made;
   }
   const partOf = (text) => text.includes("\ufffd") ? page.not_whole : null;
-  /** A token; one of several of a number within the whole number. */
+  /** An element for a token; a token of a number is shown within the complete number. */
   function bdi(m, i) {
     const { number, shown: texts } = models[m], title = partOf(texts[i]);
     if (number[i] < 0) return el("bdi", { class: role(m, i), title }, shown(m, i));
@@ -63,32 +63,32 @@
     return el("bdi", { class: role(m, i), title }, before, before || after ? el("b", {}, shown(m, i).trim()) : shown(m, i), after);
   }
   const stepOf = (m, i) => models[m].number[i] >= 0 && models[m].step[i] >= 0 ? [el("small", { class: "of" }, `· step ${models[m].step[i] + 1}`)] : [];
-  /** `list` tells buttons of the same head apart in a box of several lists. */
+  /** A button for a head; `list` distinguishes buttons of the same head in a box with several lists. */
   const headButton = (head, list = "") => el("button", { type: "button", class: "head-button", "data-key": `${list} ${name(head)}`, onclick: () => selectHead(head) }, name(head));
   const say = (text) => { $("said").textContent = text; };
 
-  // --- the keyboard's focus, which no drawing may drop
+  // --- the keyboard focus, which must survive every redraw
 
-  let giving = false;  // the page moves the focus, nobody else: no token is asked for by it
+  let giving = false;  // the page itself moves the focus, which selects no token
   function giveFocus(element) {
     giving = true;
     element.focus({ preventScroll: true });
     giving = false;
   }
-  /** A token takes the focus over; it is scrolled to where the keyboard is in use. */
+  /** Move the focus to a token, and scroll to it where the keyboard is in use. */
   function giveToken(m, i) {
     rove(m, i);
     giveFocus(elements[m][i]);
     if (elements[m][i].matches(":focus-visible")) inSight(m, i);
   }
-  /** Write a box anew. A focus within it stays with the same button (`data-key`); where there is none any more, `otherwise` gives it on. */
+  /** Replace the content of a box. A focus within it stays with the same button (`data-key`); where that button is gone, `otherwise` moves it. */
   function fill(box, parts, otherwise) {
     const held = box.contains(document.activeElement), key = document.activeElement?.dataset.key;
     box.replaceChildren(...parts);
     const button = held && [...box.querySelectorAll("button")].find((one) => one.dataset.key === key);
     if (button) giveFocus(button); else if (held) otherwise();
   }
-  /** Hide or disable a control (`how`); a focus on it is given on by `otherwise`. */
+  /** Hide or disable a control (`how`); a focus on it is moved by `otherwise`. */
   function withhold(control, how, gone, otherwise) {
     if (gone && document.activeElement === control) otherwise();
     control[how] = gone;
@@ -97,12 +97,12 @@
   function fail(error) {
     $("failed").hidden = false;
     $("failed").textContent = typeof DecompressionStream === "undefined"
-      ? "This browser cannot unpack the attention in this page (it has no DecompressionStream). Chrome and Edge from 80, Firefox from 113 and " +
-        "Safari from 16.4 can."
+      ? "This browser cannot unpack the attention in this page, because it has no DecompressionStream. Use Chrome or Edge 80, Firefox 113, " +
+        "Safari 16.4, or a later version."
       : `The page could not be drawn: ${error.message}`;
   }
 
-  // --- packed blocks (figures.example.page.pack_edges says how they are packed)
+  // --- packed blocks (figures.example.packing.pack_edges defines their format)
 
   async function unpack(id) {
     const text = atob($(id).textContent), bytes = new Uint8Array(text.length);
@@ -170,7 +170,7 @@
     };
   }
 
-  // --- which heads: colors of a quantity over all heads
+  // --- heads: colors of a quantity over all heads
 
   const DARK = matchMedia("(prefers-color-scheme: dark)");
   let printing = false;
@@ -198,33 +198,33 @@
 
   function chosenQuantity() {
     const [kind, number] = $("quantity").value.split(":"), of = Number($("of").value);
-    const less = $("less") && $("less").value !== "" && Number($("less").value) !== of ? Number($("less").value) : null;
+    const minus = $("minus") && $("minus").value !== "" && Number($("minus").value) !== of ? Number($("minus").value) : null;
     if (kind === "step") {
       const title = `step ${state.step + 1}: attention ${QUANTITY_TITLES[quantities[number]]}`;
-      return { of, less, title, unit: "probability", at: (m, head) => stepsAt(m, state.step, Number(number), head), measure: null };
+      return { of, minus, title, unit: "probability", at: (m, head) => stepsAt(m, state.step, Number(number), head), measure: null };
     }
     const measure = Number(number), region = Number($("region").value), t = $("as").value === "t";
-    const title = `${measures[measure].title}${t ? ", t against the run" : ""}, tokens of ${regions[region] === "all" ? "the whole text" : "the " + regions[region]}`;
-    return { of, less, title, unit: t ? "1" : measures[measure].unit, measure, region, t,
+    const title = `${measures[measure].title}${t ? ", t compared with the run" : ""}, tokens of ${regions[region] === "all" ? "the entire text" : "the " + regions[region]}`;
+    return { of, minus, title, unit: t ? "1" : measures[measure].unit, measure, region, t,
       at: (m, head) => standingAt(m, t ? "t" : "value", measure, region, head) };
   }
 
   function drawHeads() {
-    const chosen = chosenQuantity(), { of, less, unit } = chosen;
-    const value = (head) => less === null ? chosen.at(of, head) : chosen.at(of, head) - chosen.at(less, head);
+    const chosen = chosenQuantity(), { of, minus, unit } = chosen;
+    const value = (head) => minus === null ? chosen.at(of, head) : chosen.at(of, head) - chosen.at(minus, head);
     const values = Float64Array.from({ length: N_HEADS }, (_, head) => value(head));
-    // One scale for all models, so that going from one to the other compares them.
+    // One scale for all models, so that they can be compared.
     let low = Infinity, high = -Infinity;
-    (less === null ? models.map((_, m) => (head) => chosen.at(m, head)) : [value]).forEach((ofModel) => {
+    (minus === null ? models.map((_, m) => (head) => chosen.at(m, head)) : [value]).forEach((ofModel) => {
       for (let head = 0; head < N_HEADS; head++) {
         const found = ofModel(head);
         if (!Number.isNaN(found)) { low = Math.min(low, found); high = Math.max(high, found); }
       }
     });
-    const both = less !== null || low < 0;
+    const both = minus !== null || low < 0;
     if (!Number.isFinite(low)) low = high = 0;
     if (both) { high = Math.max(Math.abs(low), Math.abs(high)); low = -high; } else low = Math.min(low, 0);
-    const stops = look()[both ? "both" : "map"], text = (v) => less !== null ? differenceIn(v, unit) : both ? signed(inUnit(v, unit), v) : inUnit(v, unit);
+    const stops = look()[both ? "both" : "map"], text = (v) => minus !== null ? differenceIn(v, unit) : both ? signed(inUnit(v, unit), v) : inUnit(v, unit);
     cells.forEach((cell, head) => {
       const undefinedValue = Number.isNaN(values[head]), label = `${name(headAt(head))}: ${undefinedValue ? "undefined" : text(values[head])}`;
       cell.classList.toggle("undefined", undefinedValue);
@@ -238,11 +238,11 @@
     $("scale").style.background = gradient(stops);
     $("scale-low").textContent = text(low);
     $("scale-high").textContent = text(high);
-    const who = less === null ? called(of) : `${called(of)} minus ${called(less)}`;
+    const who = minus === null ? called(of) : `${called(of)} minus ${called(minus)}`;
     const head = place(state.head);
     $("grid-caption").textContent =
       `${chosen.title}. ${who}. Head ${name(state.head)}: ${text(values[head])}. ` + (high > low || !Number.isFinite(values[head])
-        ? `The scale follows the data${less === null && models.length > 1 ? " of all models" : ""}.`
+        ? `The scale follows the data${minus === null && models.length > 1 ? " of all models" : ""}.`
         : `Every head has the same value${models[of].role.some((_, i) => NUMERIC.has(role(of, i))) ? "" : ": the text has no numbers"}.`);
     $("grid").setAttribute("aria-label", `Heads, ${chosen.title}, ${who}`);
     for (const id of ["region", "as"]) withhold($(id), "disabled", chosen.measure === null, () => giveFocus($("quantity")));
@@ -251,20 +251,20 @@
 
   let allTop = false;
   function drawTop(chosen, values, text) {
-    const { of, less, measure, region } = chosen, compared = measure !== null && less === null && models[of].compared;
-    const by = (head) => compared ? Math.abs(standingAt(of, "t", measure, region, head)) : less !== null ? Math.abs(values[head]) : values[head];
+    const { of, minus, measure, region } = chosen, compared = measure !== null && minus === null && models[of].compared;
+    const by = (head) => compared ? Math.abs(standingAt(of, "t", measure, region, head)) : minus !== null ? Math.abs(values[head]) : values[head];
     const known = [...values.keys()].filter((head) => !Number.isNaN(by(head))), sorted = known.sort((a, b) => by(b) - by(a) || a - b);
-    // What heads were chosen by has one order for all models, the command's own; older folders do not have it.
-    const own = page.foremost !== null && less === null && measure !== null && measures[measure].name === page.by && regions[region] === page.region;
+    // The quantity by which heads were chosen has one order for all models, the command's; older folders do not have it.
+    const own = page.foremost !== null && minus === null && measure !== null && measures[measure].name === page.by && regions[region] === page.region;
     const listed = (own ? page.foremost.map(place) : sorted).slice(0, TOP), heads = listed.slice(0, allTop ? TOP : FIRST);
     const least = compared ? Math.min(...known.map((head) => standingAt(of, "q", measure, region, head)).filter((q) => !Number.isNaN(q))) : Infinity;
-    $("top-title").textContent = less !== null ? "Largest differences" : !compared ? "Highest heads" : least <= 0.05 ? "Heads that stand out" : "Furthest heads";
+    $("top-title").textContent = minus !== null ? "Largest differences" : !compared ? "Heads with the highest values" : least <= 0.05 ? "Outlier heads" : "Heads with the largest |t|";
     const over = own && models.length > 1 ? ", over all models" : "";
-    $("top-note").textContent = less !== null ? `${called(of)} minus ${called(less)}.`
-      : compared ? (least <= 0.05 ? `Furthest from the run's other problems by t${over}; * has q ≤ 0.05.`
-        : Number.isFinite(least) ? `No head differs clearly (smallest q ${least.toFixed(2)}); the furthest${over}:` : "No head has a t.")
-        : measure !== null ? `There is no run to compare with: sorted by value${over}.` : "Sorted by value.";
-    const columns = compared ? ["head", "value", "run's mean", "t", "q"] : ["head", less === null ? "value" : "difference"];
+    $("top-note").textContent = minus !== null ? `${called(of)} minus ${called(minus)}.`
+      : compared ? (least <= 0.05 ? `Sorted by |t| compared with the run's other problems${over}; * marks q ≤ 0.05.`
+        : Number.isFinite(least) ? `No head has q ≤ 0.05 (smallest q: ${least.toFixed(2)}). Sorted by |t|${over}.` : "No head has a t.")
+        : measure !== null ? `There is no run to compare with. Sorted by value${over}.` : "Sorted by value.";
+    const columns = compared ? ["head", "value", "run's mean", "t", "q"] : ["head", minus === null ? "value" : "difference"];
     $("top").tHead.replaceChildren(el("tr", {}, ...columns.map((column) => el("th", { scope: "col" }, column))));
     const rows = heads.map((head) => {
       const at = (field) => standingAt(of, field, measure, region, head);
@@ -277,7 +277,7 @@
     if (!heads.length) rows.push(el("tr", {}, el("td", { colspan: columns.length }, "undefined for every head")));
     fill($("top").tBodies[0], rows, toCell);
     withhold($("top-more"), "hidden", listed.length <= FIRST, () => giveFocus($("quantity")));
-    $("top-more").textContent = allTop ? `The first ${FIRST} only` : `${listed.length - FIRST} more`;
+    $("top-more").textContent = allTop ? `Show only the first ${FIRST}` : `Show ${listed.length - FIRST} more`;
     $("top-more").setAttribute("aria-expanded", allTop);
   }
 
@@ -323,18 +323,18 @@
     measures.forEach((measure, number) => list.append(el("option", { value: `measure:${number}`, selected: measure.name === page.by }, measure.title)));
     $("quantity").append(list);
     if (models.some((model) => model.steps)) {
-      const stepList = el("optgroup", { label: "The chosen step's attention" });
+      const stepList = el("optgroup", { label: "Attention of the chosen step" });
       quantities.forEach((key, number) => stepList.append(el("option", { value: `step:${number}` }, QUANTITY_TITLES[key])));
       $("quantity").append(stepList);
     }
     regions.forEach((key, number) => $("region").append(el("option", { value: number, selected: key === page.region }, key)));
     models.forEach((model, m) => $("of").append(el("option", { value: m }, model.name)));
-    if ($("less")) {
-      $("less").append(el("option", { value: "" }, "nothing"));
-      models.forEach((model, m) => $("less").append(el("option", { value: m }, model.name)));
+    if ($("minus")) {
+      $("minus").append(el("option", { value: "" }, "nothing"));
+      models.forEach((model, m) => $("minus").append(el("option", { value: m }, model.name)));
     }
     if (!models.some((model) => model.compared)) $("as").querySelector('[value="t"]').disabled = true;
-    for (const id of ["quantity", "region", "as", "of", "less"]) $(id)?.addEventListener("change", () => { drawHeads(); writeAddress(); });
+    for (const id of ["quantity", "region", "as", "of", "minus"]) $(id)?.addEventListener("change", () => { drawHeads(); writeAddress(); });
     $("top-more").addEventListener("click", () => { allTop = !allTop; drawHeads(); });
     $("differ")?.addEventListener("change", () => drawMap(1));
     $("head-select").append(el("option", { value: "" }, page.watched.length ? "choose" : "none"));
@@ -355,7 +355,7 @@
   function typed(text) {
     const head = parseHead(text);
     $("head-problem").textContent = head ? "" :
-      `There is no head “${text}”: write layer.head, layers ${layers[0]} to ${layers[layers.length - 1]}, heads 0 to ${H - 1}.`;
+      `Unknown head “${text}”. Write layer.head; layers ${layers[0]} to ${layers[layers.length - 1]}, heads 0 to ${H - 1}.`;
     if (head) selectHead(head);
   }
 
@@ -379,7 +379,7 @@
     document.querySelectorAll(".head-name").forEach((part) => { part.textContent = key; });
     drawHeads();
     models.forEach((_, m) => { drawMap(m); drawSteps(m); drawToken(m); drawBetween(m); });
-    drawKept();
+    drawPinned();
     drawDifference();
     writeAddress();
     say(`Head ${key}${watched.has(key) ? ", watched" : ", strong entries only"}`);
@@ -392,7 +392,7 @@
   const inModel = (place, m) => place && (place.model === m || place.token < shared) && place.token < models[m].n ? place.token : null;
   const active = (m) => inModel(state.hover, m) ?? inModel(state.key, m) ?? inModel(state.pin, m);
   const panels = models.map((_, m) => $(`detail-${m}`));
-  const home = models.map(() => 0);  // token to which the keyboard goes from a panel that loses what it showed
+  const home = models.map(() => 0);  // token that gets the focus of a panel that loses its content
   const marked = models.map(() => []);
 
   function buildTokens(m) {
@@ -403,22 +403,22 @@
       token.tabIndex = i === 0 ? 0 : -1;
       const s = models[m].shown[i];
       if (token.dataset.chip) token.setAttribute("aria-label", token.title);
-      else if (s.trim() === "") token.setAttribute("aria-label", s === "" ? "part of the character before" : s.includes("\n") ? "new line" : "space");
+      else if (s.trim() === "") token.setAttribute("aria-label", s === "" ? "part of the previous character" : s.includes("\n") ? "new line" : "space");
     });
     const of = (event) => index.get(event.target.closest(".t"));
     text.addEventListener("pointerover", (event) => { const i = of(event); if (i !== undefined && event.pointerType !== "touch") hover({ model: m, token: i }); });
-    // A panel that has grown under the pointer keeps what it shows.
+    // A panel that has grown under the pointer keeps its content.
     text.addEventListener("pointerleave", (event) => { if (!panels[m].contains(event.relatedTarget)) hover(null); });
     panels[m].addEventListener("pointerleave", (event) => { if (!text.contains(event.relatedTarget)) hover(null); });
     text.addEventListener("focusin", (event) => { if (!giving && of(event) !== undefined && event.target.matches(":focus-visible")) reach({ model: m, token: of(event) }); });
-    // On the way from a token to the buttons of a panel that shows it, the panel stays.
+    // The panel stays while the focus moves from a token to the buttons of the panel that shows it.
     const leave = (event) => {
       const to = panels.findIndex((panel) => panel.contains(event.relatedTarget));
       if (to < 0 || inModel(state.key, to) === null) { state.key = null; drawSoon(); }
     };
     text.addEventListener("focusout", leave);
     panels[m].addEventListener("focusout", (event) => { if (event.relatedTarget) leave(event); });
-    // What only the pointer has opened does not close with it while the focus is within.
+    // A panel that only the pointer has opened does not close while it has the focus.
     panels[m].addEventListener("focusin", () => {
       if (!giving && panels[m].classList.contains("full") && inModel(state.key, m) === null && inModel(state.pin, m) === null) state.key = { model: m, token: home[m] };
     });
@@ -437,7 +437,7 @@
     new ResizeObserver(() => drawArcs(m)).observe(text);
   }
 
-  /** The token nearest below or above. */
+  /** The nearest token on the line below or above. */
   function lineStep(tokens, i, way) {
     const here = tokens[i].getBoundingClientRect(), x = here.left + here.width / 2;
     let best = i, distance = Infinity, line = null;
@@ -457,7 +457,7 @@
     elements[m][i].tabIndex = 0;
   }
 
-  /** Scroll so that a token stands between the bar and its panel. */
+  /** Scroll so that a token is visible between the bar and its panel. */
   function inSight(m, i) {
     const token = elements[m][i], boxes = token.getClientRects(), first = boxes[0] ?? token.getBoundingClientRect(), last = boxes[boxes.length - 1] ?? first;
     const top = $("bar").getBoundingClientRect().bottom + 6, bottom = Math.min(innerHeight, $(`detail-${m}`).getBoundingClientRect().top) - 6;
@@ -468,12 +468,12 @@
   let frame = 0;
   const drawTokens = () => { frame = 0; models.forEach((_, m) => drawToken(m)); };
   const drawSoon = () => { if (views.length) frame ||= requestAnimationFrame(drawTokens); };
-  /** The pointer's token is drawn with the next frame. */
+  /** Draw the pointer's token in the next frame. */
   function hover(place) {
     state.hover = place;
     drawSoon();
   }
-  /** The keyboard's token is drawn at once, for its next press may go to what is drawn (a frame still to come would draw over it); a pointer at rest does not count. */
+  /** Draw the keyboard's token at once, because the next key may act on what is drawn, and cancel a pending frame; a pointer at rest does not count. */
   function reach(place) {
     state.key = place;
     state.hover = null;
@@ -491,11 +491,11 @@
     if (place === null) state.hover = state.key = null;
     if (!views.length) return;
     models.forEach((_, m) => { drawToken(m); drawMap(m); });
-    drawKept();
+    drawPinned();
     drawDifference();
     writeAddress();
-    if (place) say(`Kept token ${place.token}, ${shown(place.model, place.token)}`);
-    else if (kept) say("Token let go");
+    if (place) say(`Pinned token ${place.token}, ${shown(place.model, place.token)}`);
+    else if (kept) say("Token unpinned");
   }
 
   function drawToken(m) {
@@ -517,30 +517,30 @@
     drawArcs(m, now, outgoing, incoming);
   }
 
-  let named = null;  // kept token that the bar names
-  function drawKept() {
+  let named = null;  // pinned token that the bar names
+  function drawPinned() {
     const kept = state.pin, before = named;
-    $("pinned").replaceChildren(...(kept ? ["Kept: ", bdi(kept.model, kept.token), ` (token ${kept.token}${models.length > 1 && kept.token >= shared ? " of " + models[kept.model].name : ""})`] : ["No token kept"]));
+    $("pinned").replaceChildren(...(kept ? ["Pinned: ", bdi(kept.model, kept.token), ` (token ${kept.token}${models.length > 1 && kept.token >= shared ? " of " + models[kept.model].name : ""})`] : ["No token pinned"]));
     withhold($("unpin"), "hidden", !kept, () => giveToken(before.model, before.token));
     named = kept;
   }
 
-  const flow = models.map(() => "2.1rem");  // height that the panel takes in the page; what it shows of a token pointed at lies over the rest
+  const flow = models.map(() => "2.1rem");  // height of the panel in the page's layout; content for the pointer's token overlays what follows
   function drawDetail(m, now, outgoing, incoming) {
     const box = panels[m], v = views[m], model = models[m], pinned = inModel(state.pin, m), toToken = () => giveToken(m, home[m]);
     box.classList.toggle("full", now !== null);
     box.style.maxHeight = box.style.marginBlockEnd = "";
     if (now === null) {
       const elsewhere = state.hover ?? state.key ?? state.pin;
-      fill(box, [el("p", { class: "soft hint" }, elsewhere ? `The token is in ${called(elsewhere.model)}'s own text. Point at one here.`
-        : "Point at a token to see where it looks and who looks at it; click to keep it.")], toToken);
+      fill(box, [el("p", { class: "soft hint" }, elsewhere ? `The token is in a part of the text that only ${called(elsewhere.model)} has. Point at a token here.`
+        : "Point at a token to see what it attends to and what attends to it; click to pin it.")], toToken);
       return;
     }
     home[m] = inModel(state.key, m) ?? pinned ?? now;
     const title = el("h4", {}, bdi(m, now), ` token ${now}${models[m].number[now] >= 0 && models[m].step[now] >= 0 ? ` · step ${models[m].step[now] + 1}` : ""}${role(m, now) === "none" ? "" : " · " + role(m, now).replace("_", " ")}`);
     const list = (kind, heading, entries, rest) => {
       const items = entries.slice(0, LISTED).map(([i, value]) => el("li", {}, el("button", { type: "button", "data-token": i, "data-key": `${kind} ${i}`,
-        onclick: () => keep(m, i) },
+        onclick: () => pinToken(m, i) },
       bdi(m, i), el("small", {}, String(i)), ...stepOf(m, i), el("b", {}, stored(value)))));
       items.forEach((item, n) => item.firstChild.style.setProperty("--p", entries[n][1] / UNIT));
       return el("div", { class: kind }, el("h5", {}, heading), el("ol", {}, ...items), el("p", { class: "soft" }, rest));
@@ -551,17 +551,17 @@
     const restText = (more.length ? `${more.length} more: ${stored(moreShare)}. ` : "") +
       (v.whole ? `${stored(remainder)} spread over keys below 0.05 %${noKey}.` : `${stored(remainder)} on keys below 10 %${noKey}, not stored.`);
     const inText = incoming.length ? (incoming.length > LISTED ? `${incoming.length - LISTED} more.` : "")
-      : `No token looks at it with ${v.whole ? "0.05 %" : "10 %"} or more.`;
-    const parts = [title, el("div", { class: "looks" }, list("out", "looks at →", outgoing, restText), list("in", "← looked at by", incoming, inText))];
+      : `No token attends to it with ${v.whole ? "0.05 %" : "10 %"} or more.`;
+    const parts = [title, el("div", { class: "looks" }, list("out", "attends to →", outgoing, restText), list("in", "← attended to by", incoming, inText))];
     const expected = model.expected[now];
     if (expected) {
       const [probability, rank, others] = expected;
-      const line = el("p", { class: "likely" }, `Expected here with ${percent(probability)} (rank ${rank})${probability < page.low ? " ▼ low" : ""}; likeliest:`);
+      const line = el("p", { class: "likely" }, `Probability ${percent(probability)} (rank ${rank})${probability < page.low ? " ▼ low" : ""}; most likely:`);
       others.slice(0, 3).forEach(([token, p]) => line.append(" ", el("span", {}, el("bdi", { title: partOf(token) }, visible(token)), ` ${percent(p)}`)));
       parts.splice(1, 0, line);
     }
     fill(box, parts, () => { const first = box.querySelector("button"); if (first) giveFocus(first); else toToken(); });
-    // A panel never grows over the token that is pointed at, and what comes after the text does not move.
+    // A panel never covers the token under the pointer, and what follows the text does not move.
     if (pinned !== now && state.hover?.model === m) {
       const boxes = elements[m][now].getClientRects(), below = innerHeight - (boxes[boxes.length - 1]?.bottom ?? 0) - 4;
       box.style.maxHeight = `min(var(--detail), max(2.1rem, ${below}px))`;
@@ -570,17 +570,17 @@
     if (pinned !== now) box.style.marginBlockEnd = `calc(${flow[m]} - ${box.offsetHeight}px)`;
   }
 
-  /** The attention from number to number, as a list. */
+  /** List the attention from number to number. */
   function drawBetween(m) {
     const edges = numberEdges(m), box = $(`between-${m}`);
-    const item = ([q, key, value]) => el("li", {}, el("button", { type: "button", "data-key": `${q} ${key}`, onclick: () => keep(m, q) }, bdi(m, q), el("small", {}, String(q)), ...stepOf(m, q), "→", bdi(m, key),
+    const item = ([q, key, value]) => el("li", {}, el("button", { type: "button", "data-key": `${q} ${key}`, onclick: () => pinToken(m, q) }, bdi(m, q), el("small", {}, String(q)), ...stepOf(m, q), "→", bdi(m, key),
       el("small", {}, String(key)), ...stepOf(m, key), el("b", {}, stored(value))));
-    box.firstElementChild.textContent = edges.length ? `From number to number: ${edges.length} of 5 % and above` : "From number to number: none of 5 % and above";
+    box.firstElementChild.textContent = edges.length ? `From number to number: ${edges.length} entries of 5 % or more` : "From number to number: no entry of 5 % or more";
     fill(box.lastElementChild, [el("ol", { class: "looks" }, ...edges.slice(0, 2 * LISTED).map(item)),
       ...(edges.length > NUMBER_ARCS ? [el("p", { class: "soft" }, `The strongest ${NUMBER_ARCS} are drawn as arcs.`)] : [])], () => giveFocus(box.firstElementChild));
   }
 
-  /** [query, key, value] from a token of a number to one of another number, the strongest first. */
+  /** [query, key, value] from a token of a number to a token of another number, the strongest first. */
   function numberEdges(m) {
     const edges = [], v = views[m], numbers = models[m].number;
     for (let q = 0; q < v.n; q++) {
@@ -590,7 +590,7 @@
     return edges.sort((a, b) => b[2] - a[2] || a[0] - b[0] || a[1] - b[1]);
   }
 
-  function keep(m, i) {
+  function pinToken(m, i) {
     rove(m, i);
     pin({ model: m, token: i });
     elements[m][i].focus({ preventScroll: true });
@@ -614,7 +614,7 @@
     const boxes = new Map();
     const box = (i) => {
       if (!boxes.has(i)) {
-        // A token that a line's end cuts has two boxes; the wider one has its characters.
+        // A token that is split by a line break has two boxes; the wider one has its characters.
         const found = [...tokens[i].getClientRects()].sort((a, b) => b.width - a.width)[0] ?? tokens[i].getBoundingClientRect();
         boxes.set(i, { x: found.left - origin.left + found.width / 2, top: found.top - origin.top, bottom: found.bottom - origin.top });
       }
@@ -647,9 +647,9 @@
   const maps = models.map(() => ({ cells: 0, size: 0, cursor: null }));
   const ROLE_COLORS = () => page.roles.map((key) => key === "none" ? null : getComputedStyle(document.documentElement).getPropertyValue(`--${key}`).trim());
 
-  /** Whether a model's map shows how it differs from the first model's. */
+  /** Whether a model's map shows its difference from the first model's map. */
   const differs = (m) => m === 1 && ($("differ")?.checked ?? false) && views[0].whole;
-  /** [key, second minus first] of a query that both texts share. */
+  /** [key, second minus first] for a query that both texts share. */
   function changes(query) {
     const found = new Map(views[0].entries(query).map(([key, value]) => [key, -value]));
     for (const [key, value] of views[1].entries(query)) found.set(key, (found.get(key) ?? 0) + value);
@@ -701,7 +701,7 @@
       context.fillRect(strip + i * cell, NUMERIC.has(role(m, i)) ? strip / 3 : 0, Math.max(cell, ratio), strip);
       context.fillRect(NUMERIC.has(role(m, i)) ? strip / 3 : 0, strip + i * cell, strip, Math.max(cell, ratio));
     }
-    // Where region or step changes; of very many steps the lines would hide the map.
+    // Lines where region or step changes; with very many steps they would hide the map.
     const stepLines = plot / ratio > 10 * models[m].steps;
     context.strokeStyle = ink;
     context.globalAlpha = 0.28;
@@ -715,7 +715,7 @@
     }
     context.stroke();
     context.globalAlpha = 1;
-    // Names of regions, at the right where no token can look.
+    // Names of regions, on the right, where there are only later tokens.
     const letters = Math.round(11 * ratio);
     context.font = `${letters}px system-ui, sans-serif`;
     context.textAlign = "right";
@@ -745,8 +745,8 @@
     document.querySelector(`#model-${m} .map-high`).textContent = differ ? points(most / UNIT) : "100 %";
     document.querySelector(`#model-${m} .map-kind`).textContent = differ ? `, minus ${called(0)}` : "";
     document.querySelector(`#model-${m} .map-note`).textContent =
-      `Who looks, downwards; at what, across. Shade by the root of the ${differ ? "difference" : "probability"}. Ticks: numbers. Lines: regions` + (stepLines ? " and steps." : ".") +
-      (count < n ? ` ${Math.ceil(n / count)} × ${Math.ceil(n / count)} tokens a point, the largest of them.` : "") +
+      `Rows: queries; columns: keys. Shade: square root of the ${differ ? "difference" : "probability"}. Ticks: numbers. Lines: regions` + (stepLines ? " and steps." : ".") +
+      (count < n ? ` ${Math.ceil(n / count)} × ${Math.ceil(n / count)} tokens per point, showing the largest value.` : "") +
       (v.whole ? "" : " This head is not watched: only entries of at least 10 % are stored.");
   }
 
@@ -762,8 +762,8 @@
       }
     }
     const [q, k, value] = best;
-    const text = differ && k <= q ? (q >= shared ? "not shared" : value === null ? "below 0.05 % in both" : points(value / UNIT)) : value !== null ? stored(value) : k > q ? "a later token, which it cannot see" : `below ${v.whole ? "0.05 %" : "10 %, not stored"}`;
-    $(`map-value-${m}`).replaceChildren(bdi(m, q), ` (${q}) looks at `, bdi(m, k), ` (${k}): `, el("b", {}, text));
+    const text = differ && k <= q ? (q >= shared ? "not shared" : value === null ? "below 0.05 % in both" : points(value / UNIT)) : value !== null ? stored(value) : k > q ? "a later token, not visible to the query" : `below ${v.whole ? "0.05 %" : "10 %, not stored"}`;
+    $(`map-value-${m}`).replaceChildren(bdi(m, q), ` (${q}) attends to `, bdi(m, k), ` (${k}): `, el("b", {}, text));
     return best;
   }
 
@@ -820,7 +820,7 @@
     fill($(`highest-${m}`), quantities.map((key, quantity) => {
       const values = Array.from({ length: N_HEADS }, (_, at) => stepsAt(m, state.step, quantity, at));
       const heads = [...values.keys()].filter((at) => !Number.isNaN(values[at])).sort((a, b) => values[b] - values[a] || a - b).slice(0, 5);
-      return el("div", {}, el("h5", {}, `Step ${state.step + 1}, highest ${QUANTITY_TITLES[key]}`),
+      return el("div", {}, el("h5", {}, `Step ${state.step + 1}: most attention ${QUANTITY_TITLES[key]}`),
         heads.length ? el("ol", {}, ...heads.map((at) => el("li", {}, headButton(headAt(at), key), ` ${percent(values[at])}`)))
           : el("p", { class: "soft note" }, state.step >= models[m].steps ? "The text has no such step."
             : key === "question_numbers" ? "The question has no numbers." : "There is no earlier result."));
@@ -835,7 +835,7 @@
     say(`Step ${step + 1}`);
   }
 
-  // --- difference of the kept token's row
+  // --- difference of the pinned token's row
 
   function drawDifference() {
     const note = $("difference-note"), table = $("difference-table");
@@ -843,20 +843,20 @@
     const kept = state.pin;
     table.hidden = !kept || kept.token >= shared;
     if (!kept) {
-      note.textContent = `Keep one of the first ${shared} tokens, which all texts share, to see how differently the models look from there.`;
+      note.textContent = `Pin one of the first ${shared} tokens, which all texts share, to compare the models' attention from there.`;
       return;
     }
     if (kept.token >= shared) {
-      note.textContent = `Token ${kept.token} stands in ${called(kept.model)}'s own text: the texts are the same up to token ${shared - 1} only, ` +
-        "so no other model has a row of the same token over the same keys to compare with.";
+      note.textContent = `Token ${kept.token} is in a part of the text that only ${called(kept.model)} has: the texts are the same only up to token ${shared - 1}, ` +
+        "so no other model has this token with the same keys.";
       return;
     }
     const whole = views[0].whole, rows = views.map((v) => new Map(v.entries(kept.token))), keys = new Set(rows.flatMap((row) => [...row.keys()]));
     const change = (key, m) => (rows[m].get(key) ?? 0) - (rows[0].get(key) ?? 0);
     const size = (key) => Math.max(...rows.map((_, m) => Math.abs(change(key, m))));
     const most = [...keys].sort((a, b) => size(b) - size(a) || a - b).slice(0, 12);
-    note.replaceChildren("Where ", bdi(kept.model, kept.token), ` (token ${kept.token}) looks, under head ${name(state.head)}, the ${most.length} keys that differ most. ` +
-      (whole ? "What is below 0.05 % counts as 0." : "The head is not watched: below 10 % nothing is stored, and there is no difference to show (–)."));
+    note.replaceChildren("Attention of ", bdi(kept.model, kept.token), ` (token ${kept.token}) in head ${name(state.head)}: the ${most.length} keys that differ most. ` +
+      (whole ? "Entries below 0.05 % count as 0." : "The head is not watched: entries below 10 % are not stored, and their differences are unknown (–)."));
     table.tHead.replaceChildren(el("tr", {}, el("th", { scope: "col" }, "key"), ...models.map((model) => el("th", { scope: "col", dir: "auto" }, model.name)),
       ...models.slice(1).map((model) => el("th", { scope: "col", dir: "auto" }, `${escaped(model.name)} minus ${escaped(models[0].name)}`))));
     table.tBodies[0].replaceChildren(...most.map((key) => {
@@ -869,15 +869,15 @@
 
   // --- address: #head=12.3&token=0:34&step=2&color=entropy_nats&region=question&as=t&model=1&minus=0
 
-  // A page within a notebook (about:srcdoc) has no address of its own.
+  // A page in a notebook (about:srcdoc) has no address.
   const ADDRESSED = location.protocol !== "about:";
   const COLORS = [...measures.map((measure, number) => [measure.name, `measure:${number}`]), ...quantities.map((key, number) => [`step.${key}`, `step:${number}`])];
-  /** What the address holds of the pickers: [name, its element, [text in the address, value of the picker]...]. */
+  /** The pickers in the address: [name, its element, [text in the address, value of the picker]...]. */
   const PICKED = [
     ["color", "quantity", COLORS], ["region", "region", regions.map((key, number) => [key, String(number)])], ["as", "as", [["value", "value"], ["t", "t"]]],
-    ["model", "of", models.map((_, m) => [String(m), String(m)])], ["minus", "less", [["", ""], ...models.map((_, m) => [String(m), String(m)])]],
+    ["model", "of", models.map((_, m) => [String(m), String(m)])], ["minus", "minus", [["", ""], ...models.map((_, m) => [String(m), String(m)])]],
   ].filter(([, id]) => $(id));
-  const initial = {};  // what the pickers show without an address
+  const initial = {};  // values of the pickers without an address
 
   function writeAddress() {
     if (!ADDRESSED) return;
@@ -886,11 +886,12 @@
     history.replaceState(null, "", "#" + parts.join("&"));
   }
 
-  /** Take over what the address holds; gives what is not here, or null where the address is no view at all. */
+  /** Apply the address; return the parts that this page does not have, or null where the address is not a view. */
   function readAddress() {
     const text = location.hash.slice(1);
     if (text === "" || document.getElementById(text)) return null;
-    const found = new URLSearchParams(text), bad = [], has = (key) => found.has(key);
+    // Addresses of version 0.1 have `colour`.
+    const found = new URLSearchParams(text.replace(/(^|&)colour=/, "$1color=")), bad = [], has = (key) => found.has(key);
     const wrong = (key) => bad.push(`${key}=${found.get(key)}`);
     for (const key of found.keys()) if (!["head", "token", "step", ...PICKED.map(([of]) => of)].includes(key)) wrong(key);
     const head = has("head") ? parseHead(found.get("head")) : FIRST_HEAD;
@@ -932,7 +933,7 @@
     buildGrid();
     models.forEach((_, m) => { buildTokens(m); buildMap(m); });
     document.querySelectorAll("button.step").forEach((button) => button.addEventListener("click", () => selectStep(Number(button.dataset.step))));
-    document.querySelectorAll("button.go").forEach((button) => button.addEventListener("click", () => keep(Number(button.dataset.model), Number(button.dataset.token))));
+    document.querySelectorAll("button.go").forEach((button) => button.addEventListener("click", () => pinToken(Number(button.dataset.model), Number(button.dataset.token))));
     document.addEventListener("keydown", (event) => { if (event.key === "Escape" && state.pin) pin(null); });
     const redraw = () => { if (views.length) { drawHeads(); models.forEach((_, m) => drawMap(m)); } };
     DARK.addEventListener("change", redraw);
@@ -944,7 +945,7 @@
       redraw();
     });
     addEventListener("afterprint", () => { printing = false; folded.forEach((part) => { part.open = false; }); redraw(); });
-    // Sections are gone to without the address, which holds the view and which a notebook's frame has not.
+    // Links to sections do not change the address, because it contains the view; a frame in a notebook has no address.
     document.querySelectorAll('nav a[href^="#"]').forEach((link) => link.addEventListener("click", (event) => {
       const target = $(link.getAttribute("href").slice(1));
       event.preventDefault();

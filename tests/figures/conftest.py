@@ -165,7 +165,7 @@ def make_run(layers: int, heads: int, infos: list[MeasureInfo] = INFOS) -> dict:
                 "low": info.low,
                 "high": info.high,
                 "formula": info.formula,
-                "way": "blocked",
+                "backend": "blocked",
             }
             for info in infos
         ],

@@ -16,13 +16,13 @@ def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return command.main()
 
 
-def test_draws_into_out(monkeypatch, capsys, few_measures, tmp_path):
+def test_figures_are_written_to_out(monkeypatch, capsys, few_measures, tmp_path):
     assert _run(monkeypatch, str(few_measures), "--out", str(tmp_path / "drawn")) == 0
     assert (tmp_path / "drawn" / "report.html").is_file()
     assert "16 figure files" in capsys.readouterr().out
 
 
-def test_draws_in_a_style_and_width(monkeypatch, capsys, few_measures, tmp_path):
+def test_style_and_width_are_applied(monkeypatch, capsys, few_measures, tmp_path):
     from PIL import Image
 
     assert _run(monkeypatch, str(few_measures), "--out", str(tmp_path), "--style", "dark", "--width", "two") == 0
@@ -32,7 +32,7 @@ def test_draws_in_a_style_and_width(monkeypatch, capsys, few_measures, tmp_path)
 
 
 @pytest.mark.parametrize("broken", ["no folder", "no table", "torn table", "file as out"])
-def test_errors_are_one_line_and_code_2(monkeypatch, capsys, run_folder: Path, broken):
+def test_an_error_prints_one_line_and_exits_with_2(monkeypatch, capsys, run_folder: Path, broken):
     arguments = [str(run_folder)]
     if broken == "no folder":
         arguments = [str(run_folder / "absent")]
@@ -57,5 +57,5 @@ def test_help_needs_no_matplotlib():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "run folder" in result.stdout
+    assert "head run" in result.stdout
     assert result.stderr.strip() == "[]"

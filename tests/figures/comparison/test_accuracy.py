@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from tests.figures.test_catalog import assert_texts_inside_and_apart
 
 from figures.comparison.accuracy import accuracy_against_shift, accuracy_bars, accuracy_heads, rank_correlation
-from figures.drawing import style
+from figures.drawing.style import save_figure
 from interp.tables.errors import InputError
 from interp.tables.schema import MeasureInfo
+from tests.figures.texts import assert_texts_inside_and_apart
 
 INFO = MeasureInfo("entropy_nats", "Entropy of attention", "nats", 0.0, None, "")
 INFOS = {f"m{i}": MeasureInfo(f"m{i}", f"Attention on things of kind {i}", "1", 0.0, 1.0, "") for i in range(20)}
-LONG = "runs/a-study-with-quite-a-long-name · against untouched · gold text · n = 1319 examples"
+LONG = "runs/a-study-with-quite-a-long-name · against untouched · reference text · n = 1319 examples"
 
 
 def students(conditions: int = 4, seeds: int = 3, name: str = "condition") -> pd.DataFrame:
@@ -48,7 +48,7 @@ def texts(figure) -> str:
     return " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
 
 
-def test_every_student_has_a_point_and_its_interval():
+def test_every_student_has_a_point_and_an_interval():
     models = students(2, 2)
     axes = accuracy_bars(models).axes[0]
     points = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
@@ -60,14 +60,14 @@ def test_every_student_has_a_point_and_its_interval():
     assert "accuracy (share of problems)" in axes.get_xlabel()
 
 
-def test_bars_name_n_and_interval():
+def test_the_subtitle_states_n_and_interval():
     said = texts(accuracy_bars(students()))
     assert "n = 250 problems" in said
     assert "95 % Wilson interval" in said
     assert "no test" in said
 
 
-def test_accuracies_alone_have_points_without_whiskers():
+def test_accuracies_without_intervals_have_no_whiskers():
     figure = accuracy_bars(students()[["model", "accuracy"]])
     assert all(line.get_marker() == "o" for line in figure.axes[0].lines)
     assert "number of problems unknown" in texts(figure)
@@ -85,7 +85,7 @@ def test_students_without_accuracy_are_left_out_and_counted():
         accuracy_bars(models.drop(columns="model"))
 
 
-def test_correlation_against_every_order():
+def test_the_p_value_matches_all_permutations():
     x, y = np.array([1.0, 3.0, 2.0, 5.0, 4.0, 6.0]), np.array([0.1, 0.2, 0.25, 0.3, 0.32, 0.31])
     rho, p = rank_correlation(x, y)
     assert rho == pytest.approx(stats.spearmanr(x, y).statistic)
@@ -93,7 +93,7 @@ def test_correlation_against_every_order():
     assert p == pytest.approx(np.mean(every))
 
 
-def test_no_p_value_below_five_students():
+def test_fewer_than_five_students_have_no_p_value():
     rho, p = rank_correlation(np.arange(4.0), np.arange(4.0))
     assert rho == pytest.approx(1.0)
     assert np.isnan(p)
@@ -114,7 +114,7 @@ def test_the_baseline_is_not_counted():
     assert sorted(names) == sorted(students()["model"])
 
 
-def test_measures_by_heads_below_the_level():
+def test_significant_heads_are_counted_by_measure():
     accuracy = correlations(4, 5, measures=("m0", "m1"))
     figure = accuracy_against_shift(students(), accuracy, INFOS)
     assert len(figure.axes) == 2
@@ -124,7 +124,7 @@ def test_measures_by_heads_below_the_level():
     assert len(accuracy_against_shift(students(), correlations(2, 2, 3, ("m0",)), INFOS).axes) == 1
 
 
-def test_heads_above_the_level_are_dimmed():
+def test_heads_that_are_not_significant_are_dimmed():
     accuracy = correlations(3, 4)
     accuracy.loc[2, ["spearman", "p", "q"]] = np.nan
     accuracy.loc[[0, 5], "q"] = 0.01
@@ -139,33 +139,33 @@ def test_heads_above_the_level_are_dimmed():
     assert "Entropy of attention" in said
 
 
-def test_few_students_have_no_map():
+def test_with_few_students_no_map_is_drawn():
     figure = accuracy_heads(correlations(3, 4, 3), INFO)
     assert not figure.axes
     assert "n = 3 students" in texts(figure)
-    assert "No test is made" in texts(figure)
+    assert "No test was made, and no map is drawn" in texts(figure)
     assert_texts_inside_and_apart(figure)
     assert accuracy_heads(correlations(3, 4), INFO, region="question") is None
 
 
 @pytest.mark.parametrize("models", [students(), students(8, 5, "a condition with a long name"), students(1, 1)])
-def test_texts_keep_apart(models):
+def test_texts_are_inside_and_do_not_overlap(models):
     assert_texts_inside_and_apart(accuracy_bars(models, LONG))
     assert_texts_inside_and_apart(accuracy_against_shift(models, None, {}, LONG))
     assert_texts_inside_and_apart(accuracy_against_shift(models, correlations(2, 3, measures=tuple(INFOS)), INFOS, LONG))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (30, 9), (32, 32), (80, 64)])
-def test_maps_keep_their_texts_apart(shape):
+def test_texts_of_maps_are_inside_and_do_not_overlap(shape):
     assert_texts_inside_and_apart(accuracy_heads(correlations(*shape), INFO, LONG))
 
 
-def test_the_same_bytes_twice(tmp_path):
+def test_drawing_twice_gives_the_same_bytes(tmp_path):
     draws = {
         "bars": lambda: accuracy_bars(students()),
         "shift": lambda: accuracy_against_shift(students(), correlations(2, 3, measures=("m0",)), INFOS),
         "heads": lambda: accuracy_heads(correlations(3, 4), INFO),
     }
     for name, draw in draws.items():
-        first = [path.read_bytes() for path in style.save(draw(), tmp_path, name)]
-        assert first == [path.read_bytes() for path in style.save(draw(), tmp_path, name)]
+        first = [path.read_bytes() for path in save_figure(draw(), tmp_path, name)]
+        assert first == [path.read_bytes() for path in save_figure(draw(), tmp_path, name)]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from tests.figures.test_catalog import assert_texts_inside_and_apart
 
 from figures.comparison.circuits import adapter_layers, adapter_map
-from figures.drawing import style
+from figures.drawing.style import save_figure
 from interp.tables.errors import InputError
+from tests.figures.texts import assert_texts_inside_and_apart
 
 LONG = "runs/a-study-with-quite-a-long-name · adapters of rank 16 on queries, keys, values and outputs"
 
@@ -33,7 +33,7 @@ def texts(figure) -> str:
     return " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
 
 
-def test_two_maps_a_student_on_one_scale():
+def test_each_student_has_two_maps_on_one_scale():
     lora = geometry(5, 3)
     figure = adapter_map(lora)
     maps = [axes for axes in figure.axes if axes.images]
@@ -74,11 +74,11 @@ def test_seeds_are_thin_and_their_mean_is_thick():
     figure = adapter_layers(geometry(4, 3, 2, 3))
     widths = [line.get_linewidth() for line in figure.axes[0].lines if len(line.get_xdata()) == 4]
     assert sorted(widths) == [0.5] * 6 + [1.3] * 2
-    assert "n = 6 students, 3 heads a layer" in texts(figure)
+    assert "n = 6 students, 3 heads per layer" in texts(figure)
     assert "no interval, no test" in texts(figure)
 
 
-def test_missing_columns_and_rows():
+def test_a_missing_column_raises_and_an_empty_table_has_no_figure():
     lora = geometry(2, 2)
     with pytest.raises(InputError, match="lora lacks the column relative"):
         adapter_map(lora.drop(columns="relative"))
@@ -87,22 +87,22 @@ def test_missing_columns_and_rows():
     assert adapter_layers(lora.drop(columns="condition")) is not None
 
 
-def test_adapters_that_change_nothing_have_figures(tmp_path):
+def test_adapters_that_change_nothing_can_be_drawn(tmp_path):
     lora = geometry(3, 2).assign(relative=0.0)
-    style.save(adapter_map(lora), tmp_path, "map")
-    style.save(adapter_layers(lora), tmp_path, "layers")
+    save_figure(adapter_map(lora), tmp_path, "map")
+    save_figure(adapter_layers(lora), tmp_path, "layers")
     assert adapter_layers(lora.assign(relative=np.nan)) is not None
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (30, 9), (32, 32), (80, 64)])
 @pytest.mark.parametrize(("conditions", "seeds", "name"), [(1, 1, "c"), (4, 3, "c"), (8, 1, "a condition with a long name")])
-def test_texts_keep_apart(shape, conditions, seeds, name):
+def test_texts_are_inside_and_do_not_overlap(shape, conditions, seeds, name):
     lora = geometry(*shape, conditions, seeds, name)
     assert_texts_inside_and_apart(adapter_map(lora, LONG))
     assert_texts_inside_and_apart(adapter_layers(lora, LONG))
 
 
-def test_the_same_bytes_twice(tmp_path):
+def test_drawing_twice_gives_the_same_bytes(tmp_path):
     for name, draw in {"map": adapter_map, "layers": adapter_layers}.items():
-        first = [path.read_bytes() for path in style.save(draw(geometry(4, 3)), tmp_path, name)]
-        assert first == [path.read_bytes() for path in style.save(draw(geometry(4, 3)), tmp_path, name)]
+        first = [path.read_bytes() for path in save_figure(draw(geometry(4, 3)), tmp_path, name)]
+        assert first == [path.read_bytes() for path in save_figure(draw(geometry(4, 3)), tmp_path, name)]

@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from tests.figures.test_catalog import assert_texts_inside_and_apart
 
 from figures.comparison.divergences import divergence_curves, divergence_map
-from figures.drawing import style
+from figures.drawing.style import save_figure
 from interp.tables.errors import InputError
 from interp.tables.schema import MeasureInfo
+from tests.figures.texts import assert_texts_inside_and_apart
 
-LONG = "runs/a-study-with-quite-a-long-name · gold text · chat template"
+LONG = "runs/a-study-with-quite-a-long-name · reference text · chat template"
 
 
 def divergences(models: list[str], layers: int, heads: int) -> pd.DataFrame:
@@ -33,7 +33,7 @@ def texts(figure) -> str:
     return " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
 
 
-def test_one_model_one_map_with_its_limits():
+def test_one_model_has_one_map_with_its_limits():
     frame = divergences(["tuned"], 4, 3)
     figure = divergence_map(frame)
     rows = frame[(frame["measure"] == "js") & (frame["region"] == "response")]
@@ -41,7 +41,16 @@ def test_one_model_one_map_with_its_limits():
     np.testing.assert_array_equal(image.get_array(), rows["mean"].to_numpy().reshape(4, 3).T)
     assert image.get_clim() == (0.0, rows["mean"].max())
     said = texts(figure)
-    for part in ("(nats)", "tuned", "against untouched", "n = 40 examples", "response queries", "limits from the data", "ln 2", "no test"):
+    for part in (
+        "(nats)",
+        "tuned",
+        "compared with untouched",
+        "n = 40 examples",
+        "response queries",
+        "limits from the data",
+        "ln 2",
+        "no test",
+    ):
         assert part in said
 
 
@@ -54,7 +63,7 @@ def test_several_models_share_a_scale():
     assert "all queries" in texts(figure)
 
 
-def test_another_measure_can_be_asked_for():
+def test_another_divergence_can_be_drawn():
     info = MeasureInfo("cosine", "Cosine of the maps", "1", 0.0, 1.0, "")
     figure = divergence_map(divergences(["tuned"], 4, 3), info=info)
     assert figure.axes[0].images[0].get_clim() == (0.0, 1.0)
@@ -81,7 +90,7 @@ def test_the_band_is_the_mean_of_the_heads_intervals():
     assert figure.axes[0].get_ylabel() == "nats"
 
 
-def test_models_of_one_condition_share_a_colour():
+def test_models_of_one_condition_share_a_color():
     frame = divergences(["a-s0", "a-s1", "b-s0"], 4, 3)
     frame["condition"] = frame["model"].astype(str).str[0]
     figure = divergence_curves(frame)
@@ -92,7 +101,7 @@ def test_models_of_one_condition_share_a_colour():
     assert "no intervals drawn" in texts(figure)
 
 
-def test_missing_columns_and_rows():
+def test_a_missing_column_raises_and_an_empty_table_has_no_figure():
     frame = divergences(["tuned"], 2, 2)
     with pytest.raises(InputError, match="divergences lacks the column baseline"):
         divergence_map(frame.drop(columns="baseline"))
@@ -102,14 +111,14 @@ def test_missing_columns_and_rows():
 
 @pytest.mark.parametrize("shape", [(1, 1), (30, 9), (32, 32), (80, 64)])
 @pytest.mark.parametrize("names", [["one"], ["a", "b", "c"], [f"a model of a long name {i}" for i in range(9)]])
-def test_texts_keep_apart(shape, names):
+def test_texts_are_inside_and_do_not_overlap(shape, names):
     frame = divergences(names, *shape)
     assert_texts_inside_and_apart(divergence_map(frame, LONG))
     assert_texts_inside_and_apart(divergence_curves(frame, LONG))
 
 
-def test_the_same_bytes_twice(tmp_path):
+def test_drawing_twice_gives_the_same_bytes(tmp_path):
     frame = divergences(["one", "two"], 4, 3)
     for name, draw in {"map": divergence_map, "curves": divergence_curves}.items():
-        first = [path.read_bytes() for path in style.save(draw(frame), tmp_path, name)]
-        assert first == [path.read_bytes() for path in style.save(draw(frame), tmp_path, name)]
+        first = [path.read_bytes() for path in save_figure(draw(frame), tmp_path, name)]
+        assert first == [path.read_bytes() for path in save_figure(draw(frame), tmp_path, name)]

@@ -22,8 +22,11 @@ from analyses.shifts.differences import (
     ranks_table,
     shifts_table,
 )
-from figures.comparison.draw import HEADLINE, draw_comparison, is_comparison
-from figures.drawing import style
+from figures.comparison.draw import draw_comparison
+from figures.comparison.read import HEADLINE_MEASURES
+from figures.drawing import entry
+from figures.drawing.style import use_style
+from figures.folder import folder_kind
 from interp.tables.errors import InputError
 from interp.tables.heads import HeadValues, ModelRun
 from interp.tables.published import CURVES
@@ -104,8 +107,8 @@ def change(folder: Path, **changes: Any) -> None:
     (folder / "run.json").write_text(json.dumps({key: value for key, value in run.items() if value is not None}))
 
 
-def test_the_story_is_drawn_and_told(folder: Path, tmp_path: Path) -> None:
-    assert is_comparison(folder)
+def test_a_comparison_has_figures_and_a_page(folder: Path, tmp_path: Path) -> None:
+    assert folder_kind(folder) == "shifts"
     written = draw_comparison(folder, tmp_path / "out", measures=("entropy_nats",))
     names = {path.stem for path in written}
     assert {"accuracy", "layers_entropy_nats", "difference_entropy_nats_teacher", "volcano_entropy_nats_none", "divergence_map"} <= names
@@ -113,7 +116,7 @@ def test_the_story_is_drawn_and_told(folder: Path, tmp_path: Path) -> None:
     assert not any("numeric_mass" in name for name in names)
     page = written[-1].read_text(encoding="utf-8")
     titles = re.findall(r"<h2 id=\"section-\d+\">(.+?)</h2>", page)
-    assert titles[:3] == ["How good are they?", "Where in the model?", "Which heads?"]
+    assert titles[:3] == ["Accuracy", "Layers", "Heads"]
     assert "only 12 &lt;examples&gt;" in page
     assert "<b>odd" not in page
     assert "&lt;b&gt;odd &amp; co" in page
@@ -121,20 +124,20 @@ def test_the_story_is_drawn_and_told(folder: Path, tmp_path: Path) -> None:
     assert page.count("<img") == len([path for path in written if path.suffix == ".png"])
 
 
-def test_the_same_tables_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+def test_drawing_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     both = [draw_comparison(folder, tmp_path / name, measures=("entropy_nats",), models=("teacher",)) for name in ("one", "two")]
     assert [p.name for p in both[0]] == [p.name for p in both[1]]
     for one, two in zip(*both, strict=True):
         assert one.read_bytes() == two.read_bytes(), one.name
 
 
-def test_models_measures_and_style_are_chosen(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_measures_and_region_can_be_chosen(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         figure.savefig(folder / f"{name}.png", dpi=20)  # which are drawn counts here, not their pixels
         return [folder / f"{name}.png"]
 
-    monkeypatch.setattr(style, "save", save)
-    with style.use("dark"):
+    monkeypatch.setattr(entry, "save_figure", save)
+    with use_style("dark"):
         written = draw_comparison(folder, tmp_path / "out", "question", ("numeric_mass",), ("teacher-seed1",))
     names = {path.stem for path in written}
     assert "difference_numeric_mass_teacher-seed1" in names
@@ -144,7 +147,7 @@ def test_models_measures_and_style_are_chosen(folder: Path, tmp_path: Path, monk
             draw_comparison(folder, tmp_path / "o2", **wrong)  # pyright: ignore[reportArgumentType]
 
 
-def test_published_curves_are_told(tmp_path: Path) -> None:
+def test_published_curves_have_a_page(tmp_path: Path) -> None:
     layers = np.repeat(range(3), len(CURVES))
     curves = pd.DataFrame({"model": "AI", "layer": layers, "curve": list(CURVES) * 3, "unit": "1", "value": 0.5, "sd": 0.1, "n_heads": 2})
     heads = pd.concat([curves[["model", "layer", "curve", "value"]].assign(head=h) for h in (0, 1)])
@@ -157,7 +160,7 @@ def test_published_curves_are_told(tmp_path: Path) -> None:
     assert "Published maps of AI" in written[-1].read_text(encoding="utf-8")
 
 
-def test_what_is_no_comparison_is_refused(folder: Path) -> None:
+def test_a_folder_that_is_not_a_comparison_raises(folder: Path) -> None:
     for changes, words in (
         ({"kind": "other"}, "kind is 'other'"),
         ({"kind": "shifts", "measures": None}, "missing measures"),
@@ -166,7 +169,6 @@ def test_what_is_no_comparison_is_refused(folder: Path) -> None:
         with pytest.raises(InputError, match=words):
             draw_comparison(folder)
     (folder / "run.json").write_text("{")
-    assert not is_comparison(folder)
     with pytest.raises(InputError, match="not readable"):
         draw_comparison(folder)
-    assert set(MEASURES) <= set(HEADLINE)
+    assert set(MEASURES) <= set(HEADLINE_MEASURES)

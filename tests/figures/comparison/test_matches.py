@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from figures.comparison.matches import match_depths
-from figures.drawing import style
+from figures.drawing.style import save_figure
 from interp.tables.errors import InputError
 
 
@@ -19,7 +19,7 @@ def matches(n: int) -> pd.DataFrame:
     return table.assign(margin=random.normal(size=n))
 
 
-def test_it_says_what_is_drawn(tmp_path: Path) -> None:
+def test_the_subtitle_states_what_is_drawn(tmp_path: Path) -> None:
     table = matches(40)
     figure = match_depths(table, "one", "other", "n = 9 examples")
     assert figure is not None
@@ -33,11 +33,11 @@ def test_it_says_what_is_drawn(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.sort(drawn[:, 0]), np.sort(table["depth_one"]))
     again = match_depths(table, "one", "other", "n = 9 examples")
     assert again is not None
-    one, two = (style.save(each, tmp_path, "m")[0].read_bytes() for each in (figure, again))
+    one, two = (save_figure(each, tmp_path, "m")[0].read_bytes() for each in (figure, again))
     assert one == two
 
 
-def test_nothing_and_the_wrong_table() -> None:
+def test_a_missing_column_raises_and_an_empty_table_has_no_figure() -> None:
     assert match_depths(matches(0), "one", "other") is None
     with pytest.raises(InputError, match="similarity"):
         match_depths(matches(3).drop(columns="similarity"), "one", "other")

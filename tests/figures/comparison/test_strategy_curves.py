@@ -10,14 +10,14 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
-from tests.figures.test_catalog import assert_texts_inside_and_apart
 
 from analyses.shifts.differences import layers_table
 from figures.comparison.strategy_curves import by_layer, strategy_curves
-from figures.drawing import style
+from figures.drawing.style import STYLES, save_figure, use_style
 from interp.tables.errors import InputError
-from interp.tables.heads import HeadValues, Run
+from interp.tables.heads import HeadValues, ModelRun
 from interp.tables.schema import REGIONS, MeasureInfo
+from tests.figures.texts import assert_texts_inside_and_apart
 
 INFO = MeasureInfo("numeric_mass", "Attention on numbers", "probability", 0.0, 1.0, "Σ p")
 NUMBERS = ["mean", "mean_low", "mean_high", "difference", "ci_low", "ci_high"]
@@ -36,7 +36,7 @@ def table(layers: int, heads: int, conditions: int, seeds: int) -> tuple[pd.Data
             values = common + random.normal(0, 0.02, shape)
             values[:, -1] += 0.1 * condition
             held = HeadValues(name, tuple(range(6)), tuple(range(layers)), heads, (INFO.name,), values)
-            every.append(Run(held, pd.DataFrame(), name.split(",")[0], seed))
+            every.append(ModelRun(held, pd.DataFrame(), name.split(",")[0], seed))
     frame = pd.concat([layers_table(every[0], run) for run in every], ignore_index=True)
     return frame, {run.name: run.condition for run in every}
 
@@ -59,7 +59,7 @@ def test_a_condition_is_the_mean_of_its_seeds():
         np.testing.assert_allclose(curves["condition number 2"][column], by_hand)
 
 
-def test_lines_and_bands_are_drawn_of_what_the_table_says():
+def test_lines_and_bands_match_the_table():
     frame, conditions = table(3, 4, 2, 2)
     curves = by_layer(frame, INFO.name, "response", conditions)
     value, difference = strategy_curves(frame, INFO, conditions).axes
@@ -73,23 +73,30 @@ def test_lines_and_bands_are_drawn_of_what_the_table_says():
     assert list(difference.lines[-1].get_ydata()) == [0.0, 0.0]
 
 
-def test_what_the_reader_must_know_is_there():
+def test_subtitle_and_legend_state_what_is_drawn():
     frame, conditions = table(3, 4, 2, 2)
-    figure = strategy_curves(frame, INFO, conditions, "gold text")
+    figure = strategy_curves(frame, INFO, conditions, "reference text")
     said = subtitle_of(figure)
-    for text in ("n = 6 examples", "4 heads a layer", "response queries", "95 % bootstrap interval", "mean of the seeds'", "gold text"):
+    for text in (
+        "n = 6 examples",
+        "4 heads per layer",
+        "response queries",
+        "95 % bootstrap interval",
+        "mean of the seeds'",
+        "reference text",
+    ):
         assert text in said, text
     assert key_of(figure) == ["untouched (baseline)", "condition number 1 (2 seeds)", "condition number 2 (2 seeds)", "95 % interval"]
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["value (probability)", "difference from the baseline (probability)"]
 
 
-def test_one_seed_is_not_called_a_mean_of_seeds():
+def test_one_seed_is_not_described_as_a_mean():
     frame, conditions = table(3, 4, 1, 1)
     figure = strategy_curves(frame, INFO, conditions)
     assert "seeds" not in subtitle_of(figure) + " ".join(key_of(figure))
 
 
-def test_more_than_eight_conditions_are_cut_and_the_figure_says_so():
+def test_of_more_than_eight_conditions_eight_are_drawn():
     frame, conditions = table(4, 3, 10, 1)
     figure = strategy_curves(frame, INFO, conditions)
     assert "8 of 10 conditions are drawn" in subtitle_of(figure)
@@ -98,44 +105,44 @@ def test_more_than_eight_conditions_are_cut_and_the_figure_says_so():
     assert len({line.get_color() for line in lines}) == 9
 
 
-def test_the_baseline_alone():
+def test_the_baseline_alone_can_be_drawn():
     frame, conditions = table(3, 4, 1, 1)
     figure = strategy_curves(frame[frame["model"] == "untouched"], INFO, conditions)
     assert [text.get_text() for text in figure.axes[1].texts] == ["no other condition"]
 
 
-def test_all_undefined(tmp_path):
+def test_undefined_values_can_be_drawn(tmp_path):
     frame, conditions = table(3, 4, 1, 1)
     figure = strategy_curves(frame.assign(**dict.fromkeys(NUMBERS, np.nan)), INFO, conditions)
     assert [axes.texts[0].get_text() for axes in figure.axes] == ["undefined", "undefined"]
-    style.save(figure, tmp_path, "figure")
+    save_figure(figure, tmp_path, "figure")
 
 
-def test_a_model_without_a_condition_is_an_error():
+def test_a_model_without_a_condition_raises():
     with pytest.raises(InputError, match="no condition is known for condition number 1, seed 0"):
         strategy_curves(table(3, 4, 1, 1)[0], INFO, {"untouched": "untouched"})
 
 
-def test_a_measure_that_was_not_run_has_no_figure():
+def test_a_measure_that_was_not_taken_has_no_figure():
     frame, conditions = table(3, 4, 1, 1)
     assert strategy_curves(frame, MeasureInfo("entropy_nats", "Entropy", "nats", 0.0, None, ""), conditions) is None
 
 
-@pytest.mark.parametrize("name", style.STYLES)
+@pytest.mark.parametrize("name", STYLES)
 @pytest.mark.parametrize("width", ["one", "two"])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 2, 2, 1), (30, 9, 4, 2), (32, 32, 8, 1), (80, 64, 3, 1)])
-def test_texts_stay_inside_and_apart(shape, width, name):
+def test_texts_are_inside_and_do_not_overlap(shape, width, name):
     frame, conditions = table(*shape)
-    with style.use(name, width) as at:
-        figure = strategy_curves(frame, INFO, conditions, "gold text")
+    with use_style(name, width) as at:
+        figure = strategy_curves(frame, INFO, conditions, "reference text")
         assert figure.get_figwidth() == {"one": at.one, "two": at.two}[width]
         assert_texts_inside_and_apart(figure)
 
 
-def test_the_same_bytes_twice(tmp_path):
+def test_drawing_twice_gives_the_same_bytes(tmp_path):
     for at in ("first", "second"):
         (tmp_path / at).mkdir()
         frame, conditions = table(3, 4, 2, 2)
-        style.save(strategy_curves(frame, INFO, conditions), tmp_path / at, "figure")
+        save_figure(strategy_curves(frame, INFO, conditions), tmp_path / at, "figure")
     for ending in ("png", "pdf"):
         assert (tmp_path / f"first/figure.{ending}").read_bytes() == (tmp_path / f"second/figure.{ending}").read_bytes()

@@ -9,15 +9,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from tests.figures.test_catalog import assert_texts_inside_and_apart
 
 from figures.comparison.trajectories import trajectory_curves, trajectory_heads
-from figures.drawing import style
+from figures.drawing.style import save_figure
 from interp.tables.errors import InputError
 from interp.tables.schema import MeasureInfo
+from tests.figures.texts import assert_texts_inside_and_apart
 
 INFO = MeasureInfo("numeric_mass", "Attention on numbers", "probability", 0.0, 1.0, "")
-LONG = "runs/a-study-with-quite-a-long-name · gold text · n = 40 examples · chat template"
+LONG = "runs/a-study-with-quite-a-long-name · reference text · n = 40 examples · chat template"
 STEPS = (0, 10, 20, 50, 100)
 
 
@@ -59,7 +59,7 @@ def expected(frame: pd.DataFrame, model: str) -> np.ndarray:
     return values - values[0]
 
 
-def test_lines_are_mean_sizes_of_differences():
+def test_lines_are_mean_absolute_differences():
     frame = recorded(3, 4)
     figure = trajectory_curves(frame, losses(), graded(), INFO)
     moved = figure.axes[0].lines
@@ -72,25 +72,25 @@ def test_lines_are_mean_sizes_of_differences():
     assert moved[0].get_xdata().tolist() == list(STEPS)
 
 
-def test_panels_name_units_and_n():
+def test_panels_state_units_and_n():
     figure = trajectory_curves(recorded(3, 4), losses(), graded(), INFO)
     assert [axes.get_xlabel() for axes in figure.axes] == ["training step", "training step", "share of problems"]
     titles = " ".join(axes.get_title(loc="left") for axes in figure.axes).replace("\n", " ")
     assert "mean |difference from step 0| (probability)" in titles
-    assert "training loss (nats a token)" in titles
+    assert "training loss (nats per token)" in titles
     said = texts(figure)
     for part in ("n = 4 students, 12 heads", "Wilson interval over n = 250 problems", "no test", "response queries"):
         assert part in said
 
 
-def test_the_first_recorded_step_is_said_where_it_is_not_0():
+def test_a_first_recorded_step_other_than_0_is_stated():
     frame = recorded(2, 2, 1, 1, (5, 10))
     assert "step 5" in trajectory_curves(frame, None, None, INFO).axes[0].get_title(loc="left")
     later = pd.concat([frame, recorded(2, 2, 1, 1, (0, 10), "other")])
     assert "first recorded step" in trajectory_curves(later, None, None, INFO).axes[0].get_title(loc="left").replace("\n", " ")
 
 
-def test_panels_of_nothing_are_left_out():
+def test_panels_without_data_are_left_out():
     frame = recorded(3, 4)
     assert len(trajectory_curves(frame, None, None, INFO).axes) == 1
     assert len(trajectory_curves(frame, losses()[:0], graded().drop(columns="accuracy"), INFO).axes) == 1
@@ -103,7 +103,7 @@ def test_panels_of_nothing_are_left_out():
         trajectory_curves(frame, losses().drop(columns="loss"), None, INFO)
 
 
-def test_the_mean_of_students_keeps_to_the_steps_of_all():
+def test_the_mean_is_over_steps_that_all_students_have():
     frame = recorded(2, 2, 1)
     frame = frame[(frame["model"] != "condition-0-s1") | (frame["step"] != 50)]
     thick = trajectory_curves(frame, None, None, INFO).axes[0].lines[-1]
@@ -137,15 +137,15 @@ def test_undefined_heads_are_not_shown_as_zero():
     assert trajectory_curves(frame.assign(mean=np.nan), None, None, INFO) is None
 
 
-def test_heads_that_do_not_move_have_a_figure(tmp_path):
+def test_heads_that_do_not_move_can_be_drawn(tmp_path):
     frame = recorded(2, 2).assign(mean=0.5)
-    style.save(trajectory_heads(frame, INFO), tmp_path, "heads")
-    style.save(trajectory_curves(frame, None, None, INFO), tmp_path, "curves")
+    save_figure(trajectory_heads(frame, INFO), tmp_path, "heads")
+    save_figure(trajectory_curves(frame, None, None, INFO), tmp_path, "curves")
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (32, 32)])
 @pytest.mark.parametrize(("conditions", "seeds", "name"), [(1, 1, "c"), (4, 3, "c"), (8, 2, "a condition with a long name")])
-def test_texts_keep_apart(shape, conditions, seeds, name):
+def test_texts_are_inside_and_do_not_overlap(shape, conditions, seeds, name):
     frame = recorded(*shape, conditions, seeds, name=name)
     both = losses(conditions, seeds, name), graded(conditions, seeds, name)
     assert_texts_inside_and_apart(trajectory_curves(frame, *both, INFO, LONG))
@@ -153,16 +153,16 @@ def test_texts_keep_apart(shape, conditions, seeds, name):
     assert_texts_inside_and_apart(trajectory_heads(frame, INFO, LONG))
 
 
-def test_many_heads_and_steps_keep_their_texts_apart():
+def test_texts_of_many_heads_and_steps_do_not_overlap():
     frame = recorded(80, 64, 2, 1, (0, 1000, 20000, 300000))
     assert_texts_inside_and_apart(trajectory_curves(frame, None, None, INFO, LONG))
     assert_texts_inside_and_apart(trajectory_heads(frame, INFO, LONG))
     assert_texts_inside_and_apart(trajectory_heads(recorded(2, 2, 3, 1, range(0, 60000, 500)), INFO, LONG))
 
 
-def test_the_same_bytes_twice(tmp_path):
+def test_drawing_twice_gives_the_same_bytes(tmp_path):
     frame = recorded(3, 4)
     draws = {"curves": lambda: trajectory_curves(frame, losses(), graded(), INFO), "heads": lambda: trajectory_heads(frame, INFO)}
     for name, draw in draws.items():
-        first = [path.read_bytes() for path in style.save(draw(), tmp_path, name)]
-        assert first == [path.read_bytes() for path in style.save(draw(), tmp_path, name)]
+        first = [path.read_bytes() for path in save_figure(draw(), tmp_path, name)]
+        assert first == [path.read_bytes() for path in save_figure(draw(), tmp_path, name)]

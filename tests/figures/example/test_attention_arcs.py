@@ -11,10 +11,19 @@ import pytest
 from matplotlib.colors import to_rgba
 from matplotlib.patches import PathPatch
 
-from figures.drawing import style
-from figures.example import token_labels
-from figures.example.attention_arcs import LEAST, MOST_LINES, SAMPLES, WHOLE, _set, attention_arcs, opacity_of, width_of
+from figures.drawing.style import save_figure
+from figures.example.attention_arcs import (
+    ALL_LINES_UP_TO,
+    LEGEND_PROBABILITIES,
+    MOST_LINES,
+    SMALLEST_ARC,
+    attention_arcs,
+    opacity_of,
+    place_tokens,
+    width_of,
+)
 from figures.example.read import Example, read_example
+from figures.example.tokens import MARKED_ROLES, ROLES_OF_NUMBERS, role_color, tokens_of
 from interp.tables.errors import InputError
 
 HEAD = (2, 1)
@@ -40,14 +49,14 @@ def set_texts(figure) -> list:
     return [text for text in figure.axes[0].texts if text.get_zorder() == 4]
 
 
-def test_arcs_are_the_tables_and_join_their_tokens(example_folder):
+def test_arcs_match_the_table_and_connect_their_tokens(example_folder):
     example = read_example(example_folder())
     figure = attention_arcs(example, HEAD)
     figure.draw_without_rendering()
     arcs, texts = arcs_of(figure), set_texts(figure)
     inverse = figure.axes[0].transData.inverted()
-    roles = len(token_labels.MARKED_ROLES)
-    assert [text.get_text() for text in texts[:roles]] == [role.replace("_", " ") for role in token_labels.MARKED_ROLES]
+    roles = len(MARKED_ROLES)
+    assert [text.get_text() for text in texts[:roles]] == [role.replace("_", " ") for role in MARKED_ROLES]
     at_arc, at_text = 0, roles
     for model in example.models:
         edges, frame = wanted(example, model)
@@ -65,7 +74,7 @@ def test_arcs_are_the_tables_and_join_their_tokens(example_folder):
             at_arc += 1
             assert arc.get_linewidth() == pytest.approx(width_of(probability))
             role = frame["role"][key]
-            shade = token_labels.colour(role if role in token_labels.NUMBER_ROLES else "none")
+            shade = role_color(role if role in ROLES_OF_NUMBERS else "none")
             assert arc.get_edgecolor() == to_rgba(shade, opacity_of(probability))
             vertices = np.asarray(arc.get_path().vertices)
             for (x, y), position, side in ((vertices[0], query, "query"), (vertices[-1], key, "key")):
@@ -78,15 +87,15 @@ def test_arcs_are_the_tables_and_join_their_tokens(example_folder):
     assert at_text == len(texts)
 
 
-def test_faint_ones_have_no_arc(example_folder):
+def test_small_probabilities_have_no_arc(example_folder):
     example = read_example(example_folder())
     least = min(arc.get_linewidth() for arc in arcs_of(attention_arcs(example, HEAD)))
-    assert width_of(LEAST) <= least < width_of(2 * LEAST)
-    assert (example.edges["probability"] < LEAST).any()
-    assert min(SAMPLES) == LEAST
+    assert width_of(SMALLEST_ARC) <= least < width_of(2 * SMALLEST_ARC)
+    assert (example.edges["probability"] < SMALLEST_ARC).any()
+    assert min(LEGEND_PROBABILITIES) == SMALLEST_ARC
 
 
-def test_the_share_elsewhere(example_folder):
+def test_the_share_on_other_keys_is_reported(example_folder):
     example = read_example(example_folder())
     figure = attention_arcs(example, HEAD)
     written = [text.get_text() for text in figure.axes[0].texts]
@@ -99,12 +108,12 @@ def test_the_share_elsewhere(example_folder):
         assert f"{model} · {share:.0%} elsewhere" in written
 
 
-def test_lines_hold_whole_words_and_end_where_the_text_does(example_folder):
+def test_words_stay_on_one_line_and_line_breaks_are_kept(example_folder):
     text = "some quite ordinary words\n\nand a " + "w" * 300 + " end" + " " * 40 + "far"
     example = read_example(example_folder(question="What?", answers=(text,)))
-    tokens = token_labels.tokens_of(example, "model-0")
+    tokens = tokens_of(example, "model-0")
     tokens = tokens[tokens["region"] == "response"]
-    places = _set(tokens, 1.0)
+    places = place_tokens(tokens, 1.0)
     assert all(0 <= place.left <= place.right <= 1.0 + 1e-9 for place in places)
     by_line: dict[int, list] = {}
     for place in places:
@@ -117,17 +126,17 @@ def test_lines_hold_whole_words_and_end_where_the_text_does(example_folder):
     assert any(place.text.endswith("w…") for place in places)
 
 
-def test_a_further_part_of_a_character_stands_with_it(example_folder):
+def test_a_further_part_of_a_character_has_the_same_place(example_folder):
     example = read_example(example_folder(question="🙂 5", answers=("5+5=10",)))
-    tokens = token_labels.tokens_of(example, "model-0")
+    tokens = tokens_of(example, "model-0")
     tokens = tokens[tokens["region"] == "question"]
-    places = _set(tokens, 2.0)
+    places = place_tokens(tokens, 2.0)
     first = list(tokens["shown"]).index("🙂")
     assert (places[first].text, places[first + 1].text) == ("▯", "")
     assert (places[first + 1].left, places[first + 1].line) == (places[first].left, places[first].line)
 
 
-def test_no_number_is_said(example_folder):
+def test_a_text_without_numbers_is_reported(example_folder):
     figure = attention_arcs(read_example(example_folder(question="What?", answers=("none here",))), HEAD)
     assert not arcs_of(figure)
     assert any("no token of a number" in text.get_text() for text in figure.axes[0].texts)
@@ -140,10 +149,10 @@ def with_arcs(example: Example, pairs: list[tuple[int, int, float]]) -> Example:
     return dataclasses.replace(example, edges=table)
 
 
-def test_of_a_long_text_only_lines_with_arcs_are_drawn(example_folder):
+def test_in_a_long_text_only_lines_with_arcs_are_drawn(example_folder):
     words = " ".join(f"word{at}" for at in range(500))
     example = read_example(example_folder(question=f"5 {words} 7 {words} end", answers=("5+7=12",), layers=3, heads=2))
-    tokens = token_labels.tokens_of(example, "model-0")
+    tokens = tokens_of(example, "model-0")
     seven = tokens.index[(tokens["shown"].str.strip() == "7") & (tokens["region"] == "question")][0]
     query = tokens.index[(tokens["role"] == "operand") & (tokens["region"] == "response")][0]
     figure = attention_arcs(with_arcs(example, [(query, seven, 0.5)]), HEAD)
@@ -156,15 +165,15 @@ def test_of_a_long_text_only_lines_with_arcs_are_drawn(example_folder):
     written = [text.get_text() for text in figure.axes[0].texts]
     assert written.count("…") == 2  # before the number's line, and after it
     subtitle = figure.texts[1].get_text().replace("\n", " ")
-    without, lines = map(int, re.findall(r"(\d+) of (\d+) lines of text left out, no arc", subtitle)[0])
+    without, lines = map(int, re.findall(r"(\d+) of (\d+) lines of text left out, which hold no end of an arc", subtitle)[0])
     assert lines - without == 3
-    assert lines > WHOLE
+    assert lines > ALL_LINES_UP_TO
 
 
-def test_a_text_with_arcs_everywhere_keeps_the_strongest(example_folder):
+def test_in_a_text_with_arcs_everywhere_the_strongest_are_drawn(example_folder):
     words = " ".join(f"word{at}" for at in range(1500))
     example = read_example(example_folder(question=f"{words} 7", answers=("5+7=12",), layers=3, heads=2))
-    tokens = token_labels.tokens_of(example, "model-0")
+    tokens = tokens_of(example, "model-0")
     keys = tokens.index[(tokens["region"] == "question") & (tokens["shown"].str.strip() != "")][::8]
     query = tokens.index[(tokens["role"] == "operand") & (tokens["region"] == "response")][0]
     strengths = np.linspace(0.06, 0.9, len(keys))
@@ -172,30 +181,30 @@ def test_a_text_with_arcs_everywhere_keeps_the_strongest(example_folder):
     bases = {round(text.get_position()[1], 6) for text in set_texts(figure)}
     assert len(bases) == 1 + MOST_LINES
     subtitle = figure.texts[1].get_text().replace("\n", " ")
-    hidden, count = map(int, re.findall(r"and (\d+) of (\d+) arcs left out for room", subtitle)[0])
+    hidden, count = map(int, re.findall(r"and (\d+) of (\d+) arcs left out for lack of room", subtitle)[0])
     assert count == len(keys)
     assert len(arcs_of(figure)) == count - hidden > 0
     assert max(arc.get_linewidth() for arc in arcs_of(figure)) == pytest.approx(width_of(0.9))
 
 
-def test_a_text_that_fits_is_whole(example_folder):
+def test_a_short_text_is_drawn_completely(example_folder):
     figure = attention_arcs(read_example(example_folder()), HEAD)
     assert "left out" not in figure.texts[1].get_text()
     assert "…" not in {text.get_text() for text in figure.axes[0].texts}
 
 
-def test_right_to_left_text_is_said(example_folder):
+def test_right_to_left_text_is_noted(example_folder):
     figure = attention_arcs(read_example(example_folder(question="כמה הם 5?", answers=("5+5=10",))), HEAD)
     said = figure.texts[1].get_text().replace("\n", " ")
-    assert "right-to-left text is drawn letter by letter; the page shows it right" in said
+    assert "right-to-left text is drawn letter by letter; the page shows it correctly" in said
 
 
-def test_a_head_that_was_not_watched(example_folder):
+def test_a_head_that_was_not_watched_raises(example_folder):
     with pytest.raises(InputError, match=r"watched: 0\.0"):
         attention_arcs(read_example(example_folder(watched=[(0, 0)])), HEAD)
 
 
-def test_files_are_the_same_bytes(example_folder, tmp_path):
+def test_drawing_twice_gives_the_same_bytes(example_folder, tmp_path):
     example = read_example(example_folder())
-    one, two = ([path.read_bytes() for path in style.save(attention_arcs(example, HEAD), tmp_path, "arcs")] for _ in range(2))
+    one, two = ([path.read_bytes() for path in save_figure(attention_arcs(example, HEAD), tmp_path, "arcs")] for _ in range(2))
     assert one == two

@@ -7,25 +7,25 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from unittest.mock import patch
 
-import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
 
 from figures import __main__ as command
-from figures.drawing import style
-from figures.example.attention_arcs import attention_arcs
-from figures.example.draw import draw_example, draw_figures, head_of
+from figures.drawing import entry
+from figures.drawing.style import active_style, save_figure, use_style
+from figures.example.attention_arcs import (
+    attention_arcs,
+)
+from figures.example.draw import draw_example, draw_example_figures, parse_head
 from figures.example.probabilities import number_probabilities
 from figures.example.read import Example, read_example
 from figures.example.standing import standing_map
 from figures.example.steps import step_bars
 from figures.example.token_maps import token_map
-from interp.tables.errors import InputError
+from interp.tables.errors import InputError, OptionError
+from tests.figures.texts import assert_texts_inside_and_apart
 
 STEP = "Then she gives 12 clips to each of 3 friends, which is 12*3 = <<12*3=36>>36 clips in all, as $1,250.50 was not enough."
 LONG = "\n".join([STEP] * 6) + "\n#### 36"
@@ -62,93 +62,67 @@ def figures_of(example: Example) -> Iterator[Figure]:
     yield number_probabilities(example)
 
 
-def assert_texts_inside_and_apart(figure: Figure) -> None:
-    """No text leaves the figure, and none lies over another, by the renderer's bounding boxes at printed resolution."""
-    drawn: list[Text] = []
-    draw = Text.draw
-
-    def record(self: Text, *arguments, **settings) -> None:
-        drawn.append(self)
-        draw(self, *arguments, **settings)
-
-    figure.set_dpi(style.look().dpi)
-    with style.paper_style(), patch.object(Text, "draw", record):
-        figure.draw_without_rendering()
-        boxes = [(text, text.get_window_extent()) for text in drawn if text.get_visible() and text.get_text().strip()]
-    assert boxes
-    for text, box in boxes:
-        assert float(text.get_fontsize()) >= style.look().small, text
-        assert not text.get_parse_math()
-        assert -1 <= box.x0 <= box.x1 <= figure.bbox.width + 1, text
-        assert -1 <= box.y0 <= box.y1 <= figure.bbox.height + 1, text
-    low, high = (np.array([getattr(box, corner) for _, box in boxes]) for corner in ("min", "max"))
-    within = np.sort([low + 1.5, high - 1.5], axis=0)  # without 1.5 pixels at every edge
-    apart = (within[0][:, None] > high[None]) | (low[None] > within[1][:, None])
-    over = [(boxes[one][0].get_text(), boxes[other][0].get_text()) for one, other in np.argwhere(~apart.any(-1)) if one < other]
-    assert not over
-
-
 @pytest.mark.parametrize(("name", "width"), [("paper", None), ("slides", "one")])
 @pytest.mark.parametrize("case", CASES)
-def test_texts_stay_inside_and_apart(example_folder, case, name, width):
+def test_texts_are_inside_and_do_not_overlap(example_folder, case, name, width):
     example = read_example(example_folder(**CASES[case], **({} if case == "one head" else {"watched": [(1, 0), (1, 1)]})))
     example = with_long_names(example) if case == "long names" else example
-    with style.use(name, width):
+    with use_style(name, width):
         for figure in figures_of(example):
-            assert figure.get_figwidth() in (style.look().one, style.look().two)
-            assert_texts_inside_and_apart(figure)
+            assert figure.get_figwidth() in (active_style().one, active_style().two)
+            assert_texts_inside_and_apart(figure, overlap=1.5)
 
 
 @pytest.mark.parametrize(("name", "width"), [("paper", "one"), ("slides", None), ("dark", None)])
-def test_every_style_and_width(example_folder, name, width):
+def test_texts_do_not_overlap_in_any_style_and_width(example_folder, name, width):
     example = read_example(example_folder(answers=("\n".join([STEP] * 3), STEP), watched=[(1, 0)]))
-    with style.use(name, width):
+    with use_style(name, width):
         for figure in figures_of(example):
-            assert_texts_inside_and_apart(figure)
+            assert_texts_inside_and_apart(figure, overlap=1.5)
 
 
-def test_four_hundred_tokens(example_folder, tmp_path):
+def test_a_text_of_four_hundred_tokens_fits_a_page(example_folder, tmp_path):
     example = read_example(example_folder(answers=("\n".join([STEP] * 9),), layers=2, heads=2, watched=[(0, 1)]))
     assert len(example.tokens) > 400
     for figure in figures_of(example):
-        assert_texts_inside_and_apart(figure)
+        assert_texts_inside_and_apart(figure, overlap=1.5)
         assert figure.get_figheight() < 9.5  # a page
-        style.save(figure, tmp_path, "figure")
+        save_figure(figure, tmp_path, "figure")
 
 
-def test_files_and_their_names(example_folder, tmp_path):
+def test_files_are_named_by_figure_and_head(example_folder, tmp_path):
     example = read_example(example_folder(answers=("3*12=36",), watched=[(0, 0), (2, 3)]))
-    written = draw_figures(example, tmp_path, [(2, 3), (2, 3)])
+    written = draw_example_figures(example, tmp_path, [(2, 3), (2, 3)])
     names = ["map_2_3", "numbers_2_3", "arcs_2_3", "standing", "steps", "number_probabilities"]
     assert written == [tmp_path / "figures" / f"{name}.{ending}" for name in names for ending in ("png", "pdf")]
     assert all(path.stat().st_size > 1000 for path in written)
     first = [path.read_bytes() for path in written]
-    assert [path.read_bytes() for path in draw_figures(example, tmp_path, [(2, 3)])] == first
+    assert [path.read_bytes() for path in draw_example_figures(example, tmp_path, [(2, 3)])] == first
 
 
 def test_the_first_four_chosen_heads_are_drawn(example_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(style, "save", lambda _, folder, name: [folder / f"{name}.png"])  # which heads counts here, not their pixels
+    monkeypatch.setattr(entry, "save_figure", lambda _, folder, name: [folder / f"{name}.png"])  # which heads counts here, not their pixels
     example = read_example(example_folder(question="5?", answers=("5",)))
     chosen = [(2, 0), (0, 1), (1, 1), (1, 2), (0, 0)]
     example = dataclasses.replace(example, run={**example.run, "chosen": chosen})
-    maps = [path.stem for path in draw_figures(example, tmp_path) if path.name.startswith("map")]
+    maps = [path.stem for path in draw_example_figures(example, tmp_path) if path.name.startswith("map")]
     assert maps == ["map_2_0", "map_0_1", "map_1_1", "map_1_2"]
 
 
-def test_heads_without_a_map_are_refused_before_anything_is_written(example_folder, tmp_path):
+def test_a_head_without_a_map_raises_before_anything_is_written(example_folder, tmp_path):
     example = read_example(example_folder(watched=[(0, 0), (2, 3)]))
     with pytest.raises(InputError, match=r"head 1\.1 was not watched.*watched: 0\.0, 2\.3"):
-        draw_figures(example, tmp_path / "out", [(0, 0), (1, 1)])
+        draw_example_figures(example, tmp_path / "out", [(0, 0), (1, 1)])
     with pytest.raises(InputError, match="no head to draw"):
-        draw_figures(example, tmp_path / "out", [])
+        draw_example_figures(example, tmp_path / "out", [])
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("text", ["3", "3.1.2", "a.b", "-1.2", "3,1", "².1"])
-def test_heads_are_written_with_a_dot(text):
-    assert head_of("12.3") == (12, 3)
-    with pytest.raises(InputError, match=r"layer\.head"):
-        head_of(text)
+def test_a_head_must_be_written_as_layer_dot_head(text):
+    assert parse_head("12.3") == (12, 3)
+    with pytest.raises(OptionError, match=r"layer\.head"):
+        parse_head(text)
 
 
 # --- with the page and the command --------------------------------------------------------------------------------------
@@ -157,9 +131,7 @@ def test_heads_are_written_with_a_dot(text):
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that only says which problem it is of."""
-    module = ModuleType("figures.example.page")
-    module.__dict__["example_page"] = lambda example: f"page of {example.run['problem']['question']} ▯"
-    monkeypatch.setitem(sys.modules, "figures.example.page", module)
+    monkeypatch.setattr("figures.example.draw.example_page", lambda example: f"page of {example.run['problem']['question']} ▯")
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -168,7 +140,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 
 @pytest.mark.usefixtures("page")
-def test_the_page_comes_last(example_folder):
+def test_the_page_is_written_last(example_folder):
     folder = example_folder(answers=("3*12=36",))
     written = draw_example(folder, heads=[(0, 1)])
     assert written[-1] == folder / "example.html"
@@ -195,19 +167,19 @@ def test_the_command_draws_chosen_heads_in_a_style(monkeypatch, capsys, example_
     [
         (("--heads", "2.2"), "watched: 0.0"),
         (("--heads", "two"), "layer.head"),
-        (("--region", "all"), "not for one problem"),
-        (("--measures", "bos_mass"), "not for one problem"),
+        (("--region", "all"), "--region applies to a head run, a comparison or a contrast"),
+        (("--measures", "bos_mass"), "--measures applies to a comparison or a contrast"),
     ],
 )
-def test_errors_are_one_line_and_code_2(monkeypatch, capsys, example_folder, arguments, said):
+def test_an_error_prints_one_line_and_exits_with_2(monkeypatch, capsys, example_folder, arguments, said):
     assert _run(monkeypatch, example_folder(watched=[(0, 0)]), *arguments) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
 
 
-def test_heads_are_for_a_problem_only(monkeypatch, capsys, run_folder: Path):
+def test_heads_raise_for_other_kinds_of_folders(monkeypatch, capsys, run_folder: Path):
     assert _run(monkeypatch, run_folder, "--heads", "1.2") == 2
-    assert "--heads is for a problem" in capsys.readouterr().err
+    assert "--heads applies to one problem" in capsys.readouterr().err
     (run_folder / "run.json").write_text(json.dumps({"kind": "shifts"}), encoding="utf-8")
     assert _run(monkeypatch, run_folder, "--heads", "1.2") == 2

@@ -15,11 +15,13 @@ import pandas as pd
 import pytest
 
 import figures
-from figures.example.page import STANDING_FIELDS, UNIT, example_page, in_steps, pack_edges, percent, plain, text_blocks
+from figures.example.packing import PROBABILITY_STEPS, STANDING_FIELDS, percent
+from figures.example.page import escape_formats, example_page, text_blocks
 from figures.example.read import Example, read_example
 from interp.tables.errors import InputError
 from interp.tables.example import STEP_QUANTITIES, STRONG
 from interp.tables.schema import REGIONS, ROLES
+from tests.figures.example.test_packing import unpack_edges, unplane
 
 HOSTILE = """</script><script>alert("x")</script><img src=x onerror=alert(1)>{{ 7 * 7 }}'&<!--"""
 WATCHED = [(0, 1), (2, 3)]
@@ -69,37 +71,13 @@ class Page(HTMLParser):
         return zlib.decompress(base64.b64decode(self.scripts[f"pack-{name}"], validate=True))
 
 
-def unplane(packed: bytes, dtype: str, count: int) -> tuple[np.ndarray, bytes]:
-    """The oracle of `_planes`, byte by byte: the numbers and what comes after them."""
-    size = np.dtype(dtype).itemsize
-    joined = b"".join(bytes(packed[plane * count + i] for plane in range(size)) for i in range(count))
-    return np.frombuffer(joined, dtype), packed[size * count :]
-
-
-def unpack_edges(packed: bytes, heads: list, tokens: int, whole: bool) -> tuple[dict[tuple, int], np.ndarray | None]:
-    """{(layer, head, query, key): probability in steps of 1 / UNIT} and what rows have beyond their entries."""
-    counts, packed = unplane(packed, "<u4", len(heads) * tokens)
-    gaps, packed = unplane(packed, "<u4", int(counts.sum()))
-    values, packed = unplane(packed, "<u4", int(counts.sum()))
-    rest, packed = unplane(packed, "<u4", len(heads) * tokens) if whole else (None, packed)
-    assert packed == b""
-    found, at = {}, 0
-    for row, count in enumerate(counts):
-        key = 0
-        for entry in range(at, at + count):
-            key += int(gaps[entry])
-            found[(*heads[row // tokens], row % tokens, key)] = int(values[entry])
-        at += count
-    return found, rest
-
-
 @pytest.fixture
 def example(example_folder) -> Example:
     """Two models, two of twelve heads watched."""
     return read_example(example_folder(watched=WATCHED))
 
 
-def test_hostile_texts_are_texts(example_folder):
+def test_hostile_texts_are_escaped(example_folder):
     folder = example_folder(question=HOSTILE + " 3 boxes", answers=[HOSTILE + " 3*12=36\n#### 36"] * 2)
     example = read_example(folder)
     run = example.run
@@ -125,7 +103,7 @@ def test_hostile_texts_are_texts(example_folder):
     assert ["".join(text) for text in page.texts] == example.tokens.groupby("model", sort=False)["shown"].agg("".join).tolist()
 
 
-def test_names_of_models_are_texts(example_folder):
+def test_hostile_model_names_are_escaped(example_folder):
     example = read_example(example_folder())
     for table in (example.tokens, example.edges, example.standing, example.steps, example.next):
         table["model"] = table["model"].astype(str).replace("model-0", HOSTILE)
@@ -136,7 +114,7 @@ def test_names_of_models_are_texts(example_folder):
     assert page.data["models"][0]["name"] == HOSTILE
 
 
-def test_nothing_is_fetched(example):
+def test_the_page_loads_nothing(example):
     html = example_page(example)
     for tag, attributes in Page(html).tags:
         for name in ("src", "href", "action", "srcset", "poster", "data"):
@@ -147,14 +125,14 @@ def test_nothing_is_fetched(example):
     assert "default-src 'none'" in html
 
 
-def test_style_and_script_stand_in_the_page_as_written(example):
+def test_style_and_script_are_embedded_unchanged(example):
     html = example_page(example)
     folder = Path(figures.__file__).parent / "templates"
     for name in ("page.css", "example.css", "example.js"):
         assert (folder / name).read_text(encoding="utf-8").strip() in html
 
 
-def test_attention_is_the_tables(example):
+def test_packed_attention_matches_the_table(example):
     page = Page(example_page(example))
     for number, model in enumerate(page.data["models"]):
         found, seen = {}, []
@@ -167,52 +145,18 @@ def test_attention_is_the_tables(example):
                 rows = example.edges[(example.edges["model"] == model["name"]) & (example.edges["layer"] == heads[0][0])]
                 rows = rows[rows["head"] == heads[0][1]]
                 sums = rows["probability"].astype(float).groupby(rows["query"]).sum().reindex(range(model["n"]), fill_value=0)
-                np.testing.assert_allclose(rest / UNIT, (1 - sums).clip(0), atol=1 / UNIT)
+                np.testing.assert_allclose(rest / PROBABILITY_STEPS, (1 - sums).clip(0), atol=1 / PROBABILITY_STEPS)
         assert sorted(seen) == [(layer, head) for layer in range(3) for head in range(4)]
         rows = example.edges[example.edges["model"] == model["name"]]
         expected = {
-            (int(layer), int(head), int(query), int(key)): round(float(p) * UNIT)
+            (int(layer), int(head), int(query), int(key)): round(float(p) * PROBABILITY_STEPS)
             for layer, head, query, key, p in rows[["layer", "head", "query", "key", "probability"]].itertuples(index=False)
         }
         assert found.keys() == expected.keys()
         assert all(abs(found[entry] - expected[entry]) <= 1 for entry in expected)
 
 
-def test_every_percentage_shown_is_the_tables(example):
-    random = np.random.default_rng(0)
-    middles = (np.arange(1001) + 0.5).astype(np.float32) / np.float32(1000)
-    close = np.concatenate([np.nextafter(middles, np.float32(0)), middles, np.nextafter(middles, np.float32(1))])
-    for values in (
-        example.edges["probability"].to_numpy(),
-        random.random(100_000, np.float32) ** 4,
-        close[close <= 1],
-        np.array([0, 0.0005, 1], np.float32),
-    ):
-        p = np.asarray(values, np.float64)
-        steps = in_steps(p).astype(np.int64)
-        assert np.abs(steps - p * UNIT).max() <= 1
-        by_script = (steps + UNIT // 2000) // (UNIT // 1000)
-        np.testing.assert_array_equal(by_script, np.floor(p * 1000 + 0.5))
-        assert [percent(x) for x in p[:50]] == [f"{tenth / 10:.1f} %" for tenth in by_script[:50]]
-
-
-def test_entries_pack_in_any_order():
-    head, query, key = np.array([1, 0, 1, 0]), np.array([2, 1, 2, 1]), np.array([2, 1, 0, 0])
-    p = np.array([0.25, 0.75, 0.5, 0.5 / UNIT])
-    found, rest = unpack_edges(zlib.decompress(pack_edges(2, 3, head, query, key, p, whole=True)), [(4, 0), (4, 1)], 3, True)
-    assert found == {(4, 0, 1, 0): 0, (4, 0, 1, 1): UNIT * 3 // 4, (4, 1, 2, 0): UNIT // 2, (4, 1, 2, 2): UNIT // 4}
-    assert rest is not None
-    np.testing.assert_allclose(rest, [UNIT, UNIT // 4, UNIT, UNIT, UNIT, UNIT // 4], atol=1)
-
-
-def test_keys_beyond_sixteen_bits_are_kept():
-    key = np.array([3, 70_000])
-    packed = pack_edges(1, 1, np.zeros(2, int), np.zeros(2, int), key, np.array([0.5, 0.5]), whole=False)
-    found, _ = unpack_edges(zlib.decompress(packed), [(0, 0)], 1, False)
-    assert sorted(found) == [(0, 0, 0, 3), (0, 0, 0, 70_000)]
-
-
-def test_standing_and_steps_are_the_tables(example):
+def test_packed_measures_and_steps_match_the_tables(example):
     page = Page(example_page(example))
     measures = [measure["name"] for measure in example.run["measures"]]
     for number, model in enumerate(page.data["models"]):
@@ -239,7 +183,7 @@ def test_standing_and_steps_are_the_tables(example):
             assert counts[place] == row["n_queries"]
 
 
-def test_what_was_expected_is_the_tables(example):
+def test_expected_tokens_match_the_table(example):
     page = Page(example_page(example))
     for model in page.data["models"]:
         rows = example.next[example.next["model"] == model["name"]]
@@ -250,22 +194,22 @@ def test_what_was_expected_is_the_tables(example):
             assert [tuple(other) for other in others] == mine[mine["rank"] <= 5][["token", "probability"]].apply(tuple, axis=1).tolist()
 
 
-def test_the_same_page_for_the_same_example(example_folder):
+def test_the_same_example_gives_the_same_page(example_folder):
     folder = example_folder(watched=WATCHED)
     assert example_page(read_example(folder)) == example_page(read_example(folder))
 
 
 @pytest.mark.parametrize("answers", [("3*12=36\n#### 36",), ("3*12=36\n#### 36", "3*12=35\n#### 35", "#### 7")])
-def test_a_text_for_every_model(example_folder, answers):
+def test_every_model_has_a_text(example_folder, answers):
     example = read_example(example_folder(answers=answers, watched=WATCHED))
     html = example_page(example)
     page = Page(html)
     assert ["".join(text) for text in page.texts] == example.tokens.groupby("model", sort=False)["shown"].agg("".join).tolist()
     assert ('id="difference"' in html) == (len(answers) > 1)
-    assert ('id="less"' in html) == (len(answers) > 1)
+    assert ('id="minus"' in html) == (len(answers) > 1)
 
 
-def test_nothing_compared_and_nothing_watched(example_folder):
+def test_a_page_without_comparison_and_watched_heads(example_folder):
     example = read_example(example_folder(compared=False, watched=[]))
     html = example_page(example)
     page = Page(html)
@@ -275,7 +219,7 @@ def test_nothing_compared_and_nothing_watched(example_folder):
     assert ">no run<" in html
 
 
-def test_no_numbers_and_no_steps(example_folder):
+def test_a_page_without_numbers_and_steps(example_folder):
     example = read_example(example_folder(question="Why?", answers=("Because.", "So.")))
     for model in example.run["models"]:
         model.update(steps=[], grade=None, compared_with=None)
@@ -288,7 +232,7 @@ def test_no_numbers_and_no_steps(example_folder):
     assert "step 1" not in html
 
 
-def test_wrong_sums_and_grades_are_said_in_words(example):
+def test_wrong_sums_and_grades_are_written_out(example):
     wrong = {"written": "35+1250", "result": "1285", "value": "1286", "right": False}
     unknown = {"written": "1/0", "result": "7", "value": None, "right": None}
     example.run["models"][1]["steps"][1]["sums"] = [wrong, unknown]
@@ -296,19 +240,19 @@ def test_wrong_sums_and_grades_are_said_in_words(example):
     example.run["models"][1]["steps"][0]["sums"] = []
     html = re.sub(r"</?bdi>", "", example_page(example))
     assert html.count('class="sum"') == 1
-    assert "✗ 35+1250 = 1285 is wrong: it is 1286" in html
+    assert "✗ 35+1250 = 1285 is wrong; the result is 1286" in html
     assert "✓ right" in html
     assert "✗ wrong" in html
 
 
-def test_every_character_of_every_text(example_folder):
+def test_every_character_of_a_text_is_shown(example_folder):
     text = "שלוש 3 تفاح 🙂 3*12=36\r\n\tend\x00 \u2028\n#### 36"
     example = read_example(example_folder(question="כמה? كم؟ 👩‍👩‍👧", answers=(text,)))
     html = example_page(example)
     html.encode("utf-8")
     tokens = example.tokens
     assert (tokens["shown"] == "").any()
-    assert html.count('title="part of the character before"') == (tokens["shown"] == "").sum()
+    assert html.count('title="part of the previous character"') == (tokens["shown"] == "").sum()
     assert html.count('class="t ') == len(tokens)
     shown = "".join(Page(html).texts[0])
     expected = "".join(tokens["shown"]).replace("\r", "\u240d").replace("\x00", "\u2400")
@@ -321,10 +265,10 @@ def test_half_a_surrogate_pair_is_replaced(example):
     example.run["models"][0]["grade"]["extracted"] = "\ud83d"
     html = example_page(example)
     html.encode("utf-8")
-    assert "answer read: <bdi>\ufffd</bdi>" in html
+    assert "extracted answer: <bdi>\ufffd</bdi>" in html
 
 
-def test_small_enough_for_two_models_of_512_tokens(example_folder):
+def test_a_page_for_two_models_of_512_tokens_is_below_5_mb(example_folder):
     line = "Then she takes {a} boxes and {b} bags, so {a}+{b}=<<{a}+{b}={s}>>{s} things in all."
     answers = ["\n".join(line.format(a=i + 2, b=3 * i + k, s=4 * i + 2 + k) for i in range(15)) + "\n#### 42" for k in (0, 1)]
     watched = [(layer, head) for layer in range(2) for head in range(4)]
@@ -343,21 +287,15 @@ def test_small_enough_for_two_models_of_512_tokens(example_folder):
     assert len(example_page(example).encode()) < 5_000_000
 
 
-def test_percentages_are_rounded_half_up():
-    assert [percent(p) for p in (0.0, 0.0004999, 0.0005, 0.1234, 0.1235, 0.125, 1.0)] == [
-        "0.0 %", "0.0 %", "0.1 %", "12.3 %", "12.4 %", "12.5 %", "100.0 %",
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize("table", ["edges", "standing", "steps"])
-def test_a_head_that_is_not_there_is_refused(example, table):
+def test_a_head_that_run_json_lacks_raises(example, table):
     frame: pd.DataFrame = getattr(example, table)
     frame.loc[frame.index[0], "head"] = 4
     with pytest.raises(InputError, match=rf"{table}: head 0\.4 .*4 heads in each of the layers 0 to 2"):
         example_page(example)
 
 
-def test_tables_that_contradict_each_other_are_refused(example):
+def test_tables_that_contradict_each_other_raise(example):
     for table, column, value, message in (
         ("edges", "key", 10_000, "edges: model-0 has key 10000"),
         ("steps", "step", 9, "steps: model-0 has step 9"),
@@ -373,7 +311,7 @@ def test_tables_that_contradict_each_other_are_refused(example):
     assert example_page(example)
 
 
-def test_roles_in_the_page_are_the_tables(example):
+def test_roles_in_the_page_match_the_table(example):
     page = Page(example_page(example))
     for model in page.data["models"]:
         rows = example.tokens[example.tokens["model"] == model["name"]]
@@ -381,7 +319,7 @@ def test_roles_in_the_page_are_the_tables(example):
         assert model["step"] == rows["step"].tolist()
 
 
-def test_lines_between_steps_stand_with_the_step_before(example):
+def test_line_breaks_between_steps_belong_to_the_previous_step(example):
     tokens = example.tokens[example.tokens["model"] == "model-0"].reset_index(drop=True)
     breaks = tokens["shown"].str.strip().eq("") & tokens["region"].eq("response")
     assert breaks.any()
@@ -389,7 +327,7 @@ def test_lines_between_steps_stand_with_the_step_before(example):
     assert [block.step for block in blocks if block.region == "response"] == [0, 1, 2]
 
 
-def test_gold_texts_are_no_answers(example_folder):
+def test_reference_texts_are_not_graded(example_folder):
     example = read_example(example_folder(answers=["3*12=36\n#### 36"] * 2))
     assert example.run["text"] == "reference"
     html = example_page(example)
@@ -406,13 +344,13 @@ def test_gold_texts_are_no_answers(example_folder):
         ("<b>.jsonl", 1, "Problem 1 of &lt;b&gt;"),
     ],
 )
-def test_the_title_names_the_set(example, source, index, title):
+def test_the_title_names_the_problem_set(example, source, index, title):
     example.run["problem"].update(source=source, index=index)
     assert f"<title>{title}</title>" in example_page(example)
 
 
-def test_format_characters_in_printed_strings_are_escapes(example):
-    assert plain("a\u202eb\u200d\U000e0001 é") == "a\\u202eb\\u200d\\U000e0001 é"
+def test_format_characters_are_escaped(example):
+    assert escape_formats("a\u202eb\u200d\U000e0001 é") == "a\\u202eb\\u200d\\U000e0001 é"
     turned = "x\u202eliving"
     example.run["command"] = turned
     example.run["warnings"] = [turned]
@@ -422,7 +360,7 @@ def test_format_characters_in_printed_strings_are_escapes(example):
     assert turned not in html
 
 
-def test_characters_without_a_mark_get_a_sign(example):
+def test_invisible_characters_get_a_symbol(example):
     rows = example.tokens.index[example.tokens["model"] == "model-0"][6:10]
     example.tokens.loc[rows, "shown"] = ["\u200d", "\u0323", "\u202ea", "\ufffd"]
     html = example_page(example)
@@ -433,13 +371,13 @@ def test_characters_without_a_mark_get_a_sign(example):
     assert Page(html).texts[0][6:10] == ["\u200d", "\u0323", "\u202ea", "\ufffd"]
 
 
-def test_numbers_expected_show_the_whole_number(example):
+def test_expected_tokens_are_shown_within_their_number(example):
     html = example_page(example)
     assert "<bdi><b>1</b>2</bdi> <small>step 1</small>" in html
     assert "<bdi>1<b>2</b></bdi> <small>step 1</small>" in html
 
 
-def test_folders_without_foremost_heads_open(example):
+def test_a_folder_without_foremost_heads_has_a_page(example):
     assert Page(example_page(example)).data["foremost"] == [[0, 1], [2, 3], [0, 0], [0, 2], [0, 3]]
     del example.run["foremost"]
     assert Page(example_page(example)).data["foremost"] is None

@@ -8,14 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from figures.example.read import is_example, read_example
+from figures.example.read import read_example
+from figures.folder import folder_kind
 from interp.tables.errors import InputError
 
 
-def test_a_folder_is_read(example_folder: Callable[..., Path]) -> None:
+def test_a_folder_is_read_with_consistent_tables(example_folder: Callable[..., Path]) -> None:
     folder = example_folder()
     example = read_example(folder)
-    assert is_example(folder)
+    assert folder_kind(folder) == "example"
     assert example.models == ["model-0", "model-1"]
     assert set(example.chosen) <= set(example.watched)
     for _, tokens in example.tokens.groupby("model", observed=True):
@@ -25,10 +26,15 @@ def test_a_folder_is_read(example_folder: Callable[..., Path]) -> None:
     assert ((sums > 0.9) & (sums < 1.0001)).all()
 
 
-def test_other_folders_are_none(tmp_path: Path) -> None:
-    assert not is_example(tmp_path)
+def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no run\.json"):
+        read_example(tmp_path)
     (tmp_path / "run.json").write_text("[]")
-    assert not is_example(tmp_path)
+    with pytest.raises(InputError, match="a JSON object is needed, found list"):
+        read_example(tmp_path)
+    (tmp_path / "run.json").write_text('{"kind": "shifts"}')
+    with pytest.raises(InputError, match="kind is 'shifts'"):
+        read_example(tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["run.json", "edges.parquet", "next.parquet"])
@@ -39,7 +45,7 @@ def test_a_missing_file_is_named(example_folder: Callable[..., Path], missing: s
         read_example(folder)
 
 
-def test_a_key_that_is_missing_is_named(example_folder: Callable[..., Path]) -> None:
+def test_a_missing_key_is_named(example_folder: Callable[..., Path]) -> None:
     folder = example_folder()
     run = json.loads((folder / "run.json").read_text())
     del run["chosen"]
@@ -48,7 +54,7 @@ def test_a_key_that_is_missing_is_named(example_folder: Callable[..., Path]) -> 
         read_example(folder)
 
 
-def test_a_stranger_among_the_models(example_folder: Callable[..., Path]) -> None:
+def test_a_model_that_run_json_lacks_raises(example_folder: Callable[..., Path]) -> None:
     folder = example_folder()
     run = json.loads((folder / "run.json").read_text())
     run["models"] = run["models"][:1]
@@ -57,7 +63,7 @@ def test_a_stranger_among_the_models(example_folder: Callable[..., Path]) -> Non
         read_example(folder)
 
 
-def test_without_a_run_to_compare_with(example_folder: Callable[..., Path]) -> None:
+def test_without_a_run_t_is_undefined(example_folder: Callable[..., Path]) -> None:
     standing: pd.DataFrame = read_example(example_folder(compared=False)).standing
     assert standing["t"].isna().all()
     assert np.isfinite(standing["value"]).all()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import PowerNorm
 
-from figures.drawing import style
+from figures.drawing.style import save_figure
 from figures.example.read import Example, read_example
 from figures.example.token_maps import _thinned, token_map
 from interp.tables.errors import InputError
@@ -39,7 +39,7 @@ def texts(figure) -> list[str]:
     return [text.get_text().replace("\n", " ") for part in (figure, *figure.axes) for text in part.texts]
 
 
-def test_cells_are_the_tables(example_folder):
+def test_cells_match_the_table(example_folder):
     example = read_example(example_folder())
     figure = token_map(example, HEAD)
     shown = images(figure)
@@ -67,7 +67,7 @@ def test_numbers_are_summed_over_keys_and_averaged_over_queries(example_folder):
         np.testing.assert_array_equal(np.ma.getmaskarray(image), np.triu(np.ones_like(expected, bool), 1))
 
 
-def test_tokens_that_are_no_queries_have_no_row(example_folder):
+def test_tokens_that_are_not_queries_have_no_row(example_folder):
     example = read_example(example_folder())
     frame = example.tokens.assign(is_query=example.tokens["position"] % 2 == 0)
     image = images(token_map(dataclasses.replace(example, tokens=frame), HEAD))[0]
@@ -75,21 +75,21 @@ def test_tokens_that_are_no_queries_have_no_row(example_folder):
     assert image.shape[0] == ((part["region"] == "response") & (part["position"] % 2 == 0)).sum()
 
 
-def test_ranges_of_positions(example_folder):
+def test_a_range_of_positions_selects_rows_and_columns(example_folder):
     example = read_example(example_folder())
     image = images(token_map(example, HEAD, (30, 40), (0, 25)))[0]
     np.testing.assert_allclose(image.filled(0), dense(example, "model-0")[30:40, :25], atol=1e-12)
     assert any("rows: tokens 30 to 39" in text for text in texts(token_map(example, HEAD, (30, 40))))
 
 
-def test_panels_share_a_scale_that_ends_at_the_highest(example_folder):
+def test_panels_share_a_scale_up_to_the_highest_value(example_folder):
     example = read_example(example_folder())
     figure = token_map(example, HEAD)
     norms = [axes.images[0].norm for axes in figure.axes if axes.images]
     highest = max(image.max() for image in images(figure))
     assert all(isinstance(norm, PowerNorm) and norm.gamma == 0.5 for norm in norms)
     assert {(norm.vmin, norm.vmax) for norm in norms} == {(0.0, highest)}
-    assert "attention (probability, square-root colours)" in texts(figure)
+    assert "attention (probability, square-root color scale)" in texts(figure)
 
 
 def test_two_models_on_one_text_have_a_difference(example_folder):
@@ -104,24 +104,24 @@ def test_two_models_on_one_text_have_a_difference(example_folder):
     assert any(text == "model-1 − model-0" for text in texts(figure))
 
 
-def test_texts_that_part_have_none(example_folder):
+def test_models_with_different_texts_have_no_difference(example_folder):
     assert len(images(token_map(read_example(example_folder()), HEAD))) == 2
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_other_counts_of_models(example_folder, count):
+def test_only_two_models_have_a_difference(example_folder, count):
     example = read_example(example_folder(answers=("3*12=36",) * count))
     assert len(images(token_map(example, HEAD))) == count
 
 
-def test_nothing_to_draw_is_said(example_folder):
+def test_an_empty_panel_is_reported(example_folder):
     example = read_example(example_folder(question="What?", answers=("none", "at all")))
     figure = token_map(example, HEAD, "numbers", "numbers")
     assert not images(figure)
     assert sum("no such tokens" in text for text in texts(figure)) == 2
 
 
-def test_labels_are_every_token_or_numbers(example_folder):
+def test_labels_are_all_tokens_or_only_numbers(example_folder):
     figure = token_map(read_example(example_folder(answers=("x=12 $",), question="a 5")), HEAD)
     assert {"x", "=", "1", "2", "$", "5"} <= set(texts(figure))
     long = read_example(example_folder(answers=("word " * 60 + "7*6=42",), question="a 5"))
@@ -131,7 +131,7 @@ def test_labels_are_every_token_or_numbers(example_folder):
 
 
 @pytest.mark.parametrize("span", ["numbers", "response"])
-def test_labels_without_room_are_counted_and_rows_named(example_folder, span):
+def test_labels_without_room_are_counted(example_folder, span):
     sums = " ".join(f"{one}+{one}={2 * one}" for one in range(10, 70))
     example = read_example(example_folder(question="a 5", answers=(sums,), layers=2, heads=3))
     figure = token_map(example, HEAD, span, span)
@@ -143,15 +143,15 @@ def test_labels_without_room_are_counted_and_rows_named(example_folder, span):
     shown = shown if span == "numbers" else shown[shown["region"] == "response"]
     count = shown.loc[shown["number"] >= 0, "number"].nunique()
     assert drawn < 2 * count
-    assert any(f"{2 * count - drawn} labels left out for room" in text for text in texts(figure))
+    assert any(f"{2 * count - drawn} labels left out for lack of room" in text for text in texts(figure))
 
 
-def test_nothing_is_said_where_every_number_has_a_label(example_folder):
+def test_there_is_no_note_if_every_number_has_a_label(example_folder):
     example = read_example(example_folder(question="a 5", answers=("3*12=36",)))
     assert not any("left out" in text for text in texts(token_map(example, HEAD, "numbers", "numbers")))
 
 
-def test_no_cell_is_lost_between_pixels():
+def test_no_value_is_lost_between_pixels():
     values = np.zeros((5, 7))
     values[4, 6], values[0, 1], values[0, 0], values[2, 2] = -0.9, 0.5, -0.1, np.nan
     blocks, (down, across) = _thinned(values, (3, 4))
@@ -165,20 +165,20 @@ def test_no_cell_is_lost_between_pixels():
     assert _thinned(values, (5, 7))[0] is values
 
 
-def test_errors(example_folder):
+def test_unknown_spans_and_heads_raise(example_folder):
     example = read_example(example_folder(watched=[HEAD]))
     with pytest.raises(InputError, match=r"watched: 1\.2"):
         token_map(example, (0, 0))
     with pytest.raises(InputError, match="unknown queries 'answer'; known: question, response"):
         token_map(example, HEAD, "answer")
-    with pytest.raises(InputError, match="keys 900 to 950 hold no token; positions are 0 to"):
+    with pytest.raises(InputError, match="keys 900 to 950 have no token; positions are 0 to"):
         token_map(example, HEAD, keys=(900, 950))
 
 
-def test_files_are_the_same_bytes(example_folder, tmp_path):
+def test_drawing_twice_gives_the_same_bytes(example_folder, tmp_path):
     example = read_example(example_folder(answers=("3*12=36",) * 2))
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        style.save(token_map(example, HEAD), tmp_path / name, "map")
+        save_figure(token_map(example, HEAD), tmp_path / name, "map")
     for ending in ("png", "pdf"):
         assert (tmp_path / "a" / f"map.{ending}").read_bytes() == (tmp_path / "b" / f"map.{ending}").read_bytes()

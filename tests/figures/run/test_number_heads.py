@@ -12,14 +12,14 @@ def _labels(figure) -> list[str]:
     return [label.get_text() for label in figure.axes[0].get_yticklabels()]
 
 
-def test_the_top_heads_come_first(infos, head_table):
+def test_heads_are_sorted_by_value(infos, head_table):
     heads = head_table(6, 5)
     rows = heads[(heads["measure"] == "numeric_mass_without_bos") & (heads["region"] == "response")]
     best = rows.sort_values("value", ascending=False).head(15)
     assert _labels(number_heads(heads, infos)) == [f"{r.layer}.{r.head}" for r in best.itertuples()]
 
 
-def test_numeric_mass_ranks_where_the_other_was_not_run(infos, head_table):
+def test_numeric_mass_ranks_if_the_other_was_not_taken(infos, head_table):
     heads = head_table(6, 5)
     heads = heads[~heads["measure"].isin(["numeric_mass_without_bos", "numeric_enrichment"])]
     best = heads[(heads["measure"] == "numeric_mass") & (heads["region"] == "all")].nlargest(15, "value")
@@ -28,10 +28,10 @@ def test_numeric_mass_ranks_where_the_other_was_not_run(infos, head_table):
     assert len(figure.axes) == 1
 
 
-def test_skipped_without_its_measures(infos, small_heads):
+def test_without_its_measures_there_is_no_figure(infos, small_heads):
     heads = small_heads[small_heads["measure"] == "entropy_nats"]
     assert number_heads(heads, infos) is None
 
 
-def test_fewer_heads_than_fifteen(infos, head_table):
+def test_fewer_than_fifteen_heads_can_be_drawn(infos, head_table):
     assert len(_labels(number_heads(head_table(2, 2), infos))) == 4

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
+import pytest
 
-from figures.run.page import LISTED, ranked_heads, report
+from figures.run.page import LISTED_HEADS, ranked_heads, run_page
+from figures.run.read import HeadRun
 
 HOSTILE = """</script><script>alert("x")</script><img src=x onerror=alert(1)>{{ 7 * 7 }}'&"""
 
@@ -31,19 +33,25 @@ class Page(HTMLParser):
             self.scripts.append(data)
 
 
+@pytest.fixture
+def html_of(infos, sample_run, small_heads, sample_inputs) -> Callable[..., str]:
+    """The page of a head run without figures; a test may change the run and the tables before."""
+    return lambda inputs=sample_inputs: run_page(HeadRun(sample_run, small_heads, inputs, infos), [])
+
+
 def _ranking(page: Page) -> dict:
     return json.loads(page.scripts[0])
 
 
-def test_hostile_strings_are_texts(sample_run, small_heads, sample_inputs, tmp_path):
+def test_hostile_strings_are_escaped(html_of, sample_run, sample_inputs):
     sample_run["model"]["name"] = HOSTILE
     sample_run["model"][HOSTILE] = HOSTILE
     sample_run["command"] = HOSTILE
     sample_run["warnings"] = [HOSTILE]
     for measure in sample_run["measures"]:
-        measure.update(title=HOSTILE, unit=HOSTILE, formula=HOSTILE, way=HOSTILE)
+        measure.update(title=HOSTILE, unit=HOSTILE, formula=HOSTILE, backend=HOSTILE)
     sample_inputs["token"] = HOSTILE
-    page = Page(report(sample_run, small_heads, sample_inputs, tmp_path))
+    page = Page(html_of())
     tags = [tag for tag, _ in page.tags]
     assert tags.count("script") == 2
     assert "img" not in tags
@@ -51,8 +59,8 @@ def test_hostile_strings_are_texts(sample_run, small_heads, sample_inputs, tmp_p
     assert _ranking(page)["measures"][0]["title"] == HOSTILE
 
 
-def test_nothing_is_fetched(sample_run, small_heads, sample_inputs, tmp_path):
-    html = report(sample_run, small_heads, sample_inputs, tmp_path)
+def test_the_page_loads_nothing(html_of):
+    html = html_of()
     for tag, attributes in Page(html).tags:
         for name in ("src", "href", "action", "srcset", "poster", "data"):
             value = attributes.get(name)
@@ -61,70 +69,70 @@ def test_nothing_is_fetched(sample_run, small_heads, sample_inputs, tmp_path):
     assert "default-src 'none'" in html
 
 
-def test_the_page_says_what_was_run(sample_run, small_heads, sample_inputs, tmp_path):
-    html = report(sample_run, small_heads, sample_inputs, tmp_path)
+def test_the_page_states_what_was_run(html_of):
+    html = html_of()
     for text in ("bfloat16", "tiny/model-135M", "question and reference solution", "applied", "left out", "blocked"):
         assert text in html
     assert "python -m analyses.heads --model tiny/model-135M" in html
 
 
-def test_optional_keys_may_be_absent(sample_run, small_heads, sample_inputs, tmp_path):
+def test_optional_keys_may_be_absent(html_of, sample_run, sample_inputs):
     for key in ("versions", "seed", "timings", "memory", "warnings", "n_layers", "n_heads"):
         del sample_run[key]
     sample_run["model"] = {"name": "m"}
     for measure in sample_run["measures"]:
-        del measure["way"]
-    html = report(sample_run, small_heads, sample_inputs.iloc[:0], tmp_path)
+        del measure["backend"]
+    html = html_of(inputs=sample_inputs.iloc[:0])
     assert "No warnings." in html
     assert "not stated" in html
 
 
-def test_the_sample_marks_every_role(sample_run, small_heads, sample_inputs, tmp_path):
-    page = Page(report(sample_run, small_heads, sample_inputs, tmp_path))
+def test_the_sample_marks_every_role(html_of, sample_inputs):
+    page = Page(html_of())
     titles = [attributes.get("title") or "" for _, attributes in page.tags if attributes.get("title")]
     assert len(titles) == len(sample_inputs)
     for role in ("special", "question number", "operand", "intermediate result", "final answer", "operator"):
         assert any(role in title for title in titles)
 
 
-def test_headers_can_be_used_from_the_keyboard(sample_run, small_heads, sample_inputs, tmp_path):
-    tags = Page(report(sample_run, small_heads, sample_inputs, tmp_path)).tags
+def test_headers_can_be_used_from_the_keyboard(html_of):
+    tags = Page(html_of()).tags
     sortable = [index for index, (tag, attributes) in enumerate(tags) if tag == "th" and "aria-sort" in attributes]
     assert len(sortable) == 7
     assert all(tags[index + 1][0] == "button" for index in sortable)
     assert sum(tags[index][1]["aria-sort"] == "descending" for index in sortable) == 1
 
 
-def test_ranked_heads_by_hand(head_table, sample_run):
+def test_ranked_heads_match_the_table(head_table, sample_run):
     heads = head_table(6, 5)
     ranked = {measure["name"]: measure for measure in ranked_heads(heads, sample_run["measures"])}
     rows = heads[(heads["measure"] == "numeric_enrichment") & (heads["region"] == "response")]
     chosen = ranked["numeric_enrichment"]["regions"]["response"]
     assert (chosen["defined"], chosen["undefined"]) == (27, 3)
-    assert len(chosen["highest"]) == len(chosen["lowest"]) == LISTED
-    np.testing.assert_allclose([row[2] for row in chosen["highest"]], rows["value"].nlargest(LISTED), rtol=1e-5)
-    np.testing.assert_allclose([row[2] for row in chosen["lowest"]], rows["value"].nsmallest(LISTED), rtol=1e-5)
+    assert len(chosen["highest"]) == len(chosen["lowest"]) == LISTED_HEADS
+    np.testing.assert_allclose([row[2] for row in chosen["highest"]], rows["value"].nlargest(LISTED_HEADS), rtol=1e-5)
+    np.testing.assert_allclose([row[2] for row in chosen["lowest"]], rows["value"].nsmallest(LISTED_HEADS), rtol=1e-5)
     assert ranked["numeric_mass_final"]["regions"]["question"]["highest"] == []
 
 
-def _luminance(colour: str) -> float:
-    parts = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
+def _luminance(color: str) -> float:
+    parts = [int(color[index : index + 2], 16) / 255 for index in (1, 3, 5)]
     red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_texts_have_contrast_in_both_modes(sample_run, small_heads, sample_inputs, tmp_path):
-    html = report(sample_run, small_heads, sample_inputs, tmp_path)
+def test_texts_have_contrast_in_both_modes(html_of):
+    html = html_of()
     blocks = re.findall(r":root \{(.*?)\}", html, re.DOTALL)[:2]
     for block in blocks:
-        colours = dict(re.findall(r"--([a-z_-]+): (#[0-9a-f]{6})", block))
+        colors = dict(re.findall(r"--([a-z_-]+): (#[0-9a-f]{6})", block))
         grounds = ["page", "panel", "warn-page", "special", "question_number", "operand", "intermediate_result"]
         pairs = [("ink", ground) for ground in [*grounds, "final_answer", "operator"]]
         pairs += [("soft", "page"), ("soft", "panel"), ("link", "page")]
         for front, back in pairs:
-            dark, light = sorted((_luminance(colours[front]), _luminance(colours[back])))
+            dark, light = sorted((_luminance(colors[front]), _luminance(colors[back])))
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (front, back)
 
 
-def test_a_missing_picture_is_left_out(sample_run, small_heads, sample_inputs, tmp_path: Path):
-    assert "<img" not in report(sample_run, small_heads, sample_inputs, tmp_path)
+def test_a_page_without_figures_has_no_images(html_of):
+    assert "<img" not in html_of()

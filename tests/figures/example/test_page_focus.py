@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from figures.example.read import Example, read_example
-from tests.figures.test_example_page_browser import LONG, WATCHED, above_its_panel, numbers, settle, strongest, token
+from tests.figures.example.test_page_browser import LONG, WATCHED, above_its_panel, numbers, settle, strongest, token
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def example(example_folder) -> Example:
     return read_example(example_folder(watched=WATCHED))
 
 
-def test_the_keyboard_is_not_lost(opened, example):
+def test_the_focus_survives_redraws(opened, example):
     page, position = opened(example), numbers(example)[5]
     token(page, 0, position).focus()
     page.keyboard.press("ArrowRight")
@@ -38,7 +38,7 @@ def test_the_keyboard_is_not_lost(opened, example):
     assert page.evaluate("document.activeElement.textContent") == name
 
 
-def test_a_frame_still_to_come_does_not_take_the_keyboards_place(opened, example):
+def test_a_pending_frame_does_not_replace_the_keyboards_token(opened, example):
     """Keys faster than the screen: the panel's button is reached before the frame that leaving the token before it asked for."""
     page, position = opened(example), numbers(example)[5]
     page.keyboard.press("Tab")
@@ -59,7 +59,7 @@ def test_a_frame_still_to_come_does_not_take_the_keyboards_place(opened, example
     assert page.evaluate("document.activeElement.dataset.token") == key
 
 
-def test_a_panel_drawn_again_gives_the_focus_back(opened, example):
+def test_a_redrawn_panel_keeps_the_focus(opened, example):
     page, position = opened(example), numbers(example)[5]
     token(page, 0, position).focus()
     page.keyboard.press("Enter")
@@ -117,7 +117,7 @@ def watch_focus(page: Any) -> Callable[[], list[str]]:
 
 @pytest.mark.parametrize("times", [1, 10], ids=["quick", "slow"])
 @pytest.mark.parametrize("answers", [1, 2])
-def test_letting_go_gives_the_focus_to_the_token(opened, example_folder, answers, times):
+def test_unpinning_moves_the_focus_to_the_token(opened, example_folder, answers, times):
     example = read_example(example_folder(answers=("3*12=36\n#### 36", "#### 7")[:answers], watched=WATCHED))
     page, position, model = opened(example), numbers(example)[2], answers - 1
     slow_down(page, times)
@@ -142,7 +142,7 @@ def test_letting_go_gives_the_focus_to_the_token(opened, example_folder, answers
     assert lost() == []
 
 
-def test_a_token_let_go_out_of_sight_is_scrolled_to(opened, example_folder):
+def test_unpinning_scrolls_to_a_token_out_of_view(opened, example_folder):
     page = opened(read_example(example_folder(answers=(LONG,), watched=WATCHED)))
     token(page, 0, 0).focus()
     page.keyboard.press("End")
@@ -155,7 +155,7 @@ def test_a_token_let_go_out_of_sight_is_scrolled_to(opened, example_folder):
 
 
 @pytest.mark.parametrize("times", [1, 10], ids=["quick", "slow"])
-def test_a_leaving_pointer_does_not_close_the_keyboards_panel(opened, example, times):
+def test_a_leaving_pointer_does_not_close_a_panel_with_the_focus(opened, example, times):
     page, position = opened(example), numbers(example)[5]
     slow_down(page, times)
     lost = watch_focus(page)
@@ -186,7 +186,7 @@ def test_a_leaving_pointer_does_not_close_the_keyboards_panel(opened, example, t
     assert lost() == []
 
 
-def test_a_panel_that_the_pointer_opened_stays_with_the_focus(opened, example):
+def test_a_panel_opened_by_the_pointer_stays_open_while_focused(opened, example):
     page, position = opened(example), numbers(example)[5]
     lost = watch_focus(page)
     token(page, 0, position).hover()
@@ -199,7 +199,7 @@ def test_a_panel_that_the_pointer_opened_stays_with_the_focus(opened, example):
     assert lost() == []
 
 
-def test_a_panel_shown_by_the_other_texts_token_takes_the_focus(opened, example):
+def test_a_panel_that_shows_a_shared_token_accepts_the_focus(opened, example):
     """A shared token is shown in every panel; a press on a button lasts for some frames."""
     page, position = opened(example), numbers(example)[1]
     lost = watch_focus(page)
@@ -219,7 +219,7 @@ ADDRESS = "(address) => { location.hash = address; }"
 
 
 @pytest.mark.parametrize("times", [1, 10], ids=["quick", "slow"])
-def test_no_drawing_drops_the_focus(opened, example, times):
+def test_no_control_loses_the_focus_when_the_page_is_redrawn(opened, example, times):
     page = opened(example, address="#head=0.1&token=0:8")
     slow_down(page, times)
     lost = watch_focus(page)
@@ -245,7 +245,7 @@ def test_no_drawing_drops_the_focus(opened, example, times):
 
 
 @pytest.mark.parametrize("times", [1, 10], ids=["quick", "slow"])
-def test_no_address_drops_the_focus(opened, example, times):
+def test_a_new_address_keeps_the_focus(opened, example, times):
     own = example.run["shared_tokens"] + 5
     page = opened(example, address="#head=0.1&token=0:8")
     slow_down(page, times)
@@ -253,7 +253,7 @@ def test_no_address_drops_the_focus(opened, example, times):
     page.locator("#detail-1 .out button").first.focus()
     page.evaluate(ADDRESS, f"#head=2.3&token=0:{own}")
     page.wait_for_selector('html[data-head="2.3"]', state="attached")
-    assert "own text" in page.locator("#detail-1").inner_text()
+    assert "that only" in page.locator("#detail-1").inner_text()
     assert focused_token(page) == [1, 8]
     page.locator("#unpin").focus()
     page.evaluate(ADDRESS, "#head=0.1")
@@ -264,7 +264,7 @@ def test_no_address_drops_the_focus(opened, example, times):
     page.wait_for_selector('html[data-head="1.2"]', state="attached")
     settle(page)
     assert page.evaluate(FOCUS) == "map-1"
-    for control, before, after in (("as", "", "&colour=step.earlier_results"), ("top-more", "&colour=entropy_nats", "")):
+    for control, before, after in (("as", "", "&color=step.earlier_results"), ("top-more", "&color=entropy_nats", "")):
         for head, more in (("0.1", before), ("2.3", after)):
             page.evaluate(ADDRESS, f"#head={head}{more}")
             page.wait_for_selector(f'html[data-head="{head}"]', state="attached")
@@ -276,7 +276,7 @@ def test_no_address_drops_the_focus(opened, example, times):
     assert lost() == []
 
 
-def test_a_panel_without_buttons_gives_the_focus_to_its_token(opened, example):
+def test_a_panel_without_buttons_moves_the_focus_to_its_token(opened, example):
     weak = example.edges["layer"].eq(1) & example.edges["head"].eq(2)
     page = opened(replace(example, edges=example.edges[~weak]), address="#head=0.1&token=1:8")
     page.locator("#detail-1 .out button").first.focus()

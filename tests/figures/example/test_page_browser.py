@@ -10,22 +10,23 @@ import pandas as pd
 import pytest
 
 from analyses.examples.notebook import Page
-from figures.example.page import UNIT, example_page, percent
+from figures.example.packing import PROBABILITY_STEPS, percent
+from figures.example.page import example_page
 from figures.example.read import Example, read_example
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the extra browser: pip install 'primed-heads[browser]'")
 
 WATCHED = [(0, 1), (2, 3)]
 PALE = """(least) => {
-  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
-  const light = (colour) => parts(colour).slice(0, 3).map((c) => c / 255)
+  const parts = (color) => color.match(/[\\d.]+/g).map(Number);
+  const light = (color) => parts(color).slice(0, 3).map((c) => c / 255)
     .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
   const ground = (element) => {
     for (let at = element; at; at = at.parentElement) {
-      const colour = parts(getComputedStyle(at).backgroundColor);
-      if (colour.length === 3 || colour[3] === 1) return getComputedStyle(at).backgroundColor;
-      if (colour[3] !== 0) throw new Error(`half transparent: ${at.className}`);
+      const color = parts(getComputedStyle(at).backgroundColor);
+      if (color.length === 3 || color[3] === 1) return getComputedStyle(at).backgroundColor;
+      if (color[3] !== 0) throw new Error(`half transparent: ${at.className}`);
     }
     throw new Error("no ground");
   };
@@ -81,7 +82,9 @@ def strongest(example: Example, model: str, head: tuple[int, int], column: str, 
         (edges["model"] == model) & (edges["layer"] == head[0]) & (edges["head"] == head[1]) & (edges[column] == position)
     ]
     other = "key" if column == "query" else "query"
-    rows = rows.assign(steps=np.rint(rows["probability"].astype(float) * UNIT)).sort_values(["steps", other], ascending=[False, True])
+    rows = rows.assign(steps=np.rint(rows["probability"].astype(float) * PROBABILITY_STEPS)).sort_values(
+        ["steps", other], ascending=[False, True]
+    )
     return [(str(int(at)), shown(p)) for at, p in zip(rows[other].head(count), rows["probability"].head(count), strict=True)]
 
 
@@ -97,7 +100,7 @@ def numbers(example: Example, model: int = 0) -> list[int]:
     return rows.loc[rows["role"].isin(NUMERIC), "position"].tolist()
 
 
-def test_pointing_shows_both_directions_and_clicking_keeps_them(opened, example):
+def test_pointing_shows_both_directions_and_clicking_pins_them(opened, example):
     page, position = opened(example), numbers(example)[4]
     token(page, 0, position).hover()
     settle(page)
@@ -122,7 +125,7 @@ def test_pointing_shows_both_directions_and_clicking_keeps_them(opened, example)
     assert page.locator("#detail-0 .out").count() == 0
 
 
-def test_a_head_that_is_not_watched_has_its_strong_entries(opened, example):
+def test_a_head_that_is_not_watched_shows_its_strong_entries(opened, example):
     page = opened(example)
     choose_head(page, "1.2")
     position = int(example.edges.query("model == 'model-1' and layer == 1 and head == 2")["query"].iloc[-1])
@@ -132,7 +135,7 @@ def test_a_head_that_is_not_watched_has_its_strong_entries(opened, example):
     assert "only entries of at least 10 % are stored" in page.locator("#model-1 .map-note").inner_text()
 
 
-def test_heads_by_grid_keys_text_field_and_table(opened, example):
+def test_heads_can_be_chosen_by_grid_keyboard_text_field_and_table(opened, example):
     page = opened(example)
     assert page.locator('#grid [tabindex="0"]').count() == 1
     page.locator("#grid .cell").nth(6).click()
@@ -154,7 +157,7 @@ def test_heads_by_grid_keys_text_field_and_table(opened, example):
     assert page.locator("#grid .watched").count() == len(WATCHED)
 
 
-def test_heads_that_stand_out_are_the_tables(opened, example):
+def test_outlier_heads_match_the_table(opened, example):
     page = opened(example)
     rows = example.standing.query("model == 'model-0' and measure == @example.run['by'] and region == @example.run['region']")
     rows = rows.set_index(["layer", "head"], drop=False).loc[[tuple(head) for head in example.run["foremost"]]]
@@ -185,7 +188,7 @@ def test_heads_that_stand_out_are_the_tables(opened, example):
     assert float(title.split(": ")[1].replace("−", "-")) == pytest.approx(float(t.iloc[0]), rel=6e-3)
 
 
-def test_steps_and_differences_of_models_are_the_tables(opened, example):
+def test_steps_and_differences_of_models_match_the_table(opened, example):
     page = opened(example)
     rows = example.steps.query("model == 'model-1' and layer == 0 and head == 1").set_index(["step", "quantity"])
     for step in range(3):
@@ -202,14 +205,14 @@ def test_steps_and_differences_of_models_are_the_tables(opened, example):
     assert " ".join(highest[1:]) == percent(float(np.float32(best["value"])))
     page.select_option("#quantity", "step:1")
     page.select_option("#of", "1")
-    page.select_option("#less", "0")
+    page.select_option("#minus", "0")
     both = example.steps.query("step == 1 and quantity == 'earlier_results' and layer == 0 and head == 1").set_index("model")["value"]
     difference = np.float32(both["model-1"]).astype(float) - np.float32(both["model-0"]).astype(float)
     text = f"{'+' if difference > 0 else '−'}{percent(abs(difference))}".replace("%", "pp")
     assert page.locator('#grid [aria-selected="true"]').get_attribute("title") == f"0.1: {text}"
 
 
-def test_the_shared_prefix_is_kept_in_both_and_compared(opened, example):
+def test_a_shared_token_is_pinned_in_both_texts_and_compared(opened, example):
     page, position = opened(example), numbers(example)[1]
     token(page, 0, position).click()
     assert token(page, 1, position).get_attribute("aria-pressed") == "true"
@@ -219,17 +222,17 @@ def test_the_shared_prefix_is_kept_in_both_and_compared(opened, example):
         at = int(key.split()[-1])
         a, b = (edges.get((model, at)) for model in example.models)
         assert [first, second] == ["<0.1 %" if p is None else shown(p) for p in (a, b)]
-        steps = int(np.rint((b or 0) * UNIT)) - int(np.rint((a or 0) * UNIT))
-        tenths = (abs(steps) + UNIT // 2000) // (UNIT // 1000) / 10
+        steps = int(np.rint((b or 0) * PROBABILITY_STEPS)) - int(np.rint((a or 0) * PROBABILITY_STEPS))
+        tenths = (abs(steps) + PROBABILITY_STEPS // 2000) // (PROBABILITY_STEPS // 1000) / 10
         assert change == ("" if not tenths else "+" if steps > 0 else "−") + f"{tenths:.1f} pp"
     own = example.run["shared_tokens"] + 5
     token(page, 1, own).click()
     assert token(page, 0, own).get_attribute("aria-pressed") == "false"
     assert not page.locator("#difference-table").is_visible()
-    assert "model-1\u2069's own text" in page.locator("#difference-note").inner_text()
+    assert "that only \u2068model-1\u2069 has" in page.locator("#difference-note").inner_text()
 
 
-def test_the_map_tells_each_entry(opened, example):
+def test_the_map_reads_out_each_entry(opened, example):
     page = opened(example)
     page.locator("#map-0").scroll_into_view_if_needed()
     n = int((example.tokens["model"] == "model-0").sum())
@@ -239,12 +242,12 @@ def test_the_map_tells_each_entry(opened, example):
     page.mouse.move(box["x"] + 8 + (key + 0.5) * plot / n, box["y"] + 8 + (query + 0.5) * plot / n)
     p = example.edges.query("model == 'model-0' and layer == 0 and head == 1 and query == @query and key == @key")["probability"]
     text = page.locator("#map-value-0").inner_text()
-    assert f"({query}) looks at" in text
+    assert f"({query}) attends to" in text
     assert text.endswith(f"({key}): {shown(p.iloc[0]) if len(p) else 'below 0.05 %'}")
     page.locator("#map-0").focus()
     for press in ("ArrowDown", "ArrowDown", "ArrowRight"):
         page.keyboard.press(press)
-    assert "(1) looks at" in page.locator("#map-value-0").inner_text()
+    assert "(1) attends to" in page.locator("#map-value-0").inner_text()
     page.keyboard.press("Enter")
     assert token(page, 0, 1).get_attribute("aria-pressed") == "true"
     with page.expect_download() as download:
@@ -273,7 +276,7 @@ def test_keys_move_between_tokens(opened, example):
     assert outline == "solid"
 
 
-def test_every_control_is_reached_by_tab(opened, example):
+def test_every_control_can_be_reached_by_tab(opened, example):
     page = opened(example)
     reached = set()
     for _ in range(400):
@@ -290,7 +293,7 @@ def test_every_control_is_reached_by_tab(opened, example):
         "region",
         "as",
         "of",
-        "less",
+        "minus",
         "map-0",
         "map-1",
         "save-0",
@@ -303,7 +306,7 @@ def test_every_control_is_reached_by_tab(opened, example):
     assert any(name.startswith("t ") for name in reached)
 
 
-def test_the_address_holds_the_view(opened, example):
+def test_the_address_restores_the_view(opened, example):
     position = numbers(example)[2]
     page = opened(example, address=f"#head=2.3&token=0:{position}&step=2")
     assert page.locator("#head-input").input_value() == "2.3"
@@ -312,14 +315,14 @@ def test_the_address_holds_the_view(opened, example):
     choose_head(page, "0.1")
     page.keyboard.press("Escape")
     assert page.evaluate("location.hash") == "#head=0.1&step=2"
-    bad = opened(example, address="#head=99.1&token=7:1&step=x&colour=beauty&other=1")
+    bad = opened(example, address="#head=99.1&token=7:1&step=x&color=beauty&other=1")
     assert bad.locator("#head-input").input_value() == "0.1"
-    for part in ("head=99.1", "token=7:1", "step=x", "colour=beauty", "other=1"):
+    for part in ("head=99.1", "token=7:1", "step=x", "color=beauty", "other=1"):
         assert part in bad.locator("#head-problem").inner_text()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_contrast_names_and_roles(opened, example, dark):
+def test_contrast_names_and_aria_roles_are_accessible(opened, example, dark):
     example.run["warnings"] = ["Look out."]
     page = opened(example, dark=dark, reduced_motion="reduce")
     idle = page.evaluate(PALE, 4.5)
@@ -334,7 +337,7 @@ def test_contrast_names_and_roles(opened, example, dark):
     assert page.evaluate("getComputedStyle(document.querySelector('.cell')).transitionDuration") == "0s"
 
 
-def test_a_bad_contrast_is_seen(opened, example):
+def test_the_contrast_check_finds_a_low_contrast(opened, example):
     page = opened(example, reduced_motion="reduce")
     page.add_style_tag(content=".operand { color: #6f6f6f !important; }")
     pale = page.evaluate(PALE, 4.5)["pale"]
@@ -343,7 +346,7 @@ def test_a_bad_contrast_is_seen(opened, example):
 
 
 @pytest.mark.parametrize("answers", [1, 2])
-def test_a_phone_scrolls_downwards_only(opened, example_folder, answers):
+def test_a_narrow_screen_does_not_scroll_sideways(opened, example_folder, answers):
     texts = ("She has 3*12=36 " + "pencils" * 12 + ".\n#### 36", "#### 7")[:answers]
     page = opened(read_example(example_folder(answers=texts, watched=WATCHED)), width=390, height=844)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
@@ -353,14 +356,14 @@ def test_a_phone_scrolls_downwards_only(opened, example_folder, answers):
         assert boxes[1]["y"] > boxes[0]["y"] + boxes[0]["height"]
 
 
-def test_models_stand_side_by_side_on_a_desk(opened, example):
+def test_models_are_side_by_side_on_a_wide_screen(opened, example):
     page = opened(example)
     first, second = (page.locator(f"#text-{model}").bounding_box() for model in (0, 1))
     assert first["y"] == second["y"]
     assert first["x"] + first["width"] <= second["x"]
 
 
-def test_any_script_and_half_characters(opened, example_folder):
+def test_right_to_left_scripts_and_half_characters_are_shown(opened, example_folder):
     question = "דני קנה 3 קופסאות של 12 עפרונות 🙂. כמה?"
     page = opened(read_example(example_folder(question=question, answers=("هناك 36+1250=1286 شيئا.\n#### 1286",))))
     assert page.locator("#text-0 .question .line").evaluate("(line) => getComputedStyle(line).direction") == "rtl"
@@ -371,7 +374,7 @@ def test_any_script_and_half_characters(opened, example_folder):
     page.keyboard.press("ArrowLeft")
     assert page.evaluate("document.activeElement.textContent") == words.nth(1).inner_text()
     half = page.locator("#text-0 .half").first
-    assert half.get_attribute("title") == "part of the character before"
+    assert half.get_attribute("title") == "part of the previous character"
     half.hover()
     settle(page)
     assert "◦" in page.locator("#detail-0 h4").inner_text()
@@ -379,7 +382,7 @@ def test_any_script_and_half_characters(opened, example_folder):
     assert answer.evaluate("(line) => getComputedStyle(line).direction") == "rtl"
 
 
-def test_a_script_in_the_problem_is_shown(opened, example_folder):
+def test_markup_in_the_problem_is_shown_as_text(opened, example_folder):
     question = "</script><img src=x onerror=alert(1)> has 3 boxes?"
     page = opened(read_example(example_folder(question=question, answers=("<b>3</b>*12=36\n#### 36",), watched=WATCHED)))
     assert question in page.locator("#text-0 .question .line").inner_text()
@@ -390,23 +393,23 @@ def test_a_script_in_the_problem_is_shown(opened, example_folder):
     page.keyboard.press("ArrowDown")
 
 
-def test_nothing_watched_compared_or_counted(opened, example_folder):
+def test_a_page_without_watched_heads_comparison_and_numbers_works(opened, example_folder):
     bare = read_example(example_folder(question="Why?", answers=("Because.", "So."), watched=[], compared=False))
     page = opened(bare)
-    assert page.locator("#top-title").inner_text() == "Highest heads"
+    assert page.locator("#top-title").inner_text() == "Heads with the highest values"
     assert "no run to compare with" in page.locator("#top-note").inner_text()
     token(page, 0, 3).click()
     assert page.locator("#detail-0 .out").count() == 1
 
 
-def test_three_models(opened, example_folder):
+def test_three_models_are_compared_with_the_first(opened, example_folder):
     page = opened(read_example(example_folder(answers=("3*12=36\n#### 36", "3*12=35\n#### 35", "#### 7"), watched=WATCHED)))
     token(page, 2, 5).click()
     assert page.locator('.t[aria-pressed="true"]').count() == 3
     assert page.locator("#difference-table thead th").count() == 1 + 3 + 2
 
 
-def test_a_browser_without_decompression_is_told(browser, example, tmp_path):
+def test_a_browser_without_decompression_shows_a_message(browser, example, tmp_path):
     path = tmp_path / "old.html"
     path.write_text(example_page(example), encoding="utf-8")
     page = browser.new_page()
@@ -417,7 +420,7 @@ def test_a_browser_without_decompression_is_told(browser, example, tmp_path):
     page.close()
 
 
-def test_it_prints(opened, example):
+def test_the_page_can_be_printed(opened, example):
     page = opened(example, dark=True)
     token(page, 0, 8).click()
     printed = page.pdf(format="A4")
@@ -456,7 +459,7 @@ LONG = "\n".join(f"Then she takes {i} boxes of {i + 1} pens, so {i}+{i + 1}={2 *
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844), (844, 390)])
-def test_no_token_lies_under_its_panel(opened, example_folder, width, height):
+def test_no_focused_token_is_covered_by_its_panel(opened, example_folder, width, height):
     example = read_example(example_folder(answers=(LONG,), watched=WATCHED))
     page = opened(example, width=width, height=height)
     assert page.locator("#detail-0").bounding_box()["height"] < 45
@@ -474,7 +477,7 @@ def test_no_token_lies_under_its_panel(opened, example_folder, width, height):
         assert page.locator("#detail-0").bounding_box()["height"] <= min(0.4 * height, 240) + 1
 
 
-def test_a_panel_does_not_cover_the_token_pointed_at(opened, example_folder):
+def test_a_panel_does_not_cover_the_pointers_token(opened, example_folder):
     page = opened(read_example(example_folder(answers=(LONG,), watched=WATCHED)))
     page.evaluate("scrollTo(0, 600)")
     hint = page.locator("#detail-0").bounding_box()
@@ -495,7 +498,7 @@ def test_a_panel_does_not_cover_the_token_pointed_at(opened, example_folder):
     assert page.evaluate("document.documentElement.scrollHeight") == before, "nothing moves while the pointer does"
 
 
-def test_the_page_in_a_notebook(browser, example, tmp_path):
+def test_the_page_works_in_a_notebook(browser, example, tmp_path):
     wrong: list[str] = []
     host = tmp_path / "notebook.html"
     framed = Page(example_page(example), 700)._repr_html_()
@@ -524,23 +527,23 @@ def test_the_page_in_a_notebook(browser, example, tmp_path):
     assert wrong == []
 
 
-def test_the_address_holds_the_pickers_and_survives_sections(opened, example):
+def test_the_address_restores_the_pickers_and_survives_section_links(opened, example):
     page = opened(example)
     page.select_option("#quantity", "step:1")
     page.select_option("#of", "1")
-    page.select_option("#less", "0")
+    page.select_option("#minus", "0")
     address = page.evaluate("location.hash")
-    assert address == "#head=0.1&colour=step.earlier_results&model=1&minus=0"
+    assert address == "#head=0.1&color=step.earlier_results&model=1&minus=0"
     page.click('nav a[href="#run"]')
     assert page.evaluate("location.hash") == address
     assert page.evaluate("document.activeElement.id") == "run"
     again = opened(example, address=address)
-    assert [again.locator(f"#{id}").input_value() for id in ("quantity", "of", "less")] == ["step:1", "1", "0"]
+    assert [again.locator(f"#{id}").input_value() for id in ("quantity", "of", "minus")] == ["step:1", "1", "0"]
     assert again.locator("#top-title").inner_text() == "Largest differences"
     assert again.locator("#head-problem").inner_text() == ""
 
 
-def test_a_kept_token_is_scrolled_to(opened, example_folder):
+def test_a_pinned_token_is_scrolled_into_view(opened, example_folder):
     example = read_example(example_folder(answers=(LONG,), watched=WATCHED))
     last = numbers(example)[-1]
     page = opened(example, address=f"#head=2.3&token=0:{last}")
@@ -558,7 +561,7 @@ def test_a_kept_token_is_scrolled_to(opened, example_folder):
         assert box["y"] + box["height"] <= panel["y"]
 
 
-def test_the_map_of_a_difference(opened, example):
+def test_the_map_shows_the_difference_of_two_models(opened, example):
     page = opened(example)
     page.locator("#differ").check()
     assert page.locator("#map-title-1").inner_text() == "Map of head 0.1, minus \u2068model-0\u2069"
@@ -580,7 +583,7 @@ def test_the_map_of_a_difference(opened, example):
     assert page.locator("#map-title-1").inner_text() == "Map of head 1.2"
 
 
-def test_what_a_text_without_numbers_says(opened, example_folder):
+def test_a_text_without_numbers_is_reported(opened, example_folder):
     example = read_example(example_folder(question="Why?", answers=("Because.", "So."), watched=WATCHED))
     example.standing["value"] = example.standing["value"].mask(example.standing["measure"] == "numeric_mass", 0.0)
     page = opened(example)
@@ -591,7 +594,7 @@ def test_what_a_text_without_numbers_says(opened, example_folder):
     assert page.locator("#steps-0 tbody .n").first.inner_text() == str(len(rows))
 
 
-def test_without_foremost_heads_the_page_sorts_them_itself(opened, example):
+def test_without_foremost_heads_the_page_sorts_heads_by_t(opened, example):
     del example.run["foremost"]
     page = opened(example)
     rows = example.standing.query("model == 'model-0' and measure == @example.run['by'] and region == @example.run['region']")
@@ -600,20 +603,20 @@ def test_without_foremost_heads_the_page_sorts_them_itself(opened, example):
     assert heads == [f"{layer}.{head}" for layer, head in zip(first["layer"], first["head"], strict=True)]
 
 
-def test_no_head_that_differs_is_said(opened, example):
+def test_the_page_states_that_no_head_is_significant(opened, example):
     example.standing["q"] = 0.9
     page = opened(example)
-    assert page.locator("#top-note").inner_text() == "No head differs clearly (smallest q 0.90); the furthest, over all models:"
+    assert page.locator("#top-note").inner_text() == "No head has q ≤ 0.05 (smallest q: 0.90). Sorted by |t|, over all models."
     assert "*" not in page.locator("#top tbody").inner_text()
 
 
-def test_what_was_expected_is_said_of_the_token_itself(opened, example):
+def test_the_panel_shows_the_most_likely_tokens(opened, example):
     page, position = opened(example), numbers(example)[4]
     token(page, 0, position).click()
     rows = example.next.query("model == 'model-0' and position == @position")
     read = rows[rows["is_read"]].iloc[0]
     line = page.locator("#detail-0 .likely").inner_text()
-    assert line.startswith(f"Expected here with {percent(read['probability'])} (rank {read['rank']})")
+    assert line.startswith(f"Probability {percent(read['probability'])} (rank {read['rank']})")
     values = rows.sort_values("rank")["probability"].head(3)
     assert [one.split()[-2] for one in page.locator("#detail-0 .likely > span").all_inner_texts()] == [
         percent(p).split()[0] for p in values

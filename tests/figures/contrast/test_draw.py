@@ -16,16 +16,18 @@ import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection
 from PIL import Image
-from tests.figures.test_catalog import LONG, assert_texts_inside_and_apart
 
 from analyses.contrast.statistics import contrast_table
 from figures import __main__ as command
-from figures.comparison.contrast import contrast_map, draw_contrast, forest, forest_rows, is_contrast
-from figures.drawing import style
+from figures.contrast.draw import draw_contrast
+from figures.contrast.forest import forest, forest_rows
+from figures.contrast.maps import contrast_map
+from figures.drawing.style import use_style
 from interp.tables.contrast import CONTRAST, PAIRED
 from interp.tables.errors import InputError
 from interp.tables.heads import HeadValues
 from interp.tables.schema import REGIONS, MeasureInfo, write
+from tests.figures.texts import LONG, assert_texts_inside_and_apart
 
 INFOS = (
     MeasureInfo("entropy_nats", "Entropy of attention", "nats", 0.0, None, "−Σ p log p"),
@@ -79,17 +81,17 @@ def said_by(figure) -> str:
     return " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
 
 
-def test_clear_heads_are_coloured_by_their_sign_and_the_others_grey(table):
+def test_significant_heads_are_colored_by_sign_and_the_others_gray(table):
     figure = contrast_map(of(table, PAIRED), INFOS[1])
-    colours, greys = figure.axes[0].images
-    drawn = np.ma.asarray(colours.get_array())
+    colors, grays = figure.axes[0].images
+    drawn = np.ma.asarray(colors.get_array())
     shown = {(layer, head) for head, layer in zip(*np.nonzero(~np.ma.getmaskarray(drawn)), strict=True)}
     assert shown == set(PLANTED)
     assert {place: bool(drawn[place[::-1]] > 0) for place in shown} == {place: size > 0 for place, size in PLANTED.items()}
-    assert not np.ma.getmaskarray(np.ma.asarray(greys.get_array()))[0, 0]
+    assert not np.ma.getmaskarray(np.ma.asarray(grays.get_array()))[0, 0]
 
 
-def test_the_figures_say_what_is_compared_and_how(table):
+def test_the_subtitle_states_what_is_compared_and_how(table):
     rows = of(table, PAIRED)
     n_right, n_wrong, n = (int(rows[name].max()) for name in ("n_right", "n_wrong", "n_problems"))
     paired = f"{n_right} right, {n_wrong} wrong answers on {n} problems that have both · response queries · models paired by problem"
@@ -106,12 +108,12 @@ def test_the_figures_say_what_is_compared_and_how(table):
     assert "of 11 heads" in said_by(contrast_map(rows, INFOS[2]))
 
 
-def test_a_table_of_several_models_is_refused(table):
+def test_a_table_with_several_models_raises(table):
     with pytest.raises(InputError, match="3 models"):
         contrast_map(table, INFOS[1])
 
 
-def test_the_forest_has_the_smallest_q_first_with_their_intervals(table):
+def test_forest_rows_are_sorted_by_q_with_their_intervals(table):
     rows = of(table, PAIRED)
     chosen = forest_rows(rows, "response")
     figure = forest(rows, {info.name: info for info in INFOS})
@@ -130,7 +132,7 @@ def test_the_forest_has_the_smallest_q_first_with_their_intervals(table):
         assert sum(text.get_text().startswith("q ") for text in axes.texts) == len(heads)
 
 
-def test_nothing_tested_draws_nothing(table):
+def test_without_a_test_there_is_no_figure(table):
     empty = of(table, "one").assign(difference=np.nan, p=np.nan, q=np.nan, ci_low=np.nan, ci_high=np.nan)
     assert contrast_map(empty, INFOS[1]) is None
     assert forest(empty, {info.name: info for info in INFOS}) is None
@@ -139,18 +141,16 @@ def test_nothing_tested_draws_nothing(table):
 
 @pytest.mark.parametrize("name", ["paper", "slides", "dark"])
 @pytest.mark.parametrize(("layers", "heads"), [(3, 4), (32, 32)])
-def test_texts_are_inside_and_apart_in_every_style(name, layers, heads):
-    with style.use(name):
+def test_texts_are_inside_and_do_not_overlap_in_any_style(name, layers, heads):
+    with use_style(name):
         table = make_table(layers, heads, n=20, names=(LONG[:30], "two"))
         for model in (LONG[:30], PAIRED):
             assert_texts_inside_and_apart(forest(of(table, model), {info.name: info for info in INFOS}, "own answers"))
             assert_texts_inside_and_apart(contrast_map(of(table, model), INFOS[2], "own answers"))
 
 
-def test_draws_a_folder_by_the_command_in_a_style(table, tmp_path, monkeypatch, capsys):
+def test_the_command_draws_a_contrast_in_a_style(table, tmp_path, monkeypatch, capsys):
     folder = make_folder(tmp_path / "contrast", table)
-    assert is_contrast(folder)
-    assert not is_contrast(tmp_path)
     monkeypatch.setattr(sys, "argv", ["figures", str(folder), "--style", "dark", "--measures", "numeric_mass"])
     assert command.main() == 0
     assert "8 figure files" in capsys.readouterr().out
@@ -160,7 +160,7 @@ def test_draws_a_folder_by_the_command_in_a_style(table, tmp_path, monkeypatch, 
         assert image.convert("L").getpixel((5, image.height - 5)) < 40  # pyright: ignore[reportOperatorIssue,reportOptionalOperand]
 
 
-def test_one_model_has_maps_of_its_own_and_plain_names(tmp_path):
+def test_files_of_an_only_model_do_not_name_it(tmp_path):
     folder = make_folder(tmp_path, make_table(names=("only",)))
     written = draw_contrast(folder, tmp_path / "drawn")
     assert [path.name for path in written if path.suffix == ".pdf"] == [
@@ -178,12 +178,12 @@ def test_one_model_has_maps_of_its_own_and_plain_names(tmp_path):
         ({"models": ["three"]}, r"unknown model 'three'; known: one, two, \(paired\)"),
     ],
 )
-def test_unknown_names_are_refused(table, tmp_path, asked, message):
+def test_unknown_names_raise(table, tmp_path, asked, message):
     with pytest.raises(InputError, match=message):
         draw_contrast(make_folder(tmp_path, table), **asked)
 
 
-def test_damaged_folders_are_refused(table, tmp_path):
+def test_damaged_folders_raise(table, tmp_path):
     folder = make_folder(tmp_path, table)
     (folder / "contrast.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"contrast\.parquet"):

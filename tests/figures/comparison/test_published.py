@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tests.figures.test_catalog import assert_texts_inside_and_apart
 
 from analyses.shifts.published.curves import variance_ranking
 from analyses.shifts.published.stored_maps import open_published
-from figures.comparison.published_curves import published_curves, variance_heads, variance_map
-from figures.drawing import style
+from figures.comparison.published import curves_by_layer, variance_heads, variance_map
+from figures.drawing.style import save_figure
 from interp.tables.errors import InputError
 from interp.tables.published import CURVES
+from tests.figures.texts import assert_texts_inside_and_apart
 
 DATA = os.environ.get("PRIMED_HEADS_DATA")
 LONG = "An-Organisation/maps-of-quite-a-long-name · stored attention of a text of 65 tokens"
@@ -47,7 +47,7 @@ def texts(figure) -> str:
 
 def test_panels_name_their_units_and_lines_are_the_curves():
     curves, heads = tables(["base", "tuned"], 5, 4)
-    figure = published_curves(curves, heads)
+    figure = curves_by_layer(curves, heads)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert ["(nats)" in t or "(probability)" in t or "(share)" in t or "(ratio)" in t for t in titles] == [True] * 4
     assert all(axes.get_xlabel() == "layer" for axes in figure.axes)
@@ -59,21 +59,21 @@ def test_panels_name_their_units_and_lines_are_the_curves():
     assert lines[0].get_xdata().tolist() == [1, 2, 3, 4]
 
 
-def test_the_band_is_a_spread_and_is_called_so():
+def test_the_band_is_described_as_a_spread():
     curves, heads = tables(["base"], 3, 7)
-    figure = published_curves(curves, heads)
+    figure = curves_by_layer(curves, heads)
     band = figure.axes[0].collections[0].get_paths()[0].vertices
     values = heads[(heads["curve"] == "entropy") & (heads["layer"] == 2)]["value"]
     at_last = np.unique(band[band[:, 0] == 2, 1].round(12))
     np.testing.assert_allclose(at_last, np.percentile(values, [5, 95]), rtol=1e-9)
     assert "n = 7" in texts(figure)
-    assert "a spread and no interval" in texts(figure)
+    assert "a spread, not an interval" in texts(figure)
     assert "no test" in texts(figure)
 
 
 def test_many_models_have_no_bands():
     curves, heads = tables([f"m{i}" for i in range(8)], 3, 4)
-    figure = published_curves(curves, heads)
+    figure = curves_by_layer(curves, heads)
     assert not figure.axes[0].collections
     assert "no intervals" in texts(figure)
 
@@ -82,13 +82,13 @@ def test_many_models_have_no_bands():
     "names", [["one"], ["base", "tuned"], [f"student-{i}" for i in range(8)], [f"a model of a long name {i}" for i in range(8)]]
 )
 @pytest.mark.parametrize("shape", [(1, 1), (32, 32), (80, 64)])
-def test_texts_keep_apart(names, shape):
-    assert_texts_inside_and_apart(published_curves(*tables(names, *shape), LONG))
+def test_texts_are_inside_and_do_not_overlap(names, shape):
+    assert_texts_inside_and_apart(curves_by_layer(*tables(names, *shape), LONG))
     assert_texts_inside_and_apart(variance_heads(ranking(*shape), LONG))
     assert_texts_inside_and_apart(variance_map(ranking(*shape), LONG))
 
 
-def test_heads_come_by_variance():
+def test_heads_are_sorted_by_variance():
     variance = ranking(6, 5)
     figure = variance_heads(variance.sample(frac=1, random_state=0), count=10)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -99,7 +99,7 @@ def test_heads_come_by_variance():
     assert "n = 3 models" in texts(figure)
 
 
-def test_the_unit_holds_for_the_bars():
+def test_the_unit_matches_the_bars():
     variance = pd.DataFrame({"layer": [0, 1], "head": [0, 0], "variance": [2.5e-4, 1e-4], "n_models": 2})
     figure = variance_heads(variance)
     assert [bar.get_width() for bar in figure.axes[0].patches] == pytest.approx([250, 100])
@@ -117,36 +117,36 @@ def test_a_head_without_variance_is_hatched_and_not_ranked():
     assert variance_map(variance.assign(variance=np.nan)) is None
 
 
-def test_equal_models_have_no_variance_and_a_figure(tmp_path):
+def test_equal_models_can_be_drawn(tmp_path):
     variance = ranking(3, 3).assign(variance=0.0)
-    style.save(variance_heads(variance), tmp_path, "heads")
-    style.save(variance_map(variance), tmp_path, "map")
+    save_figure(variance_heads(variance), tmp_path, "heads")
+    save_figure(variance_map(variance), tmp_path, "map")
 
 
 def test_missing_columns_are_named():
     curves, heads = tables(["base"], 3, 4)
     with pytest.raises(InputError, match="curves lacks the column value"):
-        published_curves(curves.drop(columns="value"), heads)
+        curves_by_layer(curves.drop(columns="value"), heads)
     with pytest.raises(InputError, match="variance lacks the column head"):
         variance_heads(ranking(2, 2).drop(columns="head"))
-    assert "n = ?" in texts(published_curves(curves.drop(columns="n_heads"), heads))
-    assert published_curves(curves[curves["curve"] == "other"], heads) is None
+    assert "n = ?" in texts(curves_by_layer(curves.drop(columns="n_heads"), heads))
+    assert curves_by_layer(curves[curves["curve"] == "other"], heads) is None
 
 
-def test_the_same_bytes_twice(tmp_path):
+def test_drawing_twice_gives_the_same_bytes(tmp_path):
     curves, heads = tables(["base", "tuned"], 4, 3)
     draws = {
-        "curves": lambda: published_curves(curves, heads, "run"),
+        "curves": lambda: curves_by_layer(curves, heads, "run"),
         "heads": lambda: variance_heads(ranking(4, 3), "run"),
         "map": lambda: variance_map(ranking(4, 3), "run"),
     }
     for name, draw in draws.items():
-        first = [path.read_bytes() for path in style.save(draw(), tmp_path, name)]
-        assert first == [path.read_bytes() for path in style.save(draw(), tmp_path, name)]
+        first = [path.read_bytes() for path in save_figure(draw(), tmp_path, name)]
+        assert first == [path.read_bytes() for path in save_figure(draw(), tmp_path, name)]
 
 
 @pytest.mark.skipif(DATA is None, reason="PRIMED_HEADS_DATA names no folder of the published maps")
-def test_published_maps_rank_their_heads():
+def test_heads_of_published_maps_are_ranked():
     maps = open_published(Path(str(DATA)) / "published" / "attention")
     variance = variance_ranking(maps)
     first = [label.get_text() for label in variance_heads(variance).axes[0].get_yticklabels()]
