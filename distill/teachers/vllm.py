@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,12 +38,8 @@ class VllmTeacher(TextTeacher):
     def engine(self) -> Any:
         """The engine; it starts at the first use."""
         if self._engine is None:
-            try:
-                import vllm  # pyright: ignore[reportMissingImports]
-            except ImportError as error:
-                raise StudyError("teacher.kind = \"vllm\" needs vLLM and a GPU: pip install 'primed-heads[vllm]'") from error
             config = self.config
-            self._engine = vllm.LLM(
+            self._engine = _library().LLM(
                 model=config.model,
                 revision=config.revision,
                 dtype=config.dtype,
@@ -56,17 +53,15 @@ class VllmTeacher(TextTeacher):
 
     def answer(self, problems: Sequence[Problem], strategy: Strategy) -> list[Record]:
         """Generate all answers. With topk, score prompt and answer again, because prompt log-probabilities ignore the temperature."""
-        config, engine = self.config, self.engine
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-
+        config, engine, parameters = self.config, self.engine, _library().SamplingParams
         prompts = [strategy.encode(self.tokenizer, p.question, self.chat) for p in problems]
         length, heat, top_p = config.max_new_tokens, config.temperature, config.top_p
-        chosen = [SamplingParams(max_tokens=length, temperature=heat, top_p=top_p, seed=row_seed(config, p)) for p in problems]
+        chosen = [parameters(max_tokens=length, temperature=heat, top_p=top_p, seed=row_seed(config, p)) for p in problems]
         answers = [out.outputs[0] for out in engine.generate([{"prompt_token_ids": ids} for ids in prompts], chosen)]
         signals: list[dict[str, Tensor]] = [{} for _ in problems]
         if config.signal == "topk":
             texts = [{"prompt_token_ids": [*ids, *answer.token_ids]} for ids, answer in zip(prompts, answers, strict=True)]
-            scored = engine.generate(texts, SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=config.top_k))
+            scored = engine.generate(texts, parameters(max_tokens=1, temperature=0.0, prompt_logprobs=config.top_k))
             signals = [
                 prompt_topk(out.prompt_logprobs, len(ids), config.top_k, f"problem {p.index}")
                 for p, ids, out in zip(problems, prompts, scored, strict=True)
@@ -88,6 +83,13 @@ class VllmTeacher(TextTeacher):
     def close(self) -> None:
         """Free the engine."""
         self._engine = None
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("vllm")
+    except ImportError as error:
+        raise StudyError("teacher.kind = \"vllm\" needs vLLM and a GPU: pip install 'primed-heads[vllm]'") from error
 
 
 def prompt_topk(prompt_logprobs: Sequence[Mapping[int, Any] | None], first: int, k: int, place: str) -> dict[str, Tensor]:

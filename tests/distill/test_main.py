@@ -1,5 +1,3 @@
-"""The command, run whole in this process on tiny models: what a user types, what is written, and what is said when it goes wrong."""
-
 from __future__ import annotations
 
 import json
@@ -17,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill.__main__ import main
+from distill.problems.grading import GRADERS
 from distill.study.config import read_study
 
 STUDY = """
@@ -91,8 +90,8 @@ def distill(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     def run(*arguments: Any) -> Ran:
         capfd.readouterr()
         code = main([str(argument) for argument in arguments])
-        said = capfd.readouterr()
-        return Ran(code, said.out, said.err)
+        printed = capfd.readouterr()
+        return Ran(code, printed.out, printed.err)
 
     return run
 
@@ -106,19 +105,19 @@ def tree(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, bytes]:
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "ignore"}
-"""Of a process of its own."""
+"""The environment of a separate process."""
 
 TIMED = ("evaluation.json", "training.jsonl")
 """Files that hold durations."""
 
 
-def test_a_whole_study_and_again(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
+def test_complete_study_can_be_run_again(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
     ran = distill("run", study, "--quiet")
     assert ran.code == 0, ran.err
     out = tmp_path / "out"
     for words in (
         "grader first_final",
-        "cut at 8 tokens for every condition",
+        "at most 8 tokens for every condition",
         "0.5 CE + 0.5 T^2 KL(teacher || student) at T = 2",
         "p_holm",
     ):
@@ -133,7 +132,7 @@ def test_a_whole_study_and_again(study: Path, distill: Callable[..., Ran], tmp_p
     assert students["kl_baseline"].notna().all()
     assert (students["kl_own"].notna() == students["condition"].isin(["none", "told", "same"])).all()
 
-    # two names of one text: one set of records, and the same student to the byte
+    # two strategies with the same text share their records, and their students are equal to the byte
     assert len(list((out / "records").glob("*/group.json"))) == 3
     for seed in (0, 1):
         told, same = (out / "students" / f"{name}-seed{seed}" / "adapter_model.safetensors" for name in ("told", "same"))
@@ -146,7 +145,7 @@ def test_a_whole_study_and_again(study: Path, distill: Callable[..., Ran], tmp_p
     assert card["counts"]["kept"] == 4
     assert json.loads((out / "students" / "finetune-seed0" / "card.json").read_text())["parents"]["teacher"] is None
 
-    # nothing is done again; what was lost is, and ends in the same files
+    # finished work is not repeated; what was deleted is made again with the same content
     before = tree(out)
     assert distill("run", study, "--quiet").code == 0
     assert tree(out) == before
@@ -161,7 +160,7 @@ def test_a_whole_study_and_again(study: Path, distill: Callable[..., Ran], tmp_p
     assert "problem 0" in ran.out
 
 
-def test_steps_by_themselves(study: Path, distill: Callable[..., Ran], tmp_path: Path, checkpoint: Path) -> None:
+def test_steps_can_be_run_one_by_one(study: Path, distill: Callable[..., Ran], tmp_path: Path, checkpoint: Path) -> None:
     few = ("--set", 'conditions=["none", "told"]', "--set", "seeds=[0]", "--quiet")
     ran = distill("train", study, *few, "--condition", "told")
     assert ran.code == 2
@@ -169,7 +168,7 @@ def test_steps_by_themselves(study: Path, distill: Callable[..., Ran], tmp_path:
     assert distill("collect", study, *few).code == 0
     ran = distill("evaluate", study, *few)
     assert ran.code == 2
-    assert "run train" in ran.err
+    assert "run `python -m distill train`" in ran.err
     ran = distill("train", study, *few, "--seed", 0)
     assert ran.code == 0, ran.err
     assert ran.out.split() == [str(tmp_path / "out" / "students" / name) for name in ("none-seed0", "told-seed0")]
@@ -192,7 +191,7 @@ def test_steps_by_themselves(study: Path, distill: Callable[..., Ran], tmp_path:
     ],
     ids=["published", "lexicographic", "live", "topk", "truncated", "reference", "context"],
 )
-def test_other_ways(study: Path, distill: Callable[..., Ran], tmp_path: Path, settings: list[str]) -> None:
+def test_other_objectives_teachers_and_contexts(study: Path, distill: Callable[..., Ran], tmp_path: Path, settings: list[str]) -> None:
     options = [part for setting in [*settings, 'conditions=["none", "told"]', "seeds=[0]"] for part in ("--set", setting)]
     ran = distill("run", study, "--quiet", *options)
     assert ran.code == 0, ran.err
@@ -202,10 +201,10 @@ def test_other_ways(study: Path, distill: Callable[..., Ran], tmp_path: Path, se
     if card["missing_mass"] is not None:
         lower, upper = card["missing_mass"]
         assert 0 < lower <= upper < 1
-        assert f"{lower:.1%} to {upper:.1%} of the teacher's mass lies outside the stored top 5" in ran.err
+        assert f"{lower:.1%} to {upper:.1%} of the teacher's mass is outside the stored top 5" in ran.err
 
 
-def test_what_a_student_comes_from_is_compared_too(
+def test_changed_parents_are_refused_by_name(
     study: Path, distill: Callable[..., Ran], tmp_path: Path, save_checkpoint: Callable[..., Path], checkpoint: Path
 ) -> None:
     base, replies = tmp_path / "base", tmp_path / "replies.jsonl"
@@ -230,7 +229,7 @@ def test_what_a_student_comes_from_is_compared_too(
     assert "parents.base.weights_sha256: was" in ran.err
 
 
-def test_evaluations_of_other_settings_stand_in_no_table(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
+def test_evaluations_with_other_settings_are_in_no_table(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
     few = ("--set", 'conditions=["none", "told"]', "--set", "seeds=[0]", "--quiet")
     assert distill("run", study, *few).code == 0
     out = tmp_path / "out"
@@ -246,7 +245,7 @@ def test_evaluations_of_other_settings_stand_in_no_table(study: Path, distill: C
     assert students[["objective", "grader", "max_new_tokens"]].drop_duplicates().to_numpy().tolist() == [["aligned", "first_final", 8]]
 
 
-def test_what_is_damaged_is_moved_aside_and_made_again(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
+def test_damaged_results_are_moved_aside_and_made_again(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
     few = ("--set", 'conditions=["none"]', "--set", "seeds=[0]", "--quiet")
     assert distill("run", study, *few).code == 0
     out = tmp_path / "out"
@@ -268,7 +267,7 @@ def test_what_is_damaged_is_moved_aside_and_made_again(study: Path, distill: Cal
         assert tree(out, without=TIMED) == before, broken
 
 
-def test_what_a_killed_process_left_is_cleared(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
     few = ("--set", 'conditions=["none"]', "--set", "seeds=[0]", "--quiet")
     assert distill("run", study, *few).code == 0
     students = tmp_path / "out" / "students"
@@ -284,7 +283,7 @@ def test_what_a_killed_process_left_is_cleared(study: Path, distill: Callable[..
 
 AT_ONCE = """
 import os, runpy, sys
-import distill.study.run, distill.training.train  # once for both, which are forked
+import distill.study.run, distill.training.train  # once, before both processes are forked
 
 children = []
 for number in range(2):
@@ -299,17 +298,17 @@ print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 """
 
 
-def test_two_runs_at_once_end_as_one(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
+def test_two_simultaneous_runs_give_the_files_of_one(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
     few = ["--set", 'conditions=["none", "told"]', "--set", "seeds=[0]", "--quiet"]
     command = [sys.executable, "-c", AT_ONCE, "run", str(study), *few]
-    said = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert said.stdout.strip() == "[0, 0]", (said.stderr, *((tmp_path / f"{number}.err").read_text() for number in range(2)))
+    both = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert both.stdout.strip() == "[0, 0]", (both.stderr, *((tmp_path / f"{number}.err").read_text() for number in range(2)))
     assert (tmp_path / "0.out").read_bytes() == (tmp_path / "1.out").read_bytes() != b""
     assert distill("run", study, *few, "--out", tmp_path / "alone").code == 0
     assert tree(tmp_path / "out", without=(*TIMED, "study.json")) == tree(tmp_path / "alone", without=(*TIMED, "study.json"))
 
 
-def test_search(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
+def test_search_writes_the_best_settings_and_refuses_others(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
     options = ("--set", "search.trials=2", "--set", "search.rank=[2]", "--quiet")
     ran = distill("search", study, *options)
     assert ran.code == 0, ran.err
@@ -324,7 +323,7 @@ def test_search(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> Non
         assert "was begun with other settings" in ran.err
 
 
-def test_a_changed_key_is_named(study: Path, distill: Callable[..., Ran]) -> None:
+def test_changed_settings_are_refused_by_name(study: Path, distill: Callable[..., Ran]) -> None:
     few = ("--set", 'conditions=["none"]', "--set", "seeds=[0]", "--quiet")
     assert distill("run", study, *few).code == 0
     ran = distill("run", study, *few, "--set", "train.learning_rate=0.5")
@@ -339,7 +338,7 @@ def test_a_changed_key_is_named(study: Path, distill: Callable[..., Ran]) -> Non
     assert distill("run", study, *few, "--set", "train.logging_steps=2", "--set", "teacher.batch_size=1").code == 0
 
 
-def test_two_tokenizers_teach_by_text_only(
+def test_different_tokenizers_need_training_on_text_alone(
     study: Path, distill: Callable[..., Ran], tmp_path: Path, save_checkpoint: Callable[..., Path]
 ) -> None:
     other = save_checkpoint(tmp_path / "other", vocab_size=401)
@@ -360,21 +359,21 @@ def test_two_tokenizers_teach_by_text_only(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (['conditions=["none", "tolt"]'], "did you mean 'told'"),
+        (['conditions=["none", "tolt"]'], "did you mean told?"),
         (["objective.divergence=kl"], "known: forward_kl, reverse_kl, jsd"),
         (["train.epoch=3"], "did you mean epochs?"),
         (['student.targets=["query"]'], "has no query; its linear layers are"),
         (["student.model=./nowhere"], "no such model"),
         (["teacher.model=./nowhere"], "no such model"),
         (["teacher.kind=oracle"], "known: transformers"),
-        (["data.test.first=0"], "share a question"),
-        (["data.train.limit=99"], "asks for problems 0 to 98"),
-        (["baseline=teacher"], "no condition of the study"),
+        (["data.test.first=0"], "share the question"),
+        (["data.train.limit=99"], "needs problems 0 to 98"),
+        (["baseline=teacher"], "not a condition of the study"),
         (["evaluation.grader=best"], "known: first_final"),
         (["train.optimizer=sdg"], "sdg"),
-        (['student.targets=["mlp"]'], "which LoRA cannot change"),
-        (['student.targets=["norm"]'], "which LoRA cannot change"),
-        (['objective.name="published"', 'objective.divergence="reverse_kl"', 'conditions=["none", "step_by_step"]'], "stands after"),
+        (['student.targets=["mlp"]'], "which LoRA cannot adapt"),
+        (['student.targets=["norm"]'], "which LoRA cannot adapt"),
+        (['objective.name="published"', 'objective.divergence="reverse_kl"', 'conditions=["none", "step_by_step"]'], 'place is "after"'),
         (["objective.max_tokens=5"], "max_tokens is 5"),
         (["objective.keep=correct"], "no text is left"),
         (["out=/proc/nowhere"], "/proc/nowhere"),
@@ -388,12 +387,12 @@ def test_bad_input_is_one_error_and_exit_2(study: Path, distill: Callable[..., R
     assert "Traceback" not in ran.err
 
 
-def test_wrong_names_and_files(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
+def test_wrong_names_and_files_are_refused(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
     for arguments, words in (
         (("run", tmp_path / "none.toml"), "cannot be read"),
         (("collect", study, "--condition", "nobody"), "conditions: untouched, finetune"),
         (("train", study, "--seed", 7), "seeds: 0, 1"),
-        (("inspect", tmp_path / "none"), "no folder of records"),
+        (("inspect", tmp_path / "none"), "is not a folder of records"),
         (("inspect", tmp_path), "holds no records"),
         (("train", study, "--condition", "untouched"), "nothing to train"),
     ):
@@ -416,11 +415,11 @@ for command in ("collect", "train"):
 """
 
 
-def test_two_processes_collect_and_train_as_one(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
+def test_two_processes_give_the_records_and_student_of_one(study: Path, distill: Callable[..., Ran], tmp_path: Path) -> None:
     few = ["--set", 'conditions=["none"]', "--set", "seeds=[0]", "--quiet"]
     assert distill("collect", study, *few).code == 0
     assert distill("train", study, *few).code == 0
-    script = tmp_path / "both.py"  # one launch for both
+    script = tmp_path / "both.py"  # one launch for both commands
     script.write_text(BOTH_COMMANDS)
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     arguments = [str(script), str(study), *few, "--set", "train.batch_size=1", "--out", str(tmp_path / "two")]
@@ -432,8 +431,21 @@ def test_two_processes_collect_and_train_as_one(study: Path, distill: Callable[.
         torch.testing.assert_close(one[name], two[name], atol=2e-5, rtol=0)
 
 
-def test_several_processes_are_for_collect_and_train(study: Path, distill: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launcher_is_refused_for_other_commands(study: Path, distill: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     ran = distill("run", study)
     assert ran.code == 2
-    assert "under a launcher use collect and train" in ran.err
+    assert "under a launcher, use collect and train" in ran.err
+
+
+def test_help_loads_no_heavy_packages() -> None:
+    code = "import sys, distill.__main__; print([m for m in ('torch', 'numpy', 'pandas') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_of_inspect_describes_the_graders(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["inspect", "--help"])
+    printed = capsys.readouterr().out
+    assert all(f"{name}:" in printed for name in GRADERS)
