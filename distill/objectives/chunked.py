@@ -36,7 +36,7 @@ full speed at about 256 tokens (measured: benchmarks/distill.py). If the teacher
 
 _CPU_BLOCK_BYTES = 4 << 20
 """On a CPU, softmaxes process a chunk in blocks of this size. Their buffers then stay in the cache and reuse the same memory; allocating
-it anew costs more than the arithmetic (measured likewise). An accelerator processes a complete chunk, with up to six buffers of its
+it anew costs more than the arithmetic (same benchmark). An accelerator processes a complete chunk, with up to six buffers of its
 size."""
 
 

@@ -91,11 +91,11 @@ def missing_mass(
     log_c = log_p.amin(-1).clamp(min=-700)  # exp is still above 0
     left_over = (-torch.expm1(log_p.logsumexp(-1))).clamp(min=0)
     left_over = torch.minimum(left_over, others * log_c.exp())  # with more, the stored ones would not be the largest
-    whole = torch.floor(left_over / log_c.exp())
-    remainder = (left_over - whole * log_c.exp()).clamp(min=0)
+    n_largest = torch.floor(left_over / log_c.exp())
+    remainder = (left_over - n_largest * log_c.exp()).clamp(min=0)
     power = 1 / temperature
     even = (1 - power) * math.log(others) + power * left_over.log()
-    peaked = torch.logaddexp(whole.log() + power * log_c, power * remainder.log())
+    peaked = torch.logaddexp(n_largest.log() + power * log_c, power * remainder.log())
     kept = (power * log_p).logsumexp(-1)
     one, other = torch.sigmoid(even - kept), torch.sigmoid(peaked - kept)
     return torch.minimum(one, other), torch.maximum(one, other)

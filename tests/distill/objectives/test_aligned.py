@@ -17,7 +17,7 @@ def tokenizer(tiny_tokenizer: Callable[..., Any]) -> Any:
     return tiny_tokenizer()
 
 
-def test_every_scored_state_predicts_the_next_token_and_the_end(tokenizer: Any) -> None:
+def test_every_scored_state_predicts_the_next_token_and_the_last_predicts_the_end(tokenizer: Any) -> None:
     text = aligned([record(0)], tokenizer).texts[0]
     whole = [*text.ids, text.targets[-1]]
     assert [whole[text.first + j + 1] for j in range(len(text.targets))] == list(text.targets)
@@ -27,13 +27,13 @@ def test_every_scored_state_predicts_the_next_token_and_the_end(tokenizer: Any) 
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_the_student_reads_what_the_head_analysis_reads(tokenizer: Any, chat: bool) -> None:
+def test_the_student_reads_the_text_of_the_head_analysis(tokenizer: Any, chat: bool) -> None:
     text = aligned([record(0)], tokenizer, chat=chat).texts[0]
     read = annotate(tokenizer, "What is 2+3?", "2+3 = 5.", chat=chat).texts[0].ids.tolist()
     assert [*text.ids, *text.targets[-1:]] == [*read, END]
 
 
-def test_the_teachers_ids_are_kept_and_its_prompt_is_not(tokenizer: Any) -> None:
+def test_the_teachers_ids_are_kept_without_its_prompt(tokenizer: Any) -> None:
     odd = tuple(tokenizer(c, add_special_tokens=False)["input_ids"][0] for c in "2+3")  # not how the tokenizer would join them
     text = aligned([record(0, text="2+3", prompt_ids=(7, 8, 9), response_ids=(*odd, END))], tokenizer).texts[0]
     assert text.targets == (*odd, END)

@@ -25,7 +25,7 @@ from tests.distill.objectives.cases import (
 )
 
 
-def test_a_top_k_at_a_temperature_is_refused_with_the_missing_mass_unless_it_is_whole() -> None:
+def test_a_partial_top_k_at_a_temperature_is_refused_with_the_missing_mass() -> None:
     case = make()
     lower, upper = (bound.mean().item() for bound in missing_mass(case.signal("top4").log_probs, VOCABULARY, 5.94))  # pyright: ignore
     with pytest.raises(
@@ -65,7 +65,7 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
 
 
 def bad_inputs() -> dict[str, tuple[Callable[[Case], Any], str]]:
-    """Changes of the arguments hidden, head, targets, teacher, and what the message says."""
+    """Return changes of the arguments hidden, head, targets and teacher, and what the message contains."""
 
     def put(tensor: Tensor, value: float, *place: int) -> Tensor:
         changed = tensor.detach().clone()
@@ -118,7 +118,7 @@ def bad_inputs() -> dict[str, tuple[Callable[[Case], Any], str]]:
 
 
 @pytest.mark.parametrize("name", bad_inputs())
-def test_bad_input_is_named_with_its_place(name: str) -> None:
+def test_bad_input_is_named_with_its_token(name: str) -> None:
     change, message = bad_inputs()[name]
     case = make()
     arguments = {"hidden": case.hidden, "head": case.head, "targets": case.targets, "teacher": case.signal("hidden")} | change(case)
@@ -126,7 +126,7 @@ def test_bad_input_is_named_with_its_place(name: str) -> None:
         distillation_loss(**arguments)
 
 
-def test_a_bad_token_is_counted_before_tokens_are_left_out() -> None:
+def test_a_bad_token_is_named_by_its_position_in_the_callers_batch() -> None:
     case = make()
     hidden = case.hidden.detach().clone()
     hidden[5] = math.inf
@@ -134,7 +134,7 @@ def test_a_bad_token_is_counted_before_tokens_are_left_out() -> None:
         distillation_loss(hidden, case.head, case.targets, None, alpha=1.0, weights=torch.tensor([0.0, 0, 1, 1, 0, 1, 1]))
 
 
-def test_other_padding_without_a_shared_vocabulary_is_refused_and_says_what_to_set() -> None:
+def test_other_padding_without_a_shared_vocabulary_is_refused() -> None:
     case = make()
     wide = replace(case.teacher_head, weight=torch.randn(25, TEACHER_WIDTH, dtype=torch.float64))
     with pytest.raises(InputError, match=r"the student has 19 tokens, the teacher 25, and vocabulary is None.* set vocabulary"):

@@ -44,16 +44,13 @@ from tests.distill.objectives.cases import (
     top,
 )
 
-# --- the reference: whole logits, probabilities written out, gradients by autograd ------------------------------------
-
-
 # --- values and gradients ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("signal", ["hidden", "dense", "top4", "all"])
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_value_and_gradients_are_those_of_whole_logits_in_float64(name: str, signal: str, temperature: float) -> None:
+def test_value_and_gradients_equal_those_of_dense_logits_in_float64(name: str, signal: str, temperature: float) -> None:
     case = make("bias")
     for alpha in (0.0, 0.3, 1.0):
         options = {"alpha": alpha, "temperature": temperature, "beta": 0.2}
@@ -65,7 +62,7 @@ def test_value_and_gradients_are_those_of_whole_logits_in_float64(name: str, sig
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("signal", ["hidden", "top4"])
-def test_scale_bias_and_cap_of_a_head_take_part_in_value_and_gradient(head: str, signal: str) -> None:
+def test_scale_bias_and_softcap_of_a_head_are_part_of_value_and_gradient(head: str, signal: str) -> None:
     case = make(head)
     options = {"alpha": 0.4, "temperature": 1.0 if signal == "top4" else 2.5, "beta": 0.5}
     ours, theirs = our_sums(case, signal, divergence="reverse_kl", **options), plain_parts(case, signal, "reverse_kl", **options)
@@ -89,7 +86,7 @@ def test_gradcheck_at_a_temperature(name: str) -> None:
 
 
 def test_a_case_worked_by_hand() -> None:
-    """Two tokens of the vocabulary, teacher (3/4, 1/4), student (1/2, 1/2), target 0; at T = 2 the teacher is as sqrt(3) to 1."""
+    """A vocabulary of two tokens, teacher (3/4, 1/4), student (1/2, 1/2), target 0; at T = 2 the teacher's odds are sqrt(3) to 1."""
     head = OutputHead(torch.eye(2, dtype=torch.float64))
     hidden = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
     teacher, target = Dense(torch.tensor([[0.75, 0.25]], dtype=torch.float64).log()), torch.tensor([0])
@@ -123,7 +120,7 @@ def test_a_case_worked_by_hand() -> None:
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize("signal", ["hidden", "dense", "top4", "all"])
-def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(name: str, signal: str) -> None:
+def test_loss_and_gradient_are_zero_for_a_student_equal_to_its_teacher(name: str, signal: str) -> None:
     case = make("all")
     case.hidden, case.head = case.teacher_states.requires_grad_(), case.teacher_head
     for temperature in TEMPERATURES:
@@ -133,7 +130,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(name: str, s
             assert gradient.abs().max() < 1e-12
 
 
-def test_without_a_teacher_it_is_cross_entropy() -> None:
+def test_without_a_teacher_the_loss_is_cross_entropy() -> None:
     case = make("bias")
     sums = our_sums(case, None, alpha=1.0, temperature=3.0)
     expected = (
@@ -150,7 +147,7 @@ def test_without_a_teacher_it_is_cross_entropy() -> None:
 @pytest.mark.parametrize(
     ("name", "beta"), [("forward_kl", 0.0), ("reverse_kl", 1.0), ("jsd", 0.0), ("jsd", 0.3), ("jsd", 0.5), ("jsd", 1.0)]
 )
-def test_divergences_are_those_of_trl(name: str, beta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergences_equal_those_of_trl(name: str, beta: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL 1.16: `GKDTrainer.generalized_jsd_loss`, without T^2."""
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     gkd = pytest.importorskip("trl.experimental.gkd", reason="needs trl")
@@ -165,7 +162,7 @@ def test_divergences_are_those_of_trl(name: str, beta: float, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("name", "beta"), [("forward_kl", 0.0), ("reverse_kl", 1.0), ("jsd", 0.3)])
-def test_chunks_give_what_trls_chunks_give(name: str, beta: float) -> None:
+def test_chunked_loss_equals_the_chunked_loss_of_trl(name: str, beta: float) -> None:
     """TRL 1.16: `ChunkedDivergenceFunction`, which has the scale and the cap of heads, in float32."""
     peer = pytest.importorskip("trl.kernels.chunked_divergence", reason="needs trl")
     case = make("all", torch.float32)
@@ -180,12 +177,12 @@ def test_chunks_give_what_trls_chunks_give(name: str, beta: float) -> None:
     assert_same(gradients(ours.total, case.leaves()), [6.25 * g for g in gradients(theirs, case.leaves())], 1e-4, 1e-5)
 
 
-# --- laws -------------------------------------------------------------------------------------------------------------
+# --- invariances ---------------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None)
 @given(log_probabilities(9), log_probabilities(9), st.sampled_from(sorted(DIVERGENCES)), st.floats(0.05, 0.95))
-def test_bucket_divergence_grows_with_k_from_above_0_to_the_whole(log_p: Tensor, log_q: Tensor, name: str, beta: float) -> None:
+def test_bucket_divergence_grows_with_k_from_above_0_to_the_full_divergence(log_p: Tensor, log_q: Tensor, name: str, beta: float) -> None:
     head, targets = OutputHead(torch.eye(9, dtype=torch.float64)), torch.tensor([0])
 
     def divergence(teacher: Signal) -> float:
@@ -200,7 +197,7 @@ def test_bucket_divergence_grows_with_k_from_above_0_to_the_whole(log_p: Tensor,
     assert divergence(Dense(log_p)) == pytest.approx(whole, rel=1e-9, abs=1e-12)
 
 
-def test_k_plus_1_outcomes_are_not_the_k_alone() -> None:
+def test_the_bucket_is_an_outcome_of_its_own() -> None:
     """Teacher (1/2, 1/4, 1/4), student (1/4, 1/2, 1/4), k = 1: 1/2 ln 2 + 1/2 ln(2/3); without the bucket it would be 1/2 ln 2."""
     head, hidden = OutputHead(torch.eye(3)), torch.tensor([[0.25, 0.5, 0.25]]).log()
     teacher = TopK(torch.tensor([[0]]), torch.tensor([[0.5]]).log())
@@ -210,7 +207,7 @@ def test_k_plus_1_outcomes_are_not_the_k_alone() -> None:
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_a_teacher_that_leaves_nothing_over_gives_finite_numbers(name: str) -> None:
-    """Rounding may put the sum of the k at 1 or above it."""
+    """Because of rounding, the k probabilities may sum to 1 or more."""
     hidden = torch.tensor([[40.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 9.0]], requires_grad=True)
     ids = torch.tensor([[0, 1], [3, 0]], dtype=torch.int32)
     log_probs = torch.tensor([[0.0, -30.0], [1e-6, -20.0]])
@@ -222,7 +219,7 @@ def test_a_teacher_that_leaves_nothing_over_gives_finite_numbers(name: str) -> N
 
 @pytest.mark.parametrize("k", [4, 18])
 def test_student_mass_outside_the_k_is_summed_not_subtracted(k: int) -> None:
-    """The student's left-over mass is far below float32's epsilon, where 1 - sum(q) would be 0."""
+    """The student's left-over mass is far below float32's epsilon, so 1 - sum(q) would be 0."""
     logits = torch.full((1, 19), -30.0)
     logits[0, :k] = 10.0
     log_p = torch.zeros(1, 19).log_softmax(-1)
@@ -234,7 +231,7 @@ def test_student_mass_outside_the_k_is_summed_not_subtracted(k: int) -> None:
 
 
 @pytest.mark.parametrize("signal", ["hidden", "dense", "top4", None])
-def test_chunks_order_and_splitting_change_nothing(signal: str | None) -> None:
+def test_chunks_order_and_splitting_do_not_change_values(signal: str | None) -> None:
     def run(case: Case, **options: Any) -> list[Tensor]:
         sums = our_sums(case, signal, alpha=0.3 if signal else 1.0, **options)
         return [sums.total.detach(), sums.cross_entropy, sums.divergence, *gradients(sums.total, case.leaves())]
@@ -256,7 +253,7 @@ def test_chunks_order_and_splitting_change_nothing(signal: str | None) -> None:
 
 
 @pytest.mark.parametrize("signal", ["hidden", "dense", "top4", None])
-def test_weight_0_leaves_a_token_out_whatever_it_holds(signal: str | None) -> None:
+def test_weight_0_leaves_out_a_token_even_if_it_is_not_finite(signal: str | None) -> None:
     case, alpha = make("bias"), 0.5 if signal else 1.0
     kept = torch.tensor([0, 2, 3, 6])
     without = our_sums(select(case, kept), signal, alpha=alpha)
@@ -310,7 +307,7 @@ def test_vocabulary_restricts_the_divergence_and_not_the_cross_entropy() -> None
             assert_same(gradients(sums.total, case.leaves()), gradients(expected, case.leaves()))
 
 
-def test_a_top_k_bucket_within_a_shared_vocabulary_takes_the_shared_rest_alone() -> None:
+def test_the_bucket_is_restricted_to_the_shared_vocabulary() -> None:
     case, shared = make(), 16
     p = case.teacher_logits[:, :shared].softmax(-1)
     ids = p.topk(4, -1).indices
@@ -323,15 +320,12 @@ def test_a_top_k_bucket_within_a_shared_vocabulary_takes_the_shared_rest_alone()
     assert_same(gradients(sums.total, case.leaves()), gradients(expected, case.leaves()))
 
 
-# --- what lies outside a top k at a temperature -----------------------------------------------------------------------
-
-
 # --- dtypes, memory, gradients not asked for --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("signal", ["hidden", "dense", "top4"])
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_half_precision_states_are_near_float32(name: str, signal: str) -> None:
+def test_half_precision_is_close_to_float32(name: str, signal: str) -> None:
     exact = make("bias", torch.float32, tokens=32)
     for dtype, tolerance in ((torch.bfloat16, 0.03), (torch.float16, 0.004)):
         head = OutputHead(exact.head.weight.detach().to(dtype).requires_grad_(), exact.head.bias.detach().to(dtype).requires_grad_())  # pyright: ignore
@@ -362,13 +356,13 @@ def test_under_autocast_products_run_in_its_dtype_and_sums_in_float32(monkeypatc
     grads = gradients(sums.total, case.leaves())
     assert {g.dtype for g in grads} == {torch.float32}
     assert_same(grads, gradients(expected.total, case.leaves()), 0.01, 0.01)
-    # Already bfloat16 states with a float32 head: what a model under autocast hands over.
+    # bfloat16 states with a float32 head are what a model under autocast gives.
     with torch.autocast("cpu", torch.bfloat16):
         mixed = our_sums(replace(case, hidden=low.hidden), "dense")
     assert_same([mixed.total], [expected.total], 0, 0)
 
 
-def test_the_teacher_speaks_in_its_own_dtype_under_autocast() -> None:
+def test_the_teachers_product_runs_in_its_own_dtype_under_autocast() -> None:
     case = make("plain", torch.float32)
     student = replace(case, hidden=case.hidden.detach() * 0)  # logits 0: only the teacher makes a difference
     with torch.autocast("cpu", torch.bfloat16):
@@ -377,7 +371,7 @@ def test_the_teacher_speaks_in_its_own_dtype_under_autocast() -> None:
 
 
 @pytest.mark.parametrize("signal", ["hidden", "dense", "top4"])
-def test_nothing_of_tokens_times_vocabulary_is_kept_for_backward(signal: str) -> None:
+def test_no_tensor_of_tokens_times_vocabulary_is_kept_for_backward(signal: str) -> None:
     case = make("all", tokens=40, vocabulary=50)
     kept = list[Tensor]()
     for leaf in (case.head.weight, case.head.bias):
@@ -402,7 +396,7 @@ def test_a_frozen_head_gets_no_gradient_and_no_memory_for_one() -> None:
     assert_same([case.hidden.grad], [whole])  # pyright: ignore[reportArgumentType]
 
 
-def test_only_the_head_may_be_trained() -> None:
+def test_only_the_head_can_be_trained() -> None:
     case = make("bias")
     _, *expected = gradients(our_sums(case, "hidden").total, case.leaves())
     case.hidden = case.hidden.detach()
@@ -410,7 +404,7 @@ def test_only_the_head_may_be_trained() -> None:
 
 
 @pytest.mark.parametrize("without", ["no_grad", "inference_mode", "frozen"])
-def test_evaluation_does_no_gradient_work(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_computes_no_gradient(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make("bias")
     expected = our_sums(case, "hidden")
     wanted = list[bool]()
@@ -445,7 +439,7 @@ def test_no_gradient_reaches_the_teacher() -> None:
     assert case.teacher_logits.grad is None
 
 
-def test_backward_scales_with_what_comes_from_above_and_may_run_twice() -> None:
+def test_backward_scales_with_the_incoming_gradient_and_can_run_twice() -> None:
     case = make("bias")
     total = our_sums(case, "hidden").total
     once = torch.autograd.grad(total, case.leaves(), retain_graph=True)
@@ -454,7 +448,7 @@ def test_backward_scales_with_what_comes_from_above_and_may_run_twice() -> None:
     assert_same(list(torch.autograd.grad(total, case.leaves())), list(once))
 
 
-def test_it_stands_on_a_checkpointed_body() -> None:
+def test_gradient_checkpointing_does_not_change_gradients() -> None:
     case = make("bias")
     body = torch.nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
 
@@ -472,7 +466,7 @@ def test_it_stands_on_a_checkpointed_body() -> None:
     assert_same(inside(), run(False))
 
 
-def test_default_chunks_hold_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_chunks_stay_within_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     case, sizes = make(tokens=10), list[int]()
     block = distill.objectives.chunked._block
 
@@ -488,9 +482,6 @@ def test_default_chunks_hold_their_budget(monkeypatch: pytest.MonkeyPatch) -> No
     sizes.clear()
     our_sums(case, "hidden", chunk_tokens=None)
     assert len(sizes) == 10
-
-
-# --- bad input --------------------------------------------------------------------------------------------------------
 
 
 def test_shapes_of_the_signature_are_executed() -> None:

@@ -120,8 +120,8 @@ def test_values_and_gradients_by_hand(name: str) -> None:
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_shapes_of_value_and_slope_are_executed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The module imports torch and jaxtyping for type checkers only, so the annotations are resolved here."""
-    for annotation in (Float, Tensor):
-        monkeypatch.setattr(distill.objectives.divergences, annotation.__name__, annotation, raising=False)
+    for annotation, found in {"Float": Float, "Tensor": Tensor}.items():
+        monkeypatch.setattr(distill.objectives.divergences, annotation, found, raising=False)
     log_p, log_q = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     for function in (DIVERGENCES[name].value, DIVERGENCES[name].slope):
         checked = jaxtyped(typechecker=beartype)(function)
@@ -131,7 +131,7 @@ def test_shapes_of_value_and_slope_are_executed(name: str, monkeypatch: pytest.M
 
 
 @given(log_probabilities(6), log_probabilities(6), st.floats(0.001, 0.999))
-def test_laws_of_the_divergences(log_p: Tensor, log_q: Tensor, beta: float) -> None:
+def test_divergences_are_symmetric_and_bounded_as_defined(log_p: Tensor, log_q: Tensor, beta: float) -> None:
     assert jsd(log_p, log_q, 0.5).item() == pytest.approx(jsd(log_q, log_p, 0.5).item(), rel=1e-9, abs=1e-12)
     assert jsd(log_p, log_q, beta).item() == pytest.approx(jsd(log_q, log_p, 1 - beta).item(), rel=1e-6, abs=1e-12)
     assert forward_kl(log_p, log_q).item() == pytest.approx(reverse_kl(log_q, log_p).item(), rel=1e-9, abs=1e-12)
@@ -140,7 +140,7 @@ def test_laws_of_the_divergences(log_p: Tensor, log_q: Tensor, beta: float) -> N
     assert -1e-12 <= jsd(log_p, log_q, beta).item() <= entropy + 1e-12
 
 
-def test_jsd_ends_are_the_two_directions() -> None:
+def test_jsd_at_beta_0_and_1_is_the_kl_of_one_direction() -> None:
     log_p, log_q = (torch.randn(2, 4, 9, dtype=torch.float64)).log_softmax(-1)
     assert_same([jsd(log_p, log_q, 0.0), jsd(log_p, log_q, 1.0)], [forward_kl(log_p, log_q), reverse_kl(log_p, log_q)])
     assert_same(

@@ -17,7 +17,7 @@ def tokenizer(tiny_tokenizer: Callable[..., Any]) -> Any:
     return tiny_tokenizer()
 
 
-def test_published_pairs_by_index(tokenizer: Any) -> None:
+def test_published_texts_pair_tokens_by_index(tokenizer: Any) -> None:
     """Worked by hand from the published code: question, solution and teacher cut to the shortest, all from index 0, unshifted."""
     records = [record(0, "What is 2+3? And then?", prompt_ids=tuple(range(9)))]
     text = published_texts(records, tokenizer, max_tokens=256, signals=True).texts[0]
@@ -27,7 +27,7 @@ def test_published_pairs_by_index(tokenizer: Any) -> None:
     assert len(published_texts(records, tokenizer, max_tokens=2, signals=True).texts[0].ids) == 2
 
 
-def test_published_order_reads_keys_as_text(tokenizer: Any) -> None:
+def test_lexicographic_order_sorts_keys_as_text(tokenizer: Any) -> None:
     records = [record(i, prompt_ids=(i, i)) for i in range(12)]
     texts = published_texts(records, tokenizer, max_tokens=256, signals=True, lexicographic=True).texts
     assert [t.record.index for t in texts if t.record] == [0, 9, 10, 11, 1, 2, 3, 4, 5, 6, 7, 8]  # Question 1, 10, 11, 12, 2, 3, ...

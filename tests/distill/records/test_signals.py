@@ -29,7 +29,7 @@ def test_missing_mass_lies_between_its_bounds(log_p: Tensor, k: int, temperature
 
 @pytest.mark.parametrize("temperature", [0.5, 3.0])
 def test_bounds_of_the_missing_mass_are_reached(temperature: float) -> None:
-    """Six tokens, two stored (0.4, 0.2), 0.4 left over: evenly it is four times 0.1, unevenly 0.2, 0.2, 0, 0."""
+    """Six tokens, two stored (0.4, 0.2), 0.4 left over: evenly four times 0.1, unevenly 0.2, 0.2, 0, 0."""
     power = 1 / temperature
 
     def missing(rest: list[float]) -> float:
@@ -46,7 +46,7 @@ def test_bounds_of_the_missing_mass_are_reached(temperature: float) -> None:
     assert [lower.item(), upper.item()] == pytest.approx(expected, rel=1e-6)
 
 
-def test_missing_mass_at_temperature_1_is_what_is_left_over() -> None:
+def test_missing_mass_at_temperature_1_is_the_left_over_mass() -> None:
     log_p = torch.randn(4, 30, dtype=torch.float64).log_softmax(-1).topk(5, -1).values
     lower, upper = missing_mass(log_p, 30, 1.0)
     assert_same([lower, upper], [1 - log_p.exp().sum(-1)] * 2)
