@@ -1,11 +1,11 @@
-"""What a LoRA adapter changes in every head's QK and OV circuit: exact sizes and singular values, from the adapter's factors.
+"""Change of every head's QK and OV circuit by a LoRA adapter: exact norms and singular values, from the adapter's factors.
 
 A head reads and writes the residual stream only through two matrices (Elhage et al. 2021, "A Mathematical Framework for Transformer
-Circuits"): QK = Wq^T Wk decides where it attends, OV = Wo Wv what it moves. Both are d_model x d_model and of rank head_dim at most. The
-change that an adapter makes to them is a product of two thin factors, so that no matrix of d_model x d_model is ever formed.
+Circuits"): QK = Wq^T Wk decides where it attends, and OV = Wo Wv what it moves. Both are d_model x d_model with rank at most head_dim. The
+change that an adapter makes to them is a product of two thin factors, so no d_model x d_model matrix is formed.
 
-The circuits are those of the weights alone: without the softmax's scale, without biases, without the gains of norms before them or on
-queries and keys, and without rotary rotation, that is, at relative distance 0.
+The circuits are those of the weights alone: without the softmax scale, biases, the gains of norms before them or on queries and keys, and
+rotary embedding (that is, at relative distance 0).
 """
 
 from __future__ import annotations
@@ -30,28 +30,24 @@ from transformers.pytorch_utils import Conv1D
 from interp.attention.seam import attention_layers
 from interp.tables.errors import CheckpointError
 
-CIRCUITS = ("qk", "ov")
+_CIRCUITS = ("qk", "ov")
 
-
-LAYOUTS: dict[tuple[str, ...], type[nn.Module]] = {
+_LAYOUTS: dict[tuple[str, ...], type[nn.Module]] = {
     ("q_proj", "k_proj", "v_proj", "o_proj"): nn.Linear,
     ("qkv_proj", "o_proj"): nn.Linear,
     ("c_attn", "c_proj"): Conv1D,
 }
-"""Projections of an attention module that are understood, the output last, and their type without adapter. Fused ones hold the rows of all
-queries, then of all keys, then of all values."""
+"""Supported names of an attention module's projections, with the output last, and their type without adapter. A fused projection holds the
+rows of all queries, then of all keys, then of all values."""
 
+_OTHER_PARTS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm", "rotary_emb")
+"""Other modules that an attention module may have, in addition to dropout: they act on queries and keys only. Any other, such as a gate or
+a norm of the output, changes what a head writes, so its circuits would not be products of the weights."""
 
-BESIDE = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm", "rotary_emb")
-"""What else may stand in an attention module (beside dropout): it acts on queries and keys only. Anything more, such as a gate or a norm of
-the output, changes what a head writes, and the weights alone no longer say what."""
+_REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initializations of PEFT that change the base weights, so that the adapter's change is not the difference from the base model."""
 
-
-REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations of PEFT that rewrite the base's weights: the difference to them is not the difference to the base model."""
-
-
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -59,8 +55,8 @@ class _Rows:
     """Rows of a projection, [..., row, d_model], and their change as a product of thin factors.
 
     Attributes:
-        weight: without the adapter, [..., row, d_model]; the output projection lies transposed.
-        left: [..., row, m]; m is 0 where there is no adapter.
+        weight: without the adapter, [..., row, d_model]; the output projection is transposed.
+        left: [..., row, m]; m is 0 without an adapter.
         right: [..., m, d_model]; the change is left @ right.
     """
 
@@ -69,11 +65,11 @@ class _Rows:
     right: Tensor
 
     def part(self, start: int, stop: int) -> _Rows:
-        """Some of the rows."""
+        """Return some of the rows."""
         return _Rows(self.weight[start:stop], self.left[start:stop], self.right)
 
     def heads(self, head_dim: int) -> _Rows:
-        """The same, [head, head_dim, ...], the change's factors as thin as they can be: m is at most head_dim."""
+        """Return the rows by head, [head, head_dim, ...], with factors of the smallest possible width: m is at most head_dim."""
         weight, left = self.weight.unflatten(0, (-1, head_dim)), self.left.unflatten(0, (-1, head_dim))
         right = self.right.expand(len(weight), *self.right.shape)
         if left.shape[-1] > head_dim:
@@ -81,19 +77,19 @@ class _Rows:
         return _Rows(weight, left, right)
 
     def at(self, heads: slice) -> _Rows:
-        """Some of the heads."""
+        """Return some of the heads."""
         return _Rows(self.weight[heads], self.left[heads], self.right[heads])
 
 
 @dataclass(frozen=True)
 class _Change:
-    """One circuit of one head.
+    """Change of one circuit of one head.
 
     Attributes:
-        layer: its number.
-        head: number of the query head.
-        circuit: one of `CIRCUITS`.
-        singular: singular values of the change, descending, float64, as many as the thin factors can give.
+        layer: index of the layer.
+        head: index of the query head.
+        circuit: one of "qk" and "ov".
+        singular: singular values of the change, descending, float64; as many as the thin factors have columns.
         base_norm: Frobenius norm of the circuit without the adapter.
         d_model: width of the residual stream.
     """
@@ -107,37 +103,37 @@ class _Change:
 
 
 def lora_geometry(model: nn.Module) -> pd.DataFrame:
-    """Size and rank of an adapter's change in the QK and OV circuit of every head.
+    """Return size and rank of an adapter's change in the QK and OV circuit of every head.
 
     With query rows Wq_h, key and value rows Wk_g and Wv_g of the head's group (all [head_dim, d_model]) and output columns Wo_h [d_model,
     head_dim], the circuits are QK_h = Wq_h^T Wk_g and OV_h = Wo_h Wv_g (Elhage et al. 2021, "A Mathematical Framework for Transformer
-    Circuits"): of the weights alone, at relative distance 0 (no rotary rotation), without biases, softmax scale and gains of norms. The
-    change is the circuit of the adapted weights, W + scaling B A, minus that of the base's. It is written as a product of two factors with
-    at most 2 head_dim inner columns (r each of the two projections' adapters, or head_dim where that is less), whose QR decompositions
-    leave a core of that size with the same singular values. Everything is computed in float64, on the weights' device (CPU for MPS).
+    Circuits"). They are those of the weights alone: without rotary embedding (at relative distance 0), biases, softmax scale and gains of
+    norms. The change is the circuit of the adapted weights, W + scaling B A, minus that of the base weights. It is a product of two factors
+    with at most 2 head_dim inner columns (for each projection the adapter's r, or head_dim if that is less). The QR decompositions of the
+    factors leave a core of that size with the same singular values. Everything is computed in float64 on the weights' device (CPU for MPS).
 
     Args:
-        model: a `PeftModel` with one active, unmerged LoRA adapter on a causal language model of transformers, as
-            `open_checkpoint(adapter).model` is. Its targets may be any; those outside the attention do not matter.
+        model: a `PeftModel` with one active, unmerged LoRA adapter on a causal language model of transformers, such as
+            `open_checkpoint(adapter).model`. It may have any targets; those outside the attention have no effect.
 
     Returns:
         One row per layer, query head and circuit, in that order:
 
-        - `layer`, `head`: numbers from 0; layers without softmax attention have no rows;
+        - `layer`, `head`: indices from 0; layers without softmax attention have no rows;
         - `circuit`: "qk" or "ov";
-        - `change_norm`: Frobenius norm of the change, in the weights' units; 0 where nothing changes;
+        - `change_norm`: Frobenius norm of the change, in the weights' units; 0 if nothing changes;
         - `base_norm`: Frobenius norm of the circuit without the adapter, from ||X^T Y||_F^2 = trace(X X^T Y Y^T);
-        - `relative`: change_norm / base_norm, a ratio; NaN where base_norm is 0;
+        - `relative`: change_norm / base_norm, a ratio; NaN if base_norm is 0;
         - `spectral_norm`: largest singular value of the change;
-        - `stable_rank`: ||change||_F^2 / ||change||_2^2, from 1 to the rank; NaN where nothing changes;
+        - `stable_rank`: ||change||_F^2 / ||change||_2^2, from 1 to the rank; NaN if nothing changes;
         - `effective_rank`: exp of the entropy of the singular values divided by their sum (Roy & Vetterli 2007, "The effective rank"), from
-          1 to the rank; NaN where nothing changes;
-        - `rank`: how many singular values exceed d_model * eps(float64) * the largest, as `numpy.linalg.matrix_rank`; 0 where nothing
+          1 to the rank; NaN if nothing changes;
+        - `rank`: number of singular values above d_model * eps(float64) * the largest, as in `numpy.linalg.matrix_rank`; 0 if nothing
           changes.
 
     Raises:
-        CheckpointError: no LoRA adapter is active, or several are; it is merged, switched off, a variant such as DoRA, or its
-            initialisation rewrote the base; the attention is of an unknown kind, quantized, or replaced by `modules_to_save`.
+        CheckpointError: not exactly one LoRA adapter is active; it is merged, switched off, a variant such as DoRA, or its initialization
+            changed the base weights; or the attention is of an unknown kind, quantized, or replaced by `modules_to_save`.
     """
     rows = []
     for change in _changes(model):
@@ -166,17 +162,17 @@ def lora_geometry(model: nn.Module) -> pd.DataFrame:
 
 
 def lora_spectrum(model: nn.Module) -> pd.DataFrame:
-    """Singular values of an adapter's change in the QK and OV circuit of every head, as `lora_geometry` defines them.
+    """Return the singular values of an adapter's change in the QK and OV circuit of every head (see `lora_geometry`).
 
     Args:
-        model: as for `lora_geometry`.
+        model: as in `lora_geometry`.
 
     Returns:
         `layer`, `head`, `circuit`, `index` (from 0, the largest first) and `singular_value` (>= 0, in the weights' units). Each circuit has
-        as many rows as its factors have inner columns, which the change's rank cannot exceed: none where neither projection has an adapter.
+        one row per inner column of its factors, which is at least the rank of the change: none if neither projection has an adapter.
 
     Raises:
-        CheckpointError: as `lora_geometry`.
+        CheckpointError: as in `lora_geometry`.
     """
     changes = list(_changes(model))
     counts = [len(c.singular) for c in changes]
@@ -200,13 +196,13 @@ def _changes(model: nn.Module) -> Iterator[_Change]:
     for layer, attention in _attentions(root).items():
         queries, keys, values, outputs = _projections(attention, config, adapter, f"layer {layer}'s {type(attention).__name__}")
         group = len(queries.weight) // len(keys.weight)
-        for at in range(len(keys.weight)):  # group by group: its heads share keys and values, and memory stays that of one group
+        for at in range(len(keys.weight)):  # the heads of a group share keys and values, so memory holds one group at a time
             heads, shared = slice(at * group, (at + 1) * group), slice(at, at + 1)
             pairs = {"qk": (queries.at(heads), keys.at(shared)), "ov": (outputs.at(heads), values.at(shared))}
-            singular = {circuit: _singular_values(*pairs[circuit]) for circuit in CIRCUITS}
-            norms = {circuit: _base_norms(*pairs[circuit]) for circuit in CIRCUITS}
+            singular = {circuit: _singular_values(*pairs[circuit]) for circuit in _CIRCUITS}
+            norms = {circuit: _base_norms(*pairs[circuit]) for circuit in _CIRCUITS}
             for member in range(group):
-                for circuit in CIRCUITS:
+                for circuit in _CIRCUITS:
                     yield _Change(
                         layer=layer,
                         head=at * group + member,
@@ -218,69 +214,71 @@ def _changes(model: nn.Module) -> Iterator[_Change]:
 
 
 def _singular_values(x: _Rows, y: _Rows) -> np.ndarray:
-    """Those of (X + dX)^T (Y + dY) - X^T Y = dX^T (Y + dY) + X^T dY for every head, [head, m].
+    """Return the singular values of (X + dX)^T (Y + dY) - X^T Y = dX^T (Y + dY) + X^T dY for every head, [head, m].
 
-    With dX = P Q and dY = S T it is [Q^T, X^T S] [P^T (Y + dY); T]: no difference of large numbers is taken.
+    With dX = P Q and dY = S T this is [Q^T, X^T S] [P^T (Y + dY); T], which takes no difference of large numbers.
 
     Args:
-        x: of the group's heads, [head, head_dim, d_model].
-        y: of what they share, [1, head_dim, d_model].
+        x: rows of each head of the group, [head, head_dim, d_model].
+        y: rows that the heads share, [1, head_dim, d_model].
     """
     n_heads = len(x.weight)
     left = torch.cat((x.right.mT, x.weight.mT @ y.left), -1)
     right = torch.cat((x.left.mT @ (y.weight + y.left @ y.right), y.right.expand(n_heads, *y.right.shape[1:])), -2)
     if left.shape[-1] == 0:
         return np.zeros((n_heads, 0))
-    # left = U L and right^T = V R with orthonormal columns in U and V: the singular values are those of L R^T
+    # left = U L and right^T = V R with orthonormal columns in U and V, so the singular values are those of L R^T
     core = torch.linalg.qr(left, mode="r").R @ torch.linalg.qr(right.mT, mode="r").R.mT
     return torch.linalg.svdvals(core).cpu().numpy()
 
 
 def _base_norms(x: _Rows, y: _Rows) -> np.ndarray:
-    """||X^T Y||_F of every head, [head], from two Gram matrices of head_dim x head_dim."""
+    """Return ||X^T Y||_F of every head, [head], from two Gram matrices of head_dim x head_dim."""
     squares = ((x.weight @ x.weight.mT) * (y.weight @ y.weight.mT)).sum((-2, -1))
-    return squares.clamp(min=0).sqrt().cpu().numpy()  # rounding may leave a zero negative
+    return squares.clamp(min=0).sqrt().cpu().numpy()  # rounding may make a zero negative
 
 
-# --- finding them ---------------------------------------------------------------------------------------------------
+# --- the model's weights --------------------------------------------------------------------------------------------
 
 
 def _adapter(model: nn.Module) -> tuple[str, PreTrainedModel]:
-    """Name of the one active LoRA adapter, and the model below it."""
+    """Return the name of the active LoRA adapter, and the model that it adapts."""
     if not isinstance(model, PeftModel):
-        raise CheckpointError(f"{type(model).__name__} is not an adapter (a PeftModel); open an adapter's folder, not a full model")
+        raise CheckpointError(f"{type(model).__name__} is not a PeftModel; open the folder of an adapter, not a full model")
     active = list(model.active_adapters)
     if len(active) != 1:
-        raise CheckpointError(f"{len(active)} adapters are active {active}; choose one with set_adapter")
+        raise CheckpointError(f"active adapters are {active}; activate exactly one with set_adapter")
     config: Any = model.peft_config[active[0]]
     if config.peft_type != PeftType.LORA:
         kind = getattr(config.peft_type, "value", config.peft_type)
-        raise CheckpointError(f"adapter {active[0]!r} is not a LoRA adapter but {kind}; only LoRA's change is a product of thin factors")
-    for name, other in model.peft_config.items():  # an adapter that is loaded but not active rewrote them as well
+        raise CheckpointError(f"adapter {active[0]!r} has type {kind}; only LoRA adapters are supported")
+    for name, other in model.peft_config.items():  # adapters that are loaded but not active count too
         start = str(getattr(other, "init_lora_weights", "")).lower()
-        if start.startswith(REWRITING):
+        if start.startswith(_REWRITING):
             raise CheckpointError(
-                f"adapter {name!r} was initialised by {start}, which rewrites the base's weights, so that the base is not at hand; save it "
-                "as plain LoRA first (PEFT's path_initial_model_for_weight_conversion)"
+                f"adapter {name!r} was initialized by {start}, which changes the base weights, so the original ones are not available; "
+                "save it as plain LoRA first (PEFT's path_initial_model_for_weight_conversion)"
             )
     root = model.get_base_model()
     if not isinstance(root, PreTrainedModel):
-        raise CheckpointError(f"the adapter lies on {type(root).__name__}; a causal language model of transformers is needed")
+        raise CheckpointError(f"the adapter's base is {type(root).__name__}; a causal language model of transformers is needed")
     layers = {name: module for name, module in root.named_modules() if isinstance(module, LoraLayer)}
     if not any(active[0] in module.lora_A for module in layers.values()):
-        raise CheckpointError(f"adapter {active[0]!r} is not an adapter of any linear layer: the model has no lora_A of that name")
+        raise CheckpointError(f"adapter {active[0]!r} adapts no linear layer: the model has no lora_A of that name")
     for name, module in layers.items():
         if module.merged:
-            raise CheckpointError(f"{name}: {module.merged_adapters} merged into the base's weights; call unmerge_adapter first")
+            raise CheckpointError(f"{name}: {module.merged_adapters} are merged into the base weights; call unmerge_adapter first")
         if module.disable_adapters:
-            raise CheckpointError(f"{name}: its adapters are switched off (disable_adapter); switch them on first")
+            raise CheckpointError(f"{name}: its adapters are disabled; enable them first")
         if list(module.active_adapters) != active:
-            raise CheckpointError(f"{name}: active are {list(module.active_adapters)}, but {active} in the model; choose with set_adapter")
+            raise CheckpointError(
+                f"{name}: active adapters are {list(module.active_adapters)}, but {active} in the model; activate one with set_adapter"
+            )
     return active[0], root
 
 
 def _attentions(root: PreTrainedModel) -> dict[int, nn.Module]:
-    """Attention module of every layer that has softmax attention, by its number."""
+    """Return the attention module of every layer with softmax attention, by layer index."""
     found: dict[int, list[nn.Module]] = {layer: [] for layer in attention_layers(root.config)}
     for module in root.modules():
         layer = getattr(module, "layer_idx", None)
@@ -292,46 +290,46 @@ def _attentions(root: PreTrainedModel) -> dict[int, nn.Module]:
             layers = [layer for layer, modules in found.items() if inside.intersection(modules)]
             if layers:
                 raise CheckpointError(
-                    f"{name}: modules_to_save replaces the attention of layers {layers}, so that the change is not the LoRA's alone; train "
-                    "LoRA on the attention without it"
+                    f"{name}: modules_to_save replaces the attention of layers {layers}, so the change is not that of LoRA alone; train "
+                    "LoRA without modules_to_save on the attention"
                 )
     for layer, modules in found.items():
         if len(modules) != 1:
             seen = [module for module in root.modules() if getattr(module, "layer_idx", None) == layer]
             kinds = "; ".join(f"{type(m).__name__} with {', '.join(n for n, _ in m.named_children())}" for m in modules or seen)
-            allowed = " or ".join("/".join(names) for names in LAYOUTS)
+            allowed = " or ".join("/".join(names) for names in _LAYOUTS)
             raise CheckpointError(f"layer {layer}: expected one attention module with {allowed}, found {len(modules)} ({kinds or 'none'})")
     return {layer: modules[0] for layer, modules in found.items()}
 
 
 def _layout(attention: nn.Module) -> tuple[str, ...]:
-    """Names of the module's projections; none where it is no attention that is understood."""
+    """Return the names of a module's projections; none if it is not a supported attention module."""
     children = dict(attention.named_children())
-    return next((names for names in LAYOUTS if all(name in children for name in names)), ())
+    return next((names for names in _LAYOUTS if all(name in children for name in names)), ())
 
 
 def _projections(attention: nn.Module, config: Any, adapter: str, where: str) -> tuple[_Rows, _Rows, _Rows, _Rows]:
-    """Queries, keys, values and outputs, each [head, head_dim, d_model]."""
+    """Return queries, keys, values and outputs, each [head, head_dim, d_model]."""
     names = _layout(attention)
     strange = [
         f"{name} ({type(module).__name__})"
         for name, module in attention.named_children()
-        if name not in names + BESIDE and not isinstance(module, nn.Dropout)
+        if name not in names + _OTHER_PARTS and not isinstance(module, nn.Dropout)
     ]
     if strange:
-        raise CheckpointError(f"{where} also has {', '.join(strange)}; the circuits of such an attention are not products of two weights")
+        raise CheckpointError(f"{where} also has {', '.join(strange)}; the circuits of such attention are not products of two weights")
     n_heads = int(config.num_attention_heads)
     head_dim = getattr(attention, "head_dim", None) or getattr(config, "head_dim", None)
     if not isinstance(head_dim, int):
-        raise CheckpointError(f"{where} names no head_dim (found {head_dim!r}), nor does its config")
+        raise CheckpointError(f"{where}: head_dim is {head_dim!r}; the module or its config must have an integer head_dim")
     width = n_heads * head_dim
-    rows = [_rows(attention.get_submodule(name), adapter, f"{where}.{name}", LAYOUTS[names], name == names[-1]) for name in names]
+    rows = [_rows(attention.get_submodule(name), adapter, f"{where}.{name}", _LAYOUTS[names], name == names[-1]) for name in names]
     inputs, outputs = rows[:-1], rows[-1]
     if len(inputs) == 1:
-        whole = inputs[0]
-        n_rows = len(whole.weight)
+        fused = inputs[0]
+        n_rows = len(fused.weight)
         middle = (width + n_rows) // 2
-        inputs = [whole.part(0, width), whole.part(width, middle), whole.part(middle, n_rows)]
+        inputs = [fused.part(0, width), fused.part(width, middle), fused.part(middle, n_rows)]
     queries, keys, values = inputs
     shapes = [tuple(part.weight.shape) for part in (queries, keys, values, outputs)]
     n_groups, rest = divmod(len(keys.weight), head_dim)
@@ -339,23 +337,23 @@ def _projections(attention: nn.Module, config: Any, adapter: str, where: str) ->
     expected = [(width, d_model), (n_groups * head_dim, d_model), (n_groups * head_dim, d_model), (width, d_model)]
     if rest or n_groups == 0 or n_heads % n_groups or shapes != expected:
         raise CheckpointError(
-            f"{where}: rows of queries, keys, values and columns of the output are {shapes}, which are not {n_heads} heads of {head_dim} "
-            "with keys and values of the same size that each serve as many heads"
+            f"{where}: the weights of queries, keys, values and (transposed) output have shapes {shapes}; expected {n_heads} heads of size "
+            f"{head_dim}, with key-value heads that each serve the same number of heads"
         )
     return queries.heads(head_dim), keys.heads(head_dim), values.heads(head_dim), outputs.heads(head_dim)
 
 
 def _rows(module: nn.Module, adapter: str, where: str, kind: type[nn.Module], transposed: bool) -> _Rows:
-    """One projection in float64, a row per output, or per input where `transposed`."""
+    """Return a projection in float64, with one row per output, or per input if `transposed`."""
     base: Any = module.get_base_layer() if isinstance(module, LoraLinear) else module
     if not isinstance(base, kind):
-        raise CheckpointError(f"{where} is {type(base).__name__}; {kind.__name__} is needed, with or without a LoRA layer around it")
+        raise CheckpointError(f"{where} is {type(base).__name__}; a {kind.__name__} is needed, with or without LoRA")
     weight: Any = base.weight
-    plain = type(weight) in (nn.Parameter, Tensor) and weight.dtype in FLOATS and weight.ndim == 2 and weight.device.type != "meta"
+    plain = type(weight) in (nn.Parameter, Tensor) and weight.dtype in _FLOATS and weight.ndim == 2 and weight.device.type != "meta"
     if not plain:
         raise CheckpointError(
             f"{where} ({type(base).__name__}) has no plain weights: {type(weight).__name__} of {weight.dtype}, {list(weight.shape)} on "
-            f"{weight.device}; quantized or offloaded models have to be opened in float32, bfloat16 or float16"
+            f"{weight.device}; open the model in float32, bfloat16 or float16, without quantization or offloading"
         )
     device = torch.device("cpu") if weight.device.type == "mps" else weight.device  # MPS has no float64
     full = _float64(weight.T if kind is Conv1D else weight, device, where)  # [output, input]
@@ -364,7 +362,7 @@ def _rows(module: nn.Module, adapter: str, where: str, kind: type[nn.Module], tr
     if isinstance(module, LoraLinear) and adapter in module.lora_A:
         if adapter in module.lora_variant:
             name = type(module.lora_variant[adapter]).__name__
-            raise CheckpointError(f"{where}: the adapter is of the variant {name} (such as DoRA); only plain LoRA adds scaling B A")
+            raise CheckpointError(f"{where}: the adapter uses the variant {name}; only plain LoRA, which adds scaling B A, is supported")
         factors: Any = module.lora_A[adapter], module.lora_B[adapter]
         a = _float64(factors[0].weight, device, where)
         b = _float64(factors[1].weight, device, where) * float(module.scaling[adapter])
@@ -374,5 +372,5 @@ def _rows(module: nn.Module, adapter: str, where: str, kind: type[nn.Module], tr
 def _float64(tensor: Tensor, device: torch.device, where: str) -> Tensor:
     values = tensor.detach().to(device).double()
     if not bool(values.isfinite().all()):
-        raise CheckpointError(f"{where}: its weights hold values that are not finite; the checkpoint or adapter is damaged")
+        raise CheckpointError(f"{where}: the weights hold NaN or infinity; the checkpoint or the adapter is damaged")
     return values

@@ -1,8 +1,8 @@
-"""What each token of a text is: its region (template, question, response) and its role (numbers by kind, operators, special).
+"""Annotated texts: the region of each token (template, question, response) and its role (kinds of numbers, operators, special).
 
-Roles are found in the text, by character, and carried to tokens by the tokenizer's offsets: a tokenizer may split digits singly or in
-threes, or glue a space or "$" to them, and a token has a number's role when it covers at least one of the number's characters.
-Number words ("two", "half") have no role.
+Roles are found in the text by character, and mapped to tokens by the tokenizer's offsets. A tokenizer may split numbers into single digits
+or groups of three, or join a space or "$" to them. A token has a number's role if it covers at least one of the number's characters. Number
+words ("two", "half") have no role.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
 
 NUMBER_ROLES = ("question_number", "operand", "intermediate_result", "final_answer")
 NUMBER = re.compile(r"\d+(?:,\d{3}(?!\d))*(?:\.\d+)?|\.\d+")
-OPERATOR = re.compile(r"[+\-*/=×÷−–·]|\\(?:times|cdot|div)(?![a-zA-Z])|(?<=\s)x(?=\s)|(?<=\d)x(?=\d)")
-FINAL_MARK = re.compile(r"####|\\boxed\{|answer\s*(?:is\b(?!\s+not)|:|=)", re.IGNORECASE)
-BESIDE_OPERATOR = " \t\n$€£%()[]{}\\<>"
-BEFORE_RESULT = " \t$€£-−*({\\"
+_OPERATOR = re.compile(r"[+\-*/=×÷−–·]|\\(?:times|cdot|div)(?![a-zA-Z])|(?<=\s)x(?=\s)|(?<=\d)x(?=\d)")
+_FINAL_MARK = re.compile(r"####|\\boxed\{|answer\s*(?:is\b(?!\s+not)|:|=)", re.IGNORECASE)
+_NEXT_TO_OPERATOR = " \t\n$€£%()[]{}\\<>"
+_BEFORE_RESULT = " \t$€£-−*({\\"
 _SENTINEL = "<<the question stands here>>"
-PLAIN_PROMPT = ("Question: ", "\nAnswer:")
-"""What stands before and after the question where no chat template is used."""
+_PLAIN_PROMPT = ("Question: ", "\nAnswer:")
+"""Text before and after the question if no chat template is used."""
 
 
 @dataclass(frozen=True)
 class AnnotatedText:
-    """One text as a model reads it.
+    """One text, as tokens that a model reads.
 
     Attributes:
-        example: number of the example, the key of every table.
-        text: all characters, template included.
+        example: number of the example, a key of every table.
+        text: all characters, including the template.
         ids: token ids, [token].
-        offsets: first and one past the last character that each token covers, [token, 2].
+        offsets: first and one-past-last character that each token covers, [token, 2].
         regions: index into `TOKEN_REGIONS`, [token].
         roles: index into `ROLES`, [token].
-        is_query: the model read the token and attended from it, [token].
+        is_query: whether the model read the token and attended from it, [token].
     """
 
     example: int
@@ -60,25 +60,25 @@ class AnnotatedText:
 
     @property
     def pieces(self) -> list[str]:
-        """The characters that each token covers, [token]."""
+        """Characters that each token covers, [token]."""
         return [self.text[a:b] for a, b in self.offsets]
 
     def in_role(self, *names: str) -> np.ndarray:
-        """True where a token has one of the roles, [token]."""
+        """Return whether each token has one of the roles, [token]."""
         return np.isin(self.roles, [ROLES.index(name) for name in names])
 
     def in_region(self, name: str) -> np.ndarray:
-        """True where a token stands in a region of `interp.tables.schema.REGIONS`, [token]."""
+        """Return whether each token is in a region of `interp.tables.schema.REGIONS`, [token]."""
         return np.ones(len(self), bool) if name == "all" else self.regions == TOKEN_REGIONS.index(name)
 
 
 def number_roles(text: str, region: str) -> np.ndarray:
-    r"""Role of every character of a question or a response, as index into `ROLES`.
+    r"""Return the role of every character of a question or a response, as index into `ROLES`.
 
     - In the question, every number is a `question_number`.
-    - In the response, the first number after a final mark ("####", "the answer is", "\boxed{") is the `final_answer`; a number
-      right after "=" or after a calculator mark's ">>" is an `intermediate_result`; every other number is an `operand`.
-    - `+ - * / x =` between two numbers is an `operator`, across spaces, brackets, "$" and "%".
+    - In the response, the first number after "####", "the answer is" or "\boxed{" is the `final_answer`; a number right after "=" or
+      after the ">>" of a calculator annotation is an `intermediate_result`; every other number is an `operand`.
+    - `+ - * / x =` between two numbers is an `operator`, also with spaces, brackets, "$" or "%" in between.
 
     Args:
         text: the question or the response alone.
@@ -87,23 +87,23 @@ def number_roles(text: str, region: str) -> np.ndarray:
     roles = np.zeros(len(text), np.uint8)
     numbers = list(NUMBER.finditer(text))
     digits = {at for found in numbers for at in (found.start(), found.end() - 1)}
-    for found in OPERATOR.finditer(text):
+    for found in _OPERATOR.finditer(text):
         left, right = found.start() - 1, found.end()
-        beside = BESIDE_OPERATOR + "*" * (found[0] == "=")  # a result may stand in bold
-        while left >= 0 and text[left] in beside:
+        skipped = _NEXT_TO_OPERATOR + "*" * (found[0] == "=")  # a result may be in bold
+        while left >= 0 and text[left] in skipped:
             left -= 1
-        while right < len(text) and text[right] in beside:
+        while right < len(text) and text[right] in skipped:
             right += 1
         if left in digits and right in digits:
             roles[found.start() : found.end()] = ROLES.index("operator")
-    marks = [mark.end() for mark in FINAL_MARK.finditer(text)] if region == "response" else []
+    marks = [mark.end() for mark in _FINAL_MARK.finditer(text)] if region == "response" else []
     finals = {min((n.start() for n in numbers if n.start() >= mark), default=-1) for mark in marks}
     for found in numbers:
         role = "question_number" if region == "question" else "operand"
         if found.start() in finals:
             role = "final_answer"
         elif region == "response":
-            before = text[: found.start()].rstrip(BEFORE_RESULT)
+            before = text[: found.start()].rstrip(_BEFORE_RESULT)
             if before.endswith(("=", ">>")):
                 role = "intermediate_result"
         roles[found.start() : found.end()] = ROLES.index(role)
@@ -111,13 +111,13 @@ def number_roles(text: str, region: str) -> np.ndarray:
 
 
 def _over_tokens(by_character: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """The largest code among each token's characters; 0 where it covers none."""
+    """Return the largest code among each token's characters; 0 if it covers none."""
     return np.asarray([by_character[a:b].max(initial=0) for a, b in offsets], np.uint8)
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where things stand in a text, so that it can be annotated again when a model has written on."""
+    """Character spans of the regions of a text, with which the text can be annotated again after generation."""
 
     spans: dict[str, tuple[int, int]]
 
@@ -134,7 +134,7 @@ def _annotated(
     for region, (a, b) in spans.items():
         regions[a:b] = TOKEN_REGIONS.index(region)
         roles[a:b] = number_roles(text[a:b], region)
-    # a token that holds a part of a character, and so covers none, stands where the character does
+    # a token with only a part of a character covers none, but is in the region of that character
     token_regions = _over_tokens(regions, np.maximum(offsets, offsets[:, :1] + [0, 1]))
     token_roles = _over_tokens(roles, offsets)
     special = np.isin(np.asarray(ids), list(special_ids))
@@ -146,15 +146,15 @@ def _annotated(
 
 @dataclass(frozen=True)
 class Tokens:
-    """A batch of annotated texts, ready for a model's forward and for `record`.
+    """A batch of annotated texts, for a model's forward and for `record`.
 
     Attributes:
         texts: the texts, in batch order.
         padding_side: "right" or "left".
-        pad_id: token id that fills the batch.
-        tokenizer: what made the ids; needed only when a model writes on.
-        sources: where questions stand, likewise.
-        layout: first token of each text and width of the batch, where a model wrote on and padding may be on both sides.
+        pad_id: token id of padding.
+        tokenizer: the tokenizer that made the ids; needed only for generation.
+        sources: spans of the questions; needed only for generation.
+        layout: first token of each text, and width of the batch; set after generation, when padding may be on both sides.
     """
 
     texts: tuple[AnnotatedText, ...]
@@ -166,7 +166,7 @@ class Tokens:
 
     def __post_init__(self) -> None:
         if not self.texts:
-            raise InputError("no texts: at least one is needed")
+            raise InputError("texts are empty; at least one text is needed")
         if self.padding_side not in ("right", "left"):
             raise InputError(f"padding_side is {self.padding_side!r}; allowed: right, left")
 
@@ -175,7 +175,7 @@ class Tokens:
 
     @property
     def width(self) -> int:
-        """Tokens of the padded batch."""
+        """Number of tokens of the padded batch."""
         return max(len(text) for text in self.texts) if self.layout is None else self.layout[1]
 
     @property
@@ -186,7 +186,7 @@ class Tokens:
         return tuple(self.width - len(t) if self.padding_side == "left" else 0 for t in self.texts)
 
     def pad(self, rows: Sequence[np.ndarray], fill: int | float) -> np.ndarray:
-        """Per-text arrays [..., token] as one padded array [batch, ..., width]."""
+        """Return arrays of each text, [..., token], as one padded array, [batch, ..., width]."""
         shape = (len(self), *rows[0].shape[:-1], self.width)
         padded = np.full(shape, fill, rows[0].dtype)
         for target, start, row in zip(padded, self.starts, rows, strict=True):
@@ -206,7 +206,7 @@ class Tokens:
         return inputs
 
     def select(self, indices: Sequence[int], padding_side: str | None = None) -> Tokens:
-        """Some of the texts as a batch of their own."""
+        """Return some of the texts as a new batch."""
         return Tokens(
             tuple(self.texts[i] for i in indices),
             padding_side or self.padding_side,
@@ -216,18 +216,23 @@ class Tokens:
         )
 
     def extend(self, new_ids: np.ndarray, stop_ids: Sequence[int]) -> Tokens:
-        """The texts with what a model wrote after them, annotated anew.
+        """Return the texts with generated tokens appended and annotated.
 
         Args:
-            new_ids: [batch, new]; what follows the first stop id is dropped.
-            stop_ids: ids that end a text; the stop itself is kept.
+            new_ids: generated ids, [batch, new]; those after the first stop id are dropped.
+            stop_ids: ids that end a text; the stop id itself is kept.
+
+        Raises:
+            InputError: a text has a response already, prompts are not padded on the left, or the batch has no tokenizer.
         """
         if any(text.in_region("response").any() for text in self.texts):
-            raise InputError("these texts hold a response already: a model writes on from prompts, annotate(tokenizer, question)")
+            raise InputError("a text has a response already; generate from prompts, made with annotate(tokenizer, question)")
         if any(start + len(text) != self.width for start, text in zip(self.starts, self.texts, strict=True)):
-            raise InputError("prompts of different length must be padded on the left before a model writes on")
+            raise InputError('prompts of different length are padded on the right; generation needs padding_side="left"')
         if self.tokenizer is None or not self.sources:
-            raise InputError("these tokens were made without a tokenizer, so what a model writes on cannot be annotated")
+            raise InputError(
+                "the tokens have no tokenizer, so generated text cannot be annotated; make them with annotate(tokenizer, question)"
+            )
         special = frozenset(self.tokenizer.all_special_ids)
         texts = []
         for text, source, row in zip(self.texts, self.sources, np.asarray(new_ids), strict=True):
@@ -249,7 +254,7 @@ class Tokens:
         return Tokens(tuple(texts), self.padding_side, self.pad_id, self.tokenizer, self.sources, layout)
 
     def to_frame(self) -> pd.DataFrame:
-        """The texts as rows of the `inputs` table."""
+        """Return the texts as rows of the `inputs` table."""
         frames = [
             pd.DataFrame(
                 {
@@ -268,10 +273,10 @@ class Tokens:
 
 
 def decoded_offsets(tokenizer: Any, ids: Sequence[int]) -> tuple[str, np.ndarray]:
-    """Text of generated ids and the characters that each token adds to it, [token, 2].
+    """Return the text of generated ids, and the characters that each token adds to it, [token, 2].
 
-    The ids are the model's own and are never tokenised again; a token that holds a part of a character only gets the whole character,
-    or nothing where a later token completes it.
+    The ids are kept as the model generated them. A token that completes a character gets that character, and a token with an earlier part
+    of it gets nothing.
     """
     ends = [len(tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False)) for n in range(len(ids) + 1)]
     ends = np.minimum.accumulate(np.asarray(ends, np.int64)[::-1])[::-1]
@@ -279,31 +284,31 @@ def decoded_offsets(tokenizer: Any, ids: Sequence[int]) -> tuple[str, np.ndarray
 
 
 def render_prompt(tokenizer: Any, question: str, chat: bool) -> tuple[str, tuple[int, int]]:
-    """The text before a response, and where the question stands in it.
+    """Return the text before a response, and the span of the question in it.
 
     Args:
-        tokenizer: with a chat template where `chat` is set.
+        tokenizer: must have a chat template if `chat` is set.
         question: the problem.
-        chat: through the chat template as a user's turn, or plainly as "Question: ... Answer:".
+        chat: whether to use the chat template, with the question as the user's turn, or plain "Question: ... Answer:".
 
     Raises:
-        InputError: the chat template fails, or changes the question's text.
+        InputError: the chat template fails, or changes the text of the question.
     """
     if not chat:
-        before, after = PLAIN_PROMPT
+        before, after = _PLAIN_PROMPT
         return before + question + after, (len(before), len(before) + len(question))
     try:
         prompt, frame = (
             tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
             for content in (question, _SENTINEL)
         )
-    except Exception as error:  # a template is a program of the checkpoint's: it may raise anything
-        raise InputError(f"the chat template failed ({error}); --no-chat reads the problems without it") from error
+    except Exception as error:  # a template is a program from the checkpoint and may raise anything
+        raise InputError(f"the chat template failed ({error}); use --no-chat to read problems without it") from error
     before, found, after = frame.rpartition(_SENTINEL)
     inside = prompt[len(before) : len(prompt) - len(after)]
     kept = prompt.startswith(before) and prompt.endswith(after) and inside.strip() == question.strip()
-    if not found or not kept:  # many templates trim what they are given; other changes would put the roles in wrong places
-        raise InputError("the chat template changes the question's text; --no-chat reads the problems without it")
+    if not found or not kept:  # many templates strip the question; other changes would shift the roles
+        raise InputError("the chat template changes the text of the question; use --no-chat to read problems without it")
     return prompt, (len(before), len(before) + len(inside))
 
 
@@ -316,30 +321,30 @@ def annotate(
     examples: Sequence[int] | None = None,
     padding_side: str = "right",
 ) -> Tokens:
-    """Tokenise problems, and say of every token where it stands and which kind of number it belongs to.
+    """Return tokenized problems, annotated with the region and the role of every token.
 
     Args:
-        tokenizer: a fast tokenizer of transformers (it must give offsets).
-        question: one text or several.
-        response: what the model is to read after each question; None for the prompt alone, as before `generate`.
-        chat: use the chat template; None: where the tokenizer has one.
+        tokenizer: a fast tokenizer of transformers, which gives offsets.
+        question: one question or several.
+        response: the text that the model reads after each question; None for the prompt alone, as before `generate`.
+        chat: whether to use the chat template; None uses it if the tokenizer has one.
         examples: numbers of the examples; None counts from 0.
-        padding_side: of the batch.
+        padding_side: padding side of the batch.
 
     Raises:
-        InputError: no offsets, offsets that do not fit the tokens, no chat template, an empty question, lengths that differ.
+        InputError: the tokenizer gives no offsets, wrong offsets, or has no chat template; a question is empty; or lengths differ.
     """
     questions = [question] if isinstance(question, str) else list(question)
     responses = [response] if isinstance(response, str) else ([None] * len(questions) if response is None else [*response])
     if len(questions) != len(responses):
-        raise InputError(f"{len(questions)} questions but {len(responses)} responses")
+        raise InputError(f"{len(questions)} questions but {len(responses)} responses; one response per question is needed")
     if examples is not None and len(examples) != len(questions):
-        raise InputError(f"{len(questions)} questions but {len(examples)} numbers of examples")
+        raise InputError(f"{len(questions)} questions but {len(examples)} example numbers; one number per question is needed")
     if not getattr(tokenizer, "is_fast", False):
-        raise InputError(f"{type(tokenizer).__name__} gives no offsets; a fast tokenizer (tokenizer.json) is needed")
+        raise InputError(f"{type(tokenizer).__name__} gives no offsets; use a fast tokenizer (tokenizer.json)")
     has_template = getattr(tokenizer, "chat_template", None) is not None
     if chat and not has_template:
-        raise InputError("the tokenizer has no chat template; --no-chat reads the problems without it")
+        raise InputError("the tokenizer has no chat template; use --no-chat to read problems without it")
     chat = has_template if chat is None else chat
     special = frozenset(tokenizer.all_special_ids)
     texts, sources = [], []
@@ -362,10 +367,12 @@ def annotate(
 
 
 def _check_offsets(tokenizer: Any, text: AnnotatedText) -> None:
-    """Some converted tokenizers give offsets that are off by a space or empty: a token that shows a digit must cover one."""
+    """Raise if a token that decodes to a digit covers none: offsets of some converted tokenizers are empty or off by a space."""
     pieces = text.pieces
     firsts = {token_id: at for at, token_id in reversed(list(enumerate(text.ids.tolist())))}
     for token_id, at in firsts.items():
         shown = tokenizer.decode([token_id])
         if any(c.isnumeric() for c in shown) and not any(c.isnumeric() for c in pieces[at]):
-            raise InputError(f"the tokenizer's offsets do not fit its tokens: token {at} decodes to {shown!r} but covers {pieces[at]!r}")
+            raise InputError(
+                f"the tokenizer's offsets are wrong: token {at} decodes to {shown!r} but covers {pieces[at]!r}; use another tokenizer.json"
+            )

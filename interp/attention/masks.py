@@ -1,4 +1,4 @@
-"""Which keys a query may attend to, asked for block by block instead of as one [query, key] matrix."""
+"""Attention masks that are evaluated block by block instead of as one [query, key] matrix."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from torch import Tensor
 from transformers.masking_utils import causal_mask_function, sdpa_mask, sliding_window_causal_mask_function
 
 CACHED_ELEMENTS = 4 << 20
-"""Mask blocks are kept for the next layer while they have at most this many elements (five bytes each) in all."""
-
+"""Maximum number of elements (five bytes each) in all mask blocks that are cached for the next layer."""
 
 LOWEST = torch.finfo(torch.float32).min
-"""Score of a key that may not be seen: finite, so that a query without any key gets numbers, which are then thrown away."""
+"""Score of a masked key. It is finite, so that a query without any key gets finite numbers, which are then discarded."""
 
 
 @dataclass(frozen=True)
 class MaskBlock:
-    """The keys of one block of queries.
+    """Which keys the queries of one block may attend to.
 
-    Keys in [first, open_until) are allowed for every query of the block; keys in [open_until, last) as `allowed` says, which is
-    [batch or 1, query, last - open_until], True where the query may attend; all other keys are allowed for none.
-    `counts` says how many keys each query may see, [batch or 1, query]; `closed` whether some query sees none.
+    Keys in [first, open_until) are allowed for every query, keys in [open_until, last) for those that `allowed` lists, other keys for none.
+
+    Attributes:
+        first: first key that any query may attend to.
+        open_until: one past the last of the keys that are allowed for every query.
+        last: one past the last key that any query may attend to.
+        allowed: whether a query may attend to a key, bool [batch or 1, query, last - open_until].
+        counts: number of keys that each query may attend to, [batch or 1, query].
+        closed: whether some query may attend to no key.
     """
 
     first: int
@@ -36,20 +41,26 @@ class MaskBlock:
 
     @functools.cached_property
     def ceiling(self) -> Tensor:
-        """Infinite where `allowed`, the lowest float32 elsewhere, of its shape.
+        """Infinity where `allowed` is True, `LOWEST` elsewhere.
 
-        The smaller of it and a score is the masked score, to the bit, at a sixth of what a fill by a bool mask costs on a CPU.
+        The minimum of this and a score is the masked score, bit for bit, at a sixth of the cost of `masked_fill` on a CPU.
         """
         return torch.full(self.allowed.shape, torch.inf, device=self.allowed.device).masked_fill_(~self.allowed, LOWEST)
 
     def to(self, device: torch.device) -> MaskBlock:
-        """The same block on another device."""
+        """Return the same block on another device."""
         if self.allowed.device == device:
             return self
         return MaskBlock(self.first, self.open_until, self.last, self.allowed.to(device), self.counts.to(device), self.closed)
 
     def sees(self, example: Tensor, flat: Tensor, span: int) -> Tensor:
-        """1 where a chosen entry (its example of the block, its flat index into [query, last - first]) is allowed, 0 elsewhere."""
+        """Return 1.0 for allowed query-key pairs and 0.0 for others.
+
+        Args:
+            example: example of each pair, counted from the block's first.
+            flat: index of each pair into the flattened [query, last - first].
+            span: last - first.
+        """
         query, key = flat // span, flat % span - (self.open_until - self.first)
         if self.allowed.shape[0] == 1:
             example = torch.zeros_like(example)
@@ -61,17 +72,17 @@ class MaskBlock:
 
 @dataclass
 class LazyMask:
-    """What `transformers` says of a layer's mask, before anything of size query x key is made.
+    """A layer's mask as transformers describes it, before anything of size query x key exists.
 
-    An object of this class takes the place of the mask tensor between the model's mask function and its attention function, so that
-    every pattern that transformers can express (causal, sliding window, chunked, packed, padded) is honoured at the cost of one block.
+    It takes the place of the mask tensor between the model's mask function and its attention function. Every pattern that transformers can
+    express (causal, sliding window, chunked, packed, padded) is supported, at the memory of one block.
 
     Attributes:
         mask_function: transformers' rule `(batch, head, query, key) -> bool` over absolute positions.
-        padding: [batch, key] True where a token is real; None where nothing is padded.
-        plain_causal: the rule is causality alone, so a block's mask is a triangle.
-        window: the rule is causality and `key > query - window` alone; None where it is any other rule.
-        counted: token sets and how many of their keys each query may see, kept by the pass for the next layer with this mask.
+        padding: True for real tokens, [batch, key]; None if nothing is padded.
+        plain_causal: the rule is causality alone, so the mask of a block is a triangle.
+        window: width w of a sliding window if the rule is exactly `query - w < key <= query`; None for any other rule.
+        counted: key sets, `n_allowed`, `set_sizes` and `pair_sizes`, which the blocked backend stores for the next layer with this mask.
     """
 
     batch_size: int
@@ -89,15 +100,15 @@ class LazyMask:
     _blocks: dict[tuple[int, int, int, int, int, int], MaskBlock] = field(default_factory=dict, repr=False)
     _cached: int = field(default=0, repr=False)
     _real_keys: tuple[tuple[int, int], ...] | None = field(default=None, init=False, repr=False, compare=False)
-    prepared: object = field(default=None, init=False, repr=False, compare=False)  # kept by the Triton pass for the next layer
+    prepared: object = field(default=None, init=False, repr=False, compare=False)  # what the Triton backend stores for the next layer
 
     def to(self, *args: object, **kwargs: object) -> LazyMask:
-        """Stay as it is: blocks are made on the device of the layer that asks (accelerate moves arguments between devices)."""
+        """Return the mask itself: accelerate moves arguments between devices, but blocks are made on the device of their layer."""
         return self
 
     @property
     def real_keys(self) -> tuple[tuple[int, int], ...]:
-        """First and one past the last real key of each example, counted from the first key held; (0, 0) where padding has holes."""
+        """First and one past the last real key of each example, counted from the first key held; (0, 0) if real keys are not contiguous."""
         if self._real_keys is None:
             if self.padding is None:
                 self._real_keys = ((0, self.kv_length),) * self.batch_size
@@ -111,18 +122,18 @@ class LazyMask:
         return self._real_keys
 
     def block(self, examples: slice, q0: int, q1: int, start: int, stop: int, device: torch.device, *, padded: bool) -> MaskBlock:
-        """The mask of queries [q0, q1) of some examples over keys in [start, stop).
+        """Return the mask of the queries [q0, q1) of some examples over the keys [start, stop).
 
         Args:
-            examples: which rows of the batch.
+            examples: which examples of the batch.
             q0: first query, counted from the first query of this forward.
             q1: one past the last query.
-            start: first key worth a look (earlier ones are padding in all the examples), counted from the first key held.
-            stop: one past the last key worth a look.
-            device: where the layer is.
-            padded: keys in [start, stop) may be padding in some of the examples.
+            start: first key, counted from the first key held; earlier keys are padding in all these examples.
+            stop: one past the last key; later keys are padding in all these examples.
+            device: device of the layer.
+            padded: whether keys in [start, stop) may be padding in some of these examples.
         """
-        # the same for every example
+        # a triangle is the same for every example
         triangle = self.plain_causal and not padded and all(a <= start and stop <= b for a, b in self.real_keys[examples])
         name = (0 if triangle else examples.start, 0 if triangle else examples.stop, q0, q1, start, stop)
         found = self._blocks.get(name)
@@ -143,7 +154,7 @@ class LazyMask:
         return MaskBlock(start, open_until, last, allowed[None], counts, closed=q0 + shift < start)
 
     def _rows(self, examples: slice, q0: int, q1: int, start: int, stop: int) -> Tensor:
-        if self.use_vmap:  # a user's own mask function need not be index-based: transformers then maps it over whole tensors
+        if self.use_vmap:  # a custom mask function need not work on index tensors, so transformers maps it with vmap
             rows = sdpa_mask(
                 batch_size=self.batch_size,
                 q_length=q1 - q0,
@@ -170,7 +181,7 @@ class LazyMask:
 
     @staticmethod
     def _trim(rows: Tensor, start: int) -> MaskBlock:
-        """Cut the keys that no query of the block may see, and those in front that all may see."""
+        """Return a mask as a block: drop keys that no query may attend to, and turn leading keys that all may attend to into a range."""
         counts = rows.sum(-1)
         closed = bool((counts == 0).any())
         some = rows.flatten(0, 1).any(0).nonzero()
@@ -192,10 +203,10 @@ def _nonlocals(rule: object) -> dict[str, object]:
 
 
 def _window_of(rule: Callable[..., object]) -> int | None:
-    """Width of transformers' own causal sliding window; None for every other rule.
+    """Return the width of transformers' own causal sliding window; None for every other rule.
 
-    transformers names the width of windows and of chunks alike (`local_size`), so the rule itself is looked at: it must be the code that
-    `sliding_window_causal_mask_function` makes, around the same two rules, and it must give the window's edge.
+    transformers uses one name for the width of windows and of chunks (`local_size`), so the rule itself is inspected: it must be the code
+    that `sliding_window_causal_mask_function` makes, around the same two rules, and evaluate to the edge of the window.
     """
     if getattr(rule, "__code__", None) is not _WINDOW_RULE.__code__:
         return None
@@ -228,7 +239,7 @@ def lazy_mask(
     device: torch.device | str = "cpu",
     **_: object,
 ) -> LazyMask:
-    """A mask function for `transformers.AttentionMaskInterface` (same contract as its `sdpa_mask`) that makes no tensor."""
+    """Return a mask that holds no tensor: a function for `transformers.AttentionMaskInterface`, with the contract of `sdpa_mask`."""
     padding = attention_mask
     if padding is not None and bool(padding.all()):
         padding = None

@@ -1,8 +1,8 @@
-"""The seam with transformers: someone stands in for a model's attention, from `connect` until `Connection.close`.
+"""Replace a model's attention, from `connect` until `Connection.close`. This is the only module that touches a model's attention.
 
-The only file that touches a model's attention. It goes through transformers' `AttentionInterface` and `AttentionMaskInterface`: while a
-connection is open, every layer's queries, keys, values, mask and scores come to the stand-in, which computes the layer's output; then the
-model is as it was. Models that bypass the seam are refused.
+It uses transformers' `AttentionInterface` and `AttentionMaskInterface`. While a connection is open, each layer's queries, keys, values,
+mask and scores go to a `StandIn`, which computes the layer's output. Afterwards the model is as it was. Models that bypass the two
+interfaces raise a `RecordingError`.
 """
 
 from __future__ import annotations
@@ -24,37 +24,35 @@ from interp.attention.masks import LazyMask, lazy_mask
 from interp.attention.statistics import Scores
 from interp.tables.errors import RecordingError
 
-NAME = "primed_heads"
-
+_NAME = "primed_heads"
+"""Name of our attention in transformers' two interfaces."""
 
 _ACTIVE: ContextVar[tuple[Connection, ...]] = ContextVar("primed_heads_connections", default=())
 
-
 _LOCK = threading.Lock()
-
 
 _SWITCHED: dict[int, _Switch] = {}
 
 
 class StandIn(Protocol):
-    """Who computes a model's attention in the model's place."""
+    """Computes a model's attention in place of the model."""
 
     def covers(self, module: nn.Module) -> bool:
-        """The module belongs to its model."""
+        """Return whether the module belongs to its model."""
         ...
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The model's decoder was called with these arguments; its layers follow."""
+        """Note the arguments with which the model's decoder was called, before any of its layers."""
         ...
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: LazyMask, scores: Scores) -> Tensor:
-        """One layer's output, [batch, query, head, value_dim], from its number and its tensors, [batch, head, token, dim]."""
+        """Return the output of a layer, [batch, query, head, value_dim], given its number and its tensors, [batch, head, token, dim]."""
         ...
 
 
 @dataclass
 class _Switch:
-    """One config whose attention is ours while at least one connection needs it."""
+    """A config whose attention is replaced while at least one connection needs it."""
 
     config: Any
     original: str
@@ -63,13 +61,13 @@ class _Switch:
 
 @dataclass(eq=False)
 class Connection:
-    """A stand-in and the model that it stands in for. Made by `connect`.
+    """A stand-in connected to its model. Made by `connect`.
 
     Attributes:
-        stand_in: who computes the attention.
+        stand_in: computes the attention.
         root: the model.
-        text_config: its config, or of a model of several kinds of input that of its text.
-        layers: numbers of its attention layers.
+        text_config: the model's config; for a multimodal model, the config of its text decoder.
+        layers: indices of its attention layers.
     """
 
     stand_in: StandIn
@@ -83,7 +81,7 @@ class Connection:
     def _open(self) -> None:
         _switch_on(self.root, self._configs)
         try:
-            # PEFT calls the model's forward without its hooks, but every model calls its decoder
+            # hook the decoder: PEFT calls the model's forward without the model's hooks, but every model calls its decoder
             self._hook = self.root.base_model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
             self._token = _ACTIVE.set((*_ACTIVE.get(), self))
         except BaseException:
@@ -91,7 +89,7 @@ class Connection:
             raise
 
     def close(self) -> None:
-        """Leave the model as it was."""
+        """Restore the model's own attention."""
         if self._token is not None:
             _ACTIVE.reset(self._token)
             self._token = None
@@ -100,19 +98,19 @@ class Connection:
         _switch_off(self._configs)
 
     def has_config(self, config: Any) -> bool:
-        """A mask that is asked for with this config is for the model."""
+        """Return whether a mask requested with this config is for the model."""
         return config is self.text_config or id(config) in self._configs
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if _connection_of(module) is self:  # else another thread uses the model, or an inner connection takes this pass
+        if _connection_of(module) is self:  # otherwise another thread or an inner connection uses the model
             self.stand_in.begin(args, kwargs)
 
 
 def connect(stand_in: StandIn, root: PreTrainedModel) -> Connection:
-    """Let someone stand in for the attention of a model and all its submodels, for what this thread calls.
+    """Replace the attention of a model and all its submodels by a stand-in, for calls from this thread.
 
     Raises:
-        RecordingError: a model without the attention seam.
+        RecordingError: the model does not use transformers' `AttentionInterface`.
     """
     connection = Connection(stand_in, root, root.config.get_text_config(decoder=True), attention_layers(root.config))
     connection._open()
@@ -120,7 +118,7 @@ def connect(stand_in: StandIn, root: PreTrainedModel) -> Connection:
 
 
 def attention_layers(config: Any) -> tuple[int, ...]:
-    """Numbers of the layers that have softmax attention, by the model's config (hybrid models name each layer's type)."""
+    """Return the indices of the layers with softmax attention, according to the config (hybrid models list the type of each layer)."""
     text = config.get_text_config(decoder=True)
     types = getattr(text, "layer_types", None)
     if types is None:
@@ -129,34 +127,34 @@ def attention_layers(config: Any) -> tuple[int, ...]:
 
 
 def text_model(model: nn.Module) -> PreTrainedModel:
-    """The model of transformers: the one that is given, or what PEFT, DDP or FSDP wrapped.
+    """Return the transformers model: the given one, or the one that PEFT, DDP or FSDP wraps.
 
     Raises:
-        RecordingError: there is none.
+        RecordingError: there is no transformers model.
     """
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             return module
-    raise RecordingError(f"{type(model).__name__} holds no transformers model; models of transformers can be recorded")
+    raise RecordingError(f"{type(model).__name__} holds no transformers model (PreTrainedModel); only such models can be recorded")
 
 
 def _switch_on(root: PreTrainedModel, switched: list[int]) -> None:
-    """Make ours the attention of every submodel, counting the connections that need it."""
+    """Replace the attention of every submodel, and count the connections that need it."""
     with _LOCK:
         models = [m for m in root.modules() if isinstance(m, PreTrainedModel)]
         for model in models:
             if not model._can_set_attn_implementation():
                 raise RecordingError(
-                    f"{type(model).__name__} does not use transformers' AttentionInterface, so its heads cannot be recorded; "
-                    "llama, mistral, qwen2, qwen3, gemma2, gemma3, gpt2, gpt_neox, phi3, olmo2, gpt_oss, deepseek_v3 and most others do"
+                    f"{type(model).__name__} does not use transformers' AttentionInterface, so its heads cannot be recorded; use one of "
+                    "llama, mistral, qwen2, qwen3, gemma2, gemma3, gpt2, gpt_neox, phi3, olmo2, gpt_oss, deepseek_v3 or most other families"
                 )
             if getattr(model.config, "reorder_and_upcast_attn", False):
-                raise RecordingError(f"{type(model).__name__} with reorder_and_upcast_attn bypasses the attention seam; set it to False")
+                raise RecordingError(f"{type(model).__name__} with reorder_and_upcast_attn bypasses AttentionInterface; set it to False")
         for config in {id(m.config): m.config for m in models}.values():
             switch = _SWITCHED.setdefault(id(config), _Switch(config, str(config._attn_implementation)))
             switch.users += 1
             switched.append(id(config))
-            config._attn_implementation_internal = NAME
+            config._attn_implementation_internal = _NAME
 
 
 def _switch_off(switched: list[int]) -> None:
@@ -190,16 +188,16 @@ def _attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """What transformers calls for every attention layer while a connection is open."""
+    """Compute an attention layer; transformers calls this for every layer while a connection is open."""
     connection = _connection_of(module)
-    if connection is None:  # another thread's forward, unrecorded
+    if connection is None:  # a forward of another thread, which is not recorded
         original = _original(module.config)
         eager: Callable[..., Any] = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)  # type: ignore[assignment]
         function = ALL_ATTENTION_FUNCTIONS.get_interface(original, eager)
         return function(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     layer = getattr(module, "layer_idx", None)
     if layer not in connection.layers:
-        raise RecordingError(f"{type(module).__name__} says it is layer {layer}; expected one of {list(connection.layers)}")
+        raise RecordingError(f"{type(module).__name__} has layer_idx {layer}; expected one of {list(connection.layers)}")
     if dropout > 0:
         raise RecordingError("the model is in training mode with attention dropout; call model.eval() to record it")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
@@ -209,31 +207,33 @@ def _attention(
 
 
 def _mask_function(*args: Any, config: Any = None, **kwargs: Any) -> object:
-    """What transformers calls for a layer's mask while a connection is open."""
+    """Return a layer's mask; transformers calls this for every mask while a connection is open."""
     if any(c.has_config(config) for c in _ACTIVE.get()):
         mask = lazy_mask(*args, **kwargs)
-        if mask.kv_offset + mask.kv_length != mask.q_offset + mask.q_length:  # generate makes masks before any layer is called
-            raise RecordingError("the cache has room for tokens to come; preallocated (static) caches cannot be recorded")
+        if mask.kv_offset + mask.kv_length != mask.q_offset + mask.q_length:  # `generate` makes masks before it calls any layer
+            raise RecordingError("the cache is preallocated (static), which cannot be recorded; use the default dynamic cache")
         return mask
     original = _original(config)
     return ALL_MASK_ATTENTION_FUNCTIONS[original](*args, config=config, **kwargs)
 
 
-AttentionInterface.register(NAME, _attention)
+AttentionInterface.register(_NAME, _attention)
 
 
-AttentionMaskInterface.register(NAME, _mask_function)
+AttentionMaskInterface.register(_NAME, _mask_function)
 
 
 def _layer_mask(module: nn.Module, query: Tensor, key: Tensor, mask: object, kwargs: dict[str, Any]) -> LazyMask:
-    """What a layer may attend to, from what transformers gives its attention function."""
+    """Return a layer's mask, given the arguments that transformers passes to its attention function."""
     causal = kwargs.get("is_causal")
     if not (getattr(module, "is_causal", True) if causal is None else causal):
-        raise RecordingError(f"{type(module).__name__} is not causal: only causal self-attention can be recorded")
+        raise RecordingError(f"{type(module).__name__} is not causal; only causal self-attention can be recorded")
     if isinstance(mask, Tensor):
         mask = _tensor_mask(mask, query, key)
     if not isinstance(mask, LazyMask):
-        raise RecordingError(f"{type(module).__name__} got a {type(mask).__name__} as its mask, so what it may attend to is not known")
+        raise RecordingError(
+            f"{type(module).__name__} got a {type(mask).__name__} as its mask; a bool tensor, or a mask that transformers makes, is needed"
+        )
     if (mask.q_length, mask.kv_length) != (query.shape[2], key.shape[2]):
         raise RecordingError(
             f"{type(module).__name__}: the mask is for {mask.q_length} queries and {mask.kv_length} keys, the layer has "
@@ -243,11 +243,11 @@ def _layer_mask(module: nn.Module, query: Tensor, key: Tensor, mask: object, kwa
 
 
 def _tensor_mask(mask: Tensor, query: Tensor, key: Tensor) -> LazyMask:
-    """A ready-made [batch, 1, query, key] mask, as a model's user may pass it."""
+    """Return the mask for a [batch, 1, query, key] tensor that the caller passed to the model."""
     if mask.dtype != torch.bool:
-        raise RecordingError("a 4-dimensional attention mask of numbers cannot be recorded; pass a 2-dimensional or a bool mask")
+        raise RecordingError(f"the 4-dimensional attention mask has dtype {mask.dtype}; pass a bool mask or a 2-dimensional mask")
     if mask.shape[1] != 1:
-        raise RecordingError("attention masks that differ by head cannot be recorded")
+        raise RecordingError(f"the attention mask has {mask.shape[1]} masks per example; only one mask for all heads can be recorded")
     batch, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
 
     def rule(b: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:

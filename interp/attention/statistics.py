@@ -1,7 +1,7 @@
-"""What a layer's attention is made of, and what is asked of it: scores, sets of keys, the statistics of its rows. Tensors in, tensors out.
+"""Inputs and outputs of the attention backends: scores, sets of keys, and the statistics of each query.
 
-Three backends compute the statistics, without a [head, query, key] tensor of the whole text: `interp.attention.blocked`, `interp.attention.flash` and
-`interp.attention.triton`. They give the same numbers, and what is the same in all of them is here.
+Three backends compute the statistics without a [head, query, key] tensor of the complete text: `interp.attention.blocked`,
+`interp.attention.flash` and `interp.attention.triton`. They give the same numbers; this module holds what they share.
 
 Axes: batch head query key dim column pair. Statistics are float32 whatever the model's dtype.
 """
@@ -19,22 +19,22 @@ from torch import Tensor
 from interp.attention.masks import LazyMask
 from interp.tables.errors import NonFiniteError
 
-CACHED_PAIRS = 1 << 21
-"""Chosen entries whose places in their blocks are kept for the next layer (12 bytes each): those of some 8,000 tokens of GSM8K."""
-
+_CACHED_PAIRS = 1 << 21
+"""Maximum number of query-key pairs whose places in their blocks are cached for the next layer (12 bytes each): those of about 8,000 tokens
+of GSM8K."""
 
 STATISTICS = frozenset({"entropy", "collision", "distance", "max_prob", "probabilities"})
-"""Per-query statistics that a measure may ask for by name, beside masses and counts above a threshold."""
+"""Per-query statistics that a measure may request by name, in addition to masses and counts above a threshold."""
 
 
 @dataclass(frozen=True)
 class KeySets:
-    """Which keys (or query-key pairs) to sum attention over, for a padded batch.
+    """Keys and query-key pairs to sum attention over, for a padded batch.
 
     Attributes:
-        columns: indicator (or weight) of each key in each set, [batch, key, column].
-        pairs: for each example of the batch, query, key and set number of every chosen entry, [3, pair] int32, sorted by query.
-        n_pair_sets: how many sets of pairs there are.
+        columns: weight of each key in each set, usually 0 or 1, [batch, key, column].
+        pairs: query, key and set number of every pair of each example, [3, pair] int32, sorted by query.
+        n_pair_sets: number of sets of pairs.
         starts: first real token of each example.
         stops: one past the last real token of each example.
     """
@@ -44,17 +44,17 @@ class KeySets:
     n_pair_sets: int
     starts: tuple[int, ...]
     stops: tuple[int, ...]
-    _cuts: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _blocks: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _padding: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def to(self, device: torch.device) -> KeySets:
-        """The same sets on another device."""
+        """Return the same sets on another device."""
         if self.columns.device == device:
             return self
         return KeySets(self.columns.to(device), tuple(p.to(device) for p in self.pairs), self.n_pair_sets, self.starts, self.stops)
 
     def padding(self, examples: slice) -> tuple[Tensor, Tensor] | None:
-        """Keys in the rectangle around some examples that are padding: which of these examples, and where. None if there are none."""
+        """Return the padding in the rectangle around some examples: example counted from the first, and position; None without padding."""
         starts, stops = self.starts[examples], self.stops[examples]
         if min(starts) == max(starts) and min(stops) == max(stops):
             return None
@@ -68,13 +68,14 @@ class KeySets:
         return found
 
     def entries(self, examples: slice, row: int, rows: int, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Chosen entries inside one block.
+        """Return the query-key pairs inside one block.
 
         Returns:
-            Their example, counted from the block's first; flat index into [rows, last - first]; flat index into [example, set, rows].
+            Of each pair: its example, counted from the block's first; flat index into [rows, last - first]; flat index into
+            [example, set, rows].
         """
         name = (examples.start, examples.stop, row, rows, first, last)
-        found = self._cuts.get(name)
+        found = self._blocks.get(name)
         if found is None:
             parts = []
             for at, pairs in enumerate(self.pairs[examples]):
@@ -87,26 +88,26 @@ class KeySets:
                 parts.append(torch.stack([torch.full_like(query, at), query * (last - first) + key, place]))
             of, flat, place = torch.cat(parts, 1).int()
             found = (of, flat, place)
-            if len(of) + sum(len(cut[0]) for cut in self._cuts.values()) <= CACHED_PAIRS:
-                self._cuts[name] = found
+            if len(of) + sum(len(block[0]) for block in self._blocks.values()) <= _CACHED_PAIRS:
+                self._blocks[name] = found
         return found
 
 
 @dataclass
 class RowStatistics:
-    """Statistics of every query of one layer. Rows of padding hold zeros.
+    """Statistics of every query of one layer. Rows of padding are zero.
 
     Attributes:
-        n_allowed: keys that the query may attend to (an attention sink counts as one more), [batch, query].
+        n_allowed: number of keys that the query may attend to, plus one for an attention sink, [batch, query].
         set_sizes: sum of each column over those keys, [batch, query, column].
         masses: attention summed over each column, [column, batch, head, query].
         pair_masses: attention summed over each set of pairs, [set, batch, head, query].
-        pair_sizes: how many keys each query has in each set of pairs, [set, batch, query].
-        distance: expected query position - key position, in tokens, over real keys, [batch, head, query]; None where it is not wanted.
-        entropy: in nats, an attention sink being one more outcome, [batch, head, query].
-        collision: sum of squared probabilities, likewise.
-        max_prob: largest probability of a key; likewise.
-        above: number of keys whose probability is greater than the threshold, by threshold.
+        pair_sizes: number of allowed keys of each query in each set of pairs, [set, batch, query].
+        distance: mean of query position - key position over the keys, in tokens, [batch, head, query]; None if it was not requested.
+        entropy: in nats, with an attention sink as one more outcome, [batch, head, query].
+        collision: sum of squared probabilities, with an attention sink as one more outcome, [batch, head, query].
+        max_prob: largest probability of a key, [batch, head, query]; None if it was not requested.
+        above: number of keys whose probability exceeds a threshold, [batch, head, query] by threshold.
     """
 
     n_allowed: Float[Tensor, "batch query"]
@@ -123,12 +124,12 @@ class RowStatistics:
 
 @dataclass(frozen=True)
 class Scores:
-    """How a layer makes its scores: `softcap * tanh(scaling * q.k / softcap) + bias`, and the sink's score beside them.
+    """How a layer computes its scores, `softcap * tanh(scaling * q.k / softcap) + bias`, and the scores of its attention sinks.
 
     Attributes:
         scaling: factor of q.k.
-        softcap: None where the scores are not capped.
-        sinks: one extra score a head that takes part in the softmax and has no value, [head].
+        softcap: bound of the scores; None for scores that are not capped.
+        sinks: one extra score per head, which takes part in the softmax and has no value, [head].
         bias: added to the scores before the mask, [batch or 1, head or 1, query, key].
     """
 
@@ -140,14 +141,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to compute beyond masses, entropy and collision.
+    """What to compute in addition to masses, entropy and collision.
 
     Attributes:
-        max_prob: the largest probability.
-        thresholds: count probabilities above each.
-        distance: the expected distance.
-        on_block: called with each block's place and probabilities, `on_block((examples, heads, queries), first, probabilities)`;
-            the probabilities are [batch, head, query, key] of the keys from `first` on, and are overwritten after the call.
+        max_prob: whether to compute the largest probability.
+        thresholds: thresholds above which to count probabilities.
+        distance: whether to compute the mean distance.
+        on_block: called with the place and the probabilities of each block, `on_block((examples, heads, queries), first, probabilities)`.
+            The probabilities are [batch, head, query, key] of the keys from `first` on, and are overwritten after the call.
     """
 
     max_prob: bool = True
@@ -157,7 +158,7 @@ class Wanted:
 
 
 def empty_statistics(query: Tensor, n_columns: int, n_pair_sets: int, wanted: Wanted) -> RowStatistics:
-    """Statistics of a layer's queries, [batch, head, query, dim], before any is known: zeros, and what is not wanted is not there."""
+    """Return zeros for every statistic of a layer's queries, [batch, head, query, dim], and None for those that were not requested."""
     batch, heads, length, _ = query.shape
 
     def zeros(*shape: int) -> Tensor:
@@ -178,32 +179,33 @@ def empty_statistics(query: Tensor, n_columns: int, n_pair_sets: int, wanted: Wa
 
 
 def with_sink(lse: Tensor, entropy: Tensor, collision: Tensor, sinks: Tensor | None, heads: slice) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Add the sink as one more outcome to the distribution over keys.
+    """Return entropy and collision with an attention sink as one more outcome of the distribution over keys.
 
     Args:
         lse: log-sum-exp of the keys' scores, [batch, head, query].
-        entropy: of the distribution over keys alone.
-        collision: likewise.
+        entropy: entropy over the keys alone, [batch, head, query].
+        collision: collision over the keys alone, [batch, head, query].
         sinks: score of each head's sink, [head], or None.
-        heads: which heads of `sinks` these are.
+        heads: which heads of `sinks` the rows belong to.
 
     Returns:
-        The keys' share w of the probability (None without a sink), entropy w H + h(w), collision w^2 C + (1 - w)^2.
+        The share w of the probability that the sink leaves to the keys (None without a sink), the entropy w H + h(w) and the collision
+        w^2 C + (1 - w)^2.
     """
     if sinks is None:
         return None, entropy, collision
     relative = sinks[heads].float().view(1, -1, 1) - lse
     sink, share = torch.sigmoid(relative), torch.sigmoid(-relative)
-    # -w ln w = w softplus(x) and -s ln s = s softplus(-x): exact also where one of them is nearly 1
+    # -w ln w = w softplus(x) and -s ln s = s softplus(-x), which is exact even if one of them is nearly 1
     entropy = share * (entropy + F.softplus(relative)) + sink * F.softplus(-relative)
     return share, entropy, share.square() * collision + sink.square()
 
 
 def raise_if_not_finite(entropy: Tensor) -> None:
-    """Refuse statistics of which an entropy, [batch, head, query], is NaN or infinite.
+    """Raise if an entropy, [batch, head, query], is NaN or infinite.
 
     Raises:
-        NonFiniteError: with the place of the first.
+        NonFiniteError: the message has the place of the first such entropy.
     """
     if not bool(torch.isfinite(entropy).all()):
         batch, head, query = (int(i) for i in (~torch.isfinite(entropy)).nonzero()[0])
@@ -211,7 +213,7 @@ def raise_if_not_finite(entropy: Tensor) -> None:
 
 
 def attention_output(query: Tensor, key: Tensor, value: Tensor, mask: LazyMask, scores: Scores) -> Tensor:
-    """The layer's output alone, [batch, query, head, value_dim]: for decoding steps and where gradients flow."""
+    """Return the layer's output without statistics, [batch, query, head, value_dim], for decoding steps and for passes with gradients."""
     batch, heads, length, _ = query.shape
     groups = heads // key.shape[1]
     block = mask.block(slice(0, batch), 0, length, 0, key.shape[2], query.device, padded=True)

@@ -1,4 +1,4 @@
-"""TODO_DOC interp/measures/measure.py."""
+"""What a measure is (`Measure`) and what it computes from (`Rows`, or `ProbabilityBlock` for the probabilities themselves)."""
 
 from __future__ import annotations
 
@@ -10,23 +10,20 @@ import torch
 from torch import Tensor
 
 from interp.attention.statistics import STATISTICS, KeySets, RowStatistics
-from interp.measures.token_sets import (
-    TokenPairs,
-    TokenSet,
-)
+from interp.measures.token_sets import TokenPairs, TokenSet
 from interp.tables.errors import InputError
 from interp.tables.schema import MeasureInfo
-from interp.tokens import Tokens
+from interp.tokens import AnnotatedText, Tokens
 
 
 @dataclass(frozen=True)
-class Block:
-    """Probabilities of some queries, for measures that ask for "probabilities".
+class ProbabilityBlock:
+    """Attention probabilities of some queries, for measures that ask for "probabilities".
 
     Attributes:
         probabilities: [batch, head, query, key].
-        query_position: place of each query in its text, counted from 0, [batch, query].
-        key_position: place of each key in its text, [batch, key]; negative for padding.
+        query_position: position of each query in its text, counted from 0, [batch, query].
+        key_position: position of each key in its text, [batch, key]; negative for padding.
     """
 
     probabilities: Tensor
@@ -34,74 +31,75 @@ class Block:
     key_position: Tensor
 
 
-def _named(name: str, statistic: Tensor | None) -> Tensor:
+def _requested(name: str, statistic: Tensor | None) -> Tensor:
     if statistic is None:
-        raise InputError(f"the measure reads {name}, which its `statistics` do not name: statistics=frozenset({{{name!r}}})")
+        raise InputError(
+            f"the measure reads {name}, which its `statistics` do not name; declare it with statistics=frozenset({{{name!r}}})"
+        )
     return statistic
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a measure computes from: statistics of every query of one layer. Tensors are [batch, head, query] or broadcast to it."""
+    """Statistics of every query of one layer, from which measures are computed. Tensors are [batch, head, query] or broadcast to it."""
 
     statistics: RowStatistics
     set_columns: Mapping[str, slice]
     pair_numbers: Mapping[str, int]
     positions: Tensor
     lengths: Tensor
-    blocks: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def n_allowed(self) -> Tensor:
-        """n_i, an attention sink counted, [batch, 1, query]."""
+        """Number of keys n_i that the query may attend to, including an attention sink, [batch, 1, query]."""
         return self.statistics.n_allowed[:, None]
 
     @property
     def position(self) -> Tensor:
-        """i, the query's place in its text counted from 0, [batch, 1, query]."""
+        """Position i of the query in its text, counted from 0, [batch, 1, query]."""
         return self.positions[:, None]
 
     @property
     def length(self) -> Tensor:
-        """T, the tokens of the text, [batch, 1, 1]."""
+        """Number of tokens T of the text, [batch, 1, 1]."""
         return self.lengths[:, None, None]
 
     @property
     def entropy(self) -> Tensor:
-        """- sum_j p_ij ln p_ij, nats."""
+        """Entropy -sum_j p_ij ln p_ij, in nats."""
         return self.statistics.entropy
 
     @property
     def collision(self) -> Tensor:
-        """sum_j p_ij^2."""
+        """Collision probability sum_j p_ij^2."""
         return self.statistics.collision
 
     @property
     def max_prob(self) -> Tensor:
-        """max_j p_ij."""
-        return _named("max_prob", self.statistics.max_prob)
+        """Largest probability max_j p_ij."""
+        return _requested("max_prob", self.statistics.max_prob)
 
     @property
     def distance(self) -> Tensor:
-        """sum_j p_ij (i - j), tokens (over keys alone where there is a sink)."""
-        return _named("distance", self.statistics.distance)
+        """Mean distance sum_j p_ij (i - j), in tokens; with an attention sink, over the distribution of the keys alone."""
+        return _requested("distance", self.statistics.distance)
 
     def above(self, threshold: float) -> Tensor:
-        """Number of keys with p_ij > threshold."""
+        """Return the number of keys with p_ij > threshold."""
         return self.statistics.above[threshold]
 
     def mass(self, name: str) -> Tensor:
-        """sum_{j in set} p_ij; [set, batch, head, query] where the set is a family."""
+        """Return sum_{j in set} p_ij; [set, batch, head, query] if the token set has several rows."""
         columns = self.set_columns[name]
         masses = self.statistics.masses[columns]
         return masses[0] if columns.stop - columns.start == 1 else masses
 
     def set_size(self, name: str) -> Tensor:
-        """Members of a set among A_i, [batch, 1, query]."""
+        """Return how many of the allowed keys A_i are in a token set, [batch, 1, query]."""
         return self.statistics.set_sizes[..., self.set_columns[name].start][:, None]
 
     def pair_mass(self, name: str) -> Tensor:
-        """Sum of p_ij over the keys that are paired with i; NaN where i has none in A_i."""
+        """Return the sum of p_ij over the keys that are paired with i; NaN if none of them is allowed."""
         number = self.pair_numbers[name]
         size = self.statistics.pair_sizes[number][:, None]
         return torch.where(size > 0, self.statistics.pair_masses[number], torch.nan)
@@ -109,17 +107,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure.
+    """One measure of an attention head.
 
     Attributes:
         info: name, title, unit, scale and formula.
-        compute: `Rows` -> [batch, head, query], NaN where undefined. With "probabilities" in `statistics` it gets a `Block` instead.
-            With `combine`, it may return [part, batch, head, query].
-        statistics: which of "entropy", "collision", "distance", "max_prob", "probabilities" it reads.
-        thresholds: counts that it reads with `Rows.above`.
+        compute: maps `Rows` to [batch, head, query], NaN where undefined. If `statistics` has "probabilities", it gets a
+            `ProbabilityBlock` instead. With `combine`, it may return [part, batch, head, query].
+        statistics: which of "entropy", "collision", "distance", "max_prob" and "probabilities" it reads.
+        thresholds: thresholds that it passes to `Rows.above`.
         sets: token sets that it reads with `Rows.mass`, by name.
-        pairs: pairs that it reads with `Rows.pair_mass`, by name.
-        combine: per example, from the means of the parts over a region's queries, [part, ...], to the value, [...].
+        pairs: query-key pairs that it reads with `Rows.pair_mass`, by name.
+        combine: maps one example's mean of every part over the queries of a region, [part, ...], to the value, [...].
         parts: number of parts.
     """
 
@@ -135,7 +133,14 @@ class Measure:
     def __post_init__(self) -> None:
         unknown = set(self.statistics) - STATISTICS
         if unknown:
-            raise InputError(f"measure {self.info.name} asks for statistics {sorted(unknown)}; known: {', '.join(sorted(STATISTICS))}")
+            raise InputError(
+                f"measure {self.info.name}: statistics {sorted(unknown)} are unknown; allowed: {', '.join(sorted(STATISTICS))}"
+            )
+
+
+def by_name(*measures: Measure) -> dict[str, Measure]:
+    """Return measures in a dict under their names."""
+    return {measure.info.name: measure for measure in measures}
 
 
 def key_sets(tokens: Tokens, measures: Sequence[Measure], seed: int) -> tuple[KeySets, dict[str, slice], dict[str, int]]:
@@ -146,31 +151,46 @@ def key_sets(tokens: Tokens, measures: Sequence[Measure], seed: int) -> tuple[Ke
     """
     sets: dict[str, TokenSet] = {name: of for measure in measures for name, of in measure.sets.items()}
     pairs: dict[str, TokenPairs] = {name: of for measure in measures for name, of in measure.pairs.items()}
-    columns: dict[str, slice] = {}
-    at, per_text = 0, [[] for _ in tokens.texts]
-    for name, of in sets.items():
-        width = 0
-        for text, kept in zip(tokens.texts, per_text, strict=True):
-            weights = np.atleast_2d(np.asarray(of(text, seed), np.float32))
-            if weights.shape[-1] != len(text):
-                raise InputError(f"token set {name} gives {weights.shape[-1]} weights for {len(text)} tokens")
-            width = weights.shape[0]
-            kept.append(weights)
-        columns[name] = slice(at, at + width)
-        at += width
-    rows = [np.concatenate(kept) if kept else np.zeros((0, len(t)), np.float32) for kept, t in zip(per_text, tokens.texts, strict=True)]
+    weights, columns = _set_weights(tokens.texts, sets, seed)
+    padded = torch.from_numpy(np.ascontiguousarray(tokens.pad(weights, 0).transpose(0, 2, 1)))
     starts = tokens.starts
-    entries = []
-    for text, start in zip(tokens.texts, starts, strict=True):
-        found = [np.zeros((3, 0), np.int32)]
-        for number, of in enumerate(pairs.values()):
-            query, key = of(text)
-            seen = key <= query
-            found.append(np.stack([query[seen] + start, key[seen] + start, np.full(int(seen.sum()), number)]).astype(np.int32))
-        joined = np.concatenate(found, 1)
-        del found  # repetitive texts have millions
-        entries.append(torch.from_numpy(np.ascontiguousarray(joined[:, np.argsort(joined[0], kind="stable")])))
-    padded = torch.from_numpy(np.ascontiguousarray(tokens.pad(rows, 0).transpose(0, 2, 1)))
+    entries = tuple(_pair_entries(text, start, list(pairs.values())) for text, start in zip(tokens.texts, starts, strict=True))
     stops = tuple(start + len(text) for start, text in zip(starts, tokens.texts, strict=True))
     numbers = {name: number for number, name in enumerate(pairs)}
-    return KeySets(padded, tuple(entries), len(pairs), starts, stops), columns, numbers
+    return KeySets(padded, entries, len(pairs), starts, stops), columns, numbers
+
+
+def _set_weights(texts: Sequence[AnnotatedText], sets: Mapping[str, TokenSet], seed: int) -> tuple[list[np.ndarray], dict[str, slice]]:
+    """Return the weights of each text, [row, token], and which rows belong to each token set."""
+    columns: dict[str, slice] = {}
+    per_text: list[list[np.ndarray]] = [[np.zeros((0, len(text)), np.float32)] for text in texts]
+    first = 0
+    for name, of in sets.items():
+        width = 0
+        for text, rows in zip(texts, per_text, strict=True):
+            weights = np.atleast_2d(np.asarray(of(text, seed), np.float32))
+            if weights.shape[-1] != len(text):
+                raise InputError(f"token set {name} returns {weights.shape[-1]} weights for {len(text)} tokens; one per token is needed")
+            width = weights.shape[0]
+            rows.append(weights)
+        columns[name] = slice(first, first + width)
+        first += width
+    return [np.concatenate(rows) for rows in per_text], columns
+
+
+def _pair_entries(text: AnnotatedText, start: int, pairs: Sequence[TokenPairs]) -> Tensor:
+    """Return query, key and set number of each pair whose key is not later than its query, [3, pair] int32, sorted by query.
+
+    Args:
+        text: the text.
+        start: position of its first token in the padded batch.
+        pairs: the sets of pairs.
+    """
+    found = [np.zeros((3, 0), np.int32)]
+    for number, of in enumerate(pairs):
+        query, key = of(text)
+        causal = key <= query
+        found.append(np.stack([query[causal] + start, key[causal] + start, np.full(int(causal.sum()), number)]).astype(np.int32))
+    joined = np.concatenate(found, 1)
+    del found  # a repetitive text has millions of pairs
+    return torch.from_numpy(np.ascontiguousarray(joined[:, np.argsort(joined[0], kind="stable")]))

@@ -9,47 +9,44 @@ import numpy as np
 from interp.tokens import NUMBER_ROLES, AnnotatedText
 
 N_SHUFFLES = 16
-"""Shuffled token sets that `numeric_z` compares with."""
-
+"""Number of shuffled token sets that `numeric_z` compares with."""
 
 SHUFFLE_BIN = 16
-"""A shuffle moves a set's members only among that many neighbouring tokens of the same region."""
-
+"""A shuffle moves the members of a set only within groups of this many neighboring tokens of one region."""
 
 TokenSet = Callable[[AnnotatedText, int], np.ndarray]
-"""(text, seed) -> weight of each token as a key, [token] or [set, token]; mostly 0 or 1."""
-
+"""(text, seed) -> weight of each token as a key, [token] or [set, token]; usually 0 or 1."""
 
 TokenPairs = Callable[[AnnotatedText], np.ndarray]
 """text -> (query, key) positions whose attention is summed per query, [2, pair]."""
 
 
-def of_roles(*names: str) -> TokenSet:
-    """The tokens that have one of the roles."""
+def with_roles(*names: str) -> TokenSet:
+    """Return the set of tokens that have one of the roles."""
     return lambda text, seed: text.in_role(*names)
 
 
 def first_token(text: AnnotatedText, seed: int = 0) -> np.ndarray:
-    """The text's first token: BOS where the tokenizer has one, the attention sink in any case."""
+    """Return the text's first token: BOS if the tokenizer has one, and in any case the token that serves as attention sink."""
     return np.arange(len(text)) == 0
 
 
 def not_first_token(text: AnnotatedText, seed: int = 0) -> np.ndarray:
-    """Every token but the first."""
+    """Return every token except the first."""
     return np.arange(len(text)) > 0
 
 
 def numeric_beyond_first(text: AnnotatedText, seed: int = 0) -> np.ndarray:
-    """Number tokens but the text's first token."""
+    """Return the number tokens, without the text's first token."""
     return text.in_role(*NUMBER_ROLES) & not_first_token(text)
 
 
 def numeric_shuffles(text: AnnotatedText, seed: int) -> np.ndarray:
-    """The set of number tokens, shuffled `N_SHUFFLES` times, [shuffle, token].
+    """Return the set of number tokens, shuffled `N_SHUFFLES` times, [shuffle, token].
 
-    Members move only among the `SHUFFLE_BIN` neighbouring tokens of their own region (special and template tokens and the first token
-    are left out), so a shuffled set has as many members as the real one everywhere in the text. The draw depends on the seed and the
-    example's number alone.
+    Members move only within groups of `SHUFFLE_BIN` neighboring tokens of their own region, so a shuffled set is as dense as the real one
+    everywhere in the text. Special and template tokens and the first token stay. The draw depends only on the seed and the example's
+    number.
     """
     numeric = text.in_role(*NUMBER_ROLES)
     shuffled = np.tile(numeric, (N_SHUFFLES, 1))
@@ -64,27 +61,28 @@ def numeric_shuffles(text: AnnotatedText, seed: int) -> np.ndarray:
 
 
 def same_position(text: AnnotatedText) -> np.ndarray:
-    """(i, i)."""
+    """Return the pairs (i, i)."""
     return np.tile(np.arange(len(text)), (2, 1))
 
 
 def previous_position(text: AnnotatedText) -> np.ndarray:
-    """(i, i - 1)."""
+    """Return the pairs (i, i - 1)."""
     at = np.arange(1, len(text))
     return np.stack([at, at - 1])
 
 
 def duplicate_tokens(text: AnnotatedText) -> np.ndarray:
-    """(i, j) with the same token id, j < i."""
+    """Return the pairs (i, j) with j < i and the same token id at both positions."""
     return _equal_ids(text.ids, 0)
 
 
 def induction_targets(text: AnnotatedText) -> np.ndarray:
-    """(i, j + 1) with the same token id at i and j, j < i: what followed the last times."""
+    """Return the pairs (i, j + 1) with j < i and the same token id at i and j: what followed earlier occurrences of the token."""
     return _equal_ids(text.ids, 1)
 
 
 def _equal_ids(ids: np.ndarray, step: int) -> np.ndarray:
+    """Return the pairs (i, j + step) with j < i and the same token id at i and j."""
     order = np.argsort(ids, kind="stable").astype(np.int32)
     queries, keys = [], []
     for group in np.split(order, np.flatnonzero(np.diff(ids[order])) + 1):

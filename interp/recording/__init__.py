@@ -1,1 +1,1 @@
-"""TODO_DOC interp/recording."""
+"""Record a model's attention during a forward pass: statistics of every head, their totals, one text in detail, and map divergences."""

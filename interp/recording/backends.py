@@ -1,7 +1,7 @@
-"""Which of the three backends records a layer, by rule: `interp.attention.blocked`, `interp.attention.flash` or `interp.attention.triton`.
+"""Which backend records a layer: `interp.attention.blocked`, `interp.attention.flash` or `interp.attention.triton`.
 
-A backend is allowed by measures, model and device before any pass (`check_way`), and by each layer's tensors during it (`way_of_layer`): where
-the backend of a recording cannot express a layer, the blocked backend takes it. What a layer must be like is said where the pass is.
+`check_backend` checks measures, model and device before a pass; `backend_of_layer` checks the tensors of each layer during it. If the
+backend of a recording cannot take a layer, the blocked backend takes it. Each backend's module lists what it cannot take.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from interp.attention.statistics import KeySets, Scores, Wanted
 from interp.measures.measure import Measure
 from interp.tables.errors import RecordingError
 
-WAYS = ("blocked", "flash", "triton")
+BACKENDS = ("blocked", "flash", "triton")
 
 
 def choose_backend(model: nn.Module, measures: Iterable[Measure], *, maps: bool = False, device: str | None = None) -> str:
-    """How to record by default: "flash" on CUDA where every measure is made of masses and entropies, else "blocked".
+    """Return the default backend: "flash" on CUDA if every measure is made of masses and entropies, otherwise "blocked".
 
-    On a CPU the blocked pass gives every measure for less than the flash backend's calls cost (benchmarks/heads.py).
-    Layers whose mask or scores the flash backend cannot express are then blocked, each by itself (`Recording.backends`).
+    On a CPU the blocked backend computes every measure in less time than the flash backend needs for its calls (benchmarks/heads.py).
     """
     root = text_model(model)
     device = device or next(root.parameters()).device.type
@@ -34,33 +33,33 @@ def choose_backend(model: nn.Module, measures: Iterable[Measure], *, maps: bool 
 
 
 def check_backend(backend: str, model: nn.Module, measures: Iterable[Measure], *, maps: bool = False) -> None:
-    """Refuse a backend that is unknown, or that measures, model or device do not allow, before any pass.
+    """Raise if a backend is unknown, or if the measures, the model or the device rule it out.
 
     Raises:
-        RecordingError: with every reason.
+        RecordingError: the message has every reason.
     """
-    if backend not in WAYS:
-        raise RecordingError(f"backend is {backend!r}; allowed: {', '.join(WAYS)}")
+    if backend not in BACKENDS:
+        raise RecordingError(f"backend is {backend!r}; allowed: {', '.join(BACKENDS)}")
     root = text_model(model)
     obstacles = _obstacles(backend, root, measures, next(root.parameters()).device.type, maps=maps)
     if obstacles:
-        raise RecordingError(f"the {backend} backend cannot be taken: {'; '.join(obstacles)}. The blocked backend can")
+        raise RecordingError(f"the {backend} backend cannot be used: {'; '.join(obstacles)}. Use the blocked backend")
 
 
 def backend_of_layer(
     backend: str, query: Tensor, key: Tensor, value: Tensor | None, mask: LazyMask, scores: Scores, sets: KeySets, wanted: Wanted
 ) -> str:
-    """The backend that takes a layer: the recording's, or the blocked one where that one cannot express the layer.
+    """Return the backend that takes a layer: the recording's backend, or "blocked" if that one cannot take the layer.
 
     Args:
-        backend: the recording's.
-        query: as in the passes, and so are the others.
-        key: likewise.
-        value: likewise.
-        mask: likewise.
-        scores: likewise.
-        sets: likewise.
-        wanted: without `on_block`, which the blocked backend alone has.
+        backend: the recording's backend.
+        query: as in `blocked_pass`.
+        key: as in `blocked_pass`.
+        value: as in `blocked_pass`.
+        mask: as in `blocked_pass`.
+        scores: as in `blocked_pass`.
+        sets: as in `blocked_pass`.
+        wanted: as in `blocked_pass`, without `on_block`, which only the blocked backend supports.
     """
     if backend == "flash":
         return "blocked" if flash_obstacles(query, key, value, mask, scores, sets) else "flash"
@@ -72,20 +71,22 @@ def backend_of_layer(
 
 
 def _obstacles(backend: str, root: PreTrainedModel, measures: Iterable[Measure], device: str, *, maps: bool) -> list[str]:
-    """Why a backend cannot be taken, by measures, model and device. The blocked backend always can."""
+    """Return why measures, model or device rule a backend out; nothing rules out the blocked backend."""
     if backend == "blocked":
         return []
-    whole, short_of = [m.info.name for m in measures if "probabilities" in m.statistics], "without the probabilities"
-    found = ["maps cannot be had without the probabilities"] if maps else []
+    needed = "the probabilities"
+    unsupported = [m.info.name for m in measures if "probabilities" in m.statistics]
+    found = ["it does not give the probabilities that maps need"] if maps else []
     if backend == "flash":
-        whole, short_of = [m.info.name for m in measures if m.thresholds or not m.statistics <= FLASH_STATISTICS], "from a log-sum-exp"
+        needed = "more than masses and entropies"
+        unsupported = [m.info.name for m in measures if m.thresholds or not m.statistics <= FLASH_STATISTICS]
         if getattr(root.config.get_text_config(decoder=True), "attn_logit_softcapping", None):
-            found.append("the model caps its scores")
+            found.append("the model has a soft cap on its scores")
         if device not in ("cpu", "cuda"):
-            found.append(f"no kernel on {device} returns its log-sum-exp")
+            found.append(f"no attention kernel on {device} returns its log-sum-exp")
     else:
         from interp.attention.triton import available
 
         usable, why = available(torch.device(device))
         found += [] if usable else [why]
-    return ([f"{', '.join(whole)} cannot be had {short_of}"] if whole else []) + found
+    return ([f"it does not support {', '.join(unsupported)}, which need {needed}"] if unsupported else []) + found

@@ -1,19 +1,19 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""How far the attention maps of the same head in different students are from each other on the same text, without holding a map.
+"""Divergence between the attention maps of the same head in different students on the same text, without holding a complete map.
 
-All students run in lockstep: each one's forward stops at every block of queries of every layer (`interp.recording.recorder.MapBlock`) until that
-block of all students has been compared, so what is held is one block a student, whatever the length of the text. Each forward has a
-thread of its own, of which only one runs at a time. Students that share one loaded base are told apart by their LoRA adapter, which is
-switched on the model whenever another of them goes on.
+All students run in lockstep. Each forward stops at every block of queries of every layer (`interp.recording.recorder.MapBlock`) until that
+block of all students has been compared, so memory holds one block per student, whatever the length of the text. Each forward has its own
+thread, and only one of them runs at a time. Students that share one loaded base differ by their LoRA adapter, which is switched on the
+model before each of them continues.
 
 With p_i the row of query i in the baseline's map, q_i that in the student's, R the queries of a region of a text:
 
     js        mean over i in R of  H((p_i + q_i) / 2) - (H(p_i) + H(q_i)) / 2,  H in nats; an attention sink is one more outcome
     cosine    sum_ij p_ij q_ij / sqrt(sum_ij p_ij^2 sum_ij q_ij^2), over i in R and all keys j
-    variance  mean over i in R and the keys j that query i may see of the variance of a_ij over all students (divided by their number)
+    variance  mean over i in R and the keys j that query i may attend to of the population variance of a_ij over all students
 
-The Jensen-Shannon divergence is that of Lin 1991; its square root is a metric. `analyses.shifts.published.curves` has the variance of published maps,
-whose mean is over all T^2 entries instead.
+The Jensen-Shannon divergence is that of Lin 1991; its square root is a metric. `analyses.shifts.published.curves` has the variance of
+published maps, which is a mean over all T^2 entries instead.
 """
 
 from __future__ import annotations
@@ -36,37 +36,24 @@ from interp.attention.seam import attention_layers
 from interp.checkpoints.adapters import check_switchable
 from interp.recording.recorder import MapBlock, record
 from interp.tables.errors import InputError
-from interp.tables.schema import REGIONS, MeasureInfo
+from interp.tables.schema import REGIONS
 from interp.tokens import Tokens
 
-DIVERGENCE_MEASURES = (
-    MeasureInfo(
-        "js", "Jensen-Shannon divergence", "nats", 0.0, float(np.log(2)), "mean of H((p + q) / 2) - (H(p) + H(q)) / 2 over queries"
-    ),
-    MeasureInfo("cosine", "cosine of the maps", "1", 0.0, 1.0, "sum p q / sqrt(sum p^2 sum q^2) over queries and keys"),
-    MeasureInfo(
-        "variance", "variance over students", "probability squared", 0.0, 0.25, "mean over allowed entries of the population variance"
-    ),
-)
-"""What `map_divergence` gives, in table order."""
-
-
 ALL = "(all)"
-"""Stands in the column `model` for the variance, which is of all students together."""
-
+"""Value of the column `model` for the variance, which belongs to all students together."""
 
 BASE = ""
-"""As a student's adapter: none of the model's adapters is on."""
+"""Adapter of a student that runs with all adapters off."""
 
 
 @dataclass(frozen=True)
 class Student:
-    """One of the models to compare.
+    """A model to compare.
 
     Attributes:
-        name: for the table.
+        name: name of the student in the table.
         model: a causal language model in evaluation mode; several students may share one `PeftModel`.
-        adapter: the adapter to switch on; `BASE` for none of them; None for a model that is not switched.
+        adapter: the adapter to switch on; `BASE` to switch all off; None for a model that is never switched.
     """
 
     name: str
@@ -75,26 +62,26 @@ class Student:
 
 
 def map_divergence(students: Sequence[Student], tokens: Tokens, *, baseline: str) -> pd.DataFrame:
-    """Compare every head's map between students on one batch of texts.
+    """Return the divergence of every head's map between students on one batch of texts.
 
-    Memory: each student's forward, and of its maps one block of queries at a time (`interp.attention.blocked`). A padded batch gives
-    the numbers of its texts one by one. Results of several batches are concatenated.
+    Memory holds each student's forward and one block of queries of its maps at a time (`interp.attention.blocked`). Padding does not change
+    the values of a text. Results of several batches can be concatenated.
 
     Args:
-        students: two or more, of the same layers, heads and masks, on the same kind of device. Their adapters may be switched meanwhile;
-            on leaving, also by an exception, each model is as it was.
-        tokens: what all of them read, from `annotate`; only queries with `is_query` count, and padding never.
-        baseline: name of the student that each other is compared with.
+        students: two or more, with the same layers, heads and masks, on the same kind of device. Their adapters may be switched during the
+            call; afterwards, also after an exception, each model is as it was.
+        tokens: the texts that all students read, from `annotate`; only queries with `is_query` count, and padding never counts.
+        baseline: name of the student that each other student is compared with.
 
     Returns:
         Rows by example, layer, head, student, measure and region: example, layer, head, model, baseline, region, measure, value, n_queries.
-        `js` (nats, 0 to ln 2) and `cosine` (0 to 1) have a row for each student but the baseline; `variance` (0 to 1/4) has `ALL` as its
-        model. The value is NaN where a region has no query.
+        `js` (nats, 0 to ln 2) and `cosine` (0 to 1) have a row for each student except the baseline; `variance` (0 to 1/4) has `ALL` as its
+        model. The value is NaN if a region has no query.
 
     Raises:
-        InputError: fewer than two students, names that repeat, an unknown baseline, students that differ in layers, heads or masks,
-            an adapter that is not there, a shared model whose student names no adapter.
-        CheckpointError: an adapter that cannot be switched.
+        InputError: fewer than two students, repeated names, an unknown baseline, students that differ in layers, heads or masks, an
+            unknown adapter, or a shared model with a student that names no adapter.
+        CheckpointError: an adapter cannot be switched.
         RecordingError: as `interp.recording.recorder.record`.
     """
     layers, n_heads = _check(students, tokens, baseline)
@@ -104,7 +91,7 @@ def map_divergence(students: Sequence[Student], tokens: Tokens, *, baseline: str
         try:
             for layer in layers:
                 for walk, switch in zip(walks, switches, strict=True):
-                    switch.turn_on()  # a student computes on to its next layer only here
+                    switch.turn_on()  # this is where a student continues to its next layer
                     walk.go_on()
                 while isinstance(walks[0].item, MapBlock):
                     blocks = [walk.item for walk in walks]
@@ -121,19 +108,19 @@ def map_divergence(students: Sequence[Student], tokens: Tokens, *, baseline: str
     return sums.table([s.name for s in students])
 
 
-# --- what can be compared ---------------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------------
 
 
 def _check(students: Sequence[Student], tokens: Tokens, baseline: str) -> tuple[tuple[int, ...], int]:
-    """Layers and number of heads of all students."""
+    """Return the layers and the number of heads, which all students share."""
     names = [student.name for student in students]
     if len(students) < 2:
-        raise InputError(f"a comparison needs two students or more, got {names}")
+        raise InputError(f"students are {names}; a comparison needs two or more")
     repeated = sorted(name for name, n in Counter([*names, ALL]).items() if n > 1)
     if repeated:
-        raise InputError(f"students need names of their own: {', '.join(repeated)} occurs twice ({ALL} stands for all of them)")
+        raise InputError(f"student names {', '.join(repeated)} occur twice ({ALL} is reserved); give each student its own name")
     if baseline not in names:
-        raise InputError(f"the baseline {baseline!r} is not among the students: {', '.join(names)}")
+        raise InputError(f"baseline {baseline!r} is not one of the students: {', '.join(names)}")
     shapes = []
     for student in students:
         text = _text_model(student).config.get_text_config(decoder=True)
@@ -143,11 +130,11 @@ def _check(students: Sequence[Student], tokens: Tokens, baseline: str) -> tuple[
             seen = [
                 f"{s.name} has {len(la)} attention layers with {h} heads on {d}" for s, (la, h, d) in zip(students, shapes, strict=False)
             ]
-            raise InputError(f"{seen[0]}, but {seen[-1]}: heads are compared one to one, between models of the same form and device")
+            raise InputError(f"{seen[0]}, but {seen[-1]}; students need the same layers and heads on the same kind of device")
         largest = max(int(t.ids.max()) for t in tokens.texts)
         if largest >= text.vocab_size:
             raise InputError(
-                f"{student.name} has {text.vocab_size} tokens, the texts hold id {largest}: they were made with another model's tokenizer"
+                f"{student.name} has {text.vocab_size} tokens, but the texts hold id {largest}; use the tokenizer of this model"
             )
     return shapes[0][0], shapes[0][1]
 
@@ -160,13 +147,13 @@ def _text_model(student: Student) -> PreTrainedModel:
 
 
 def _aligned(blocks: Sequence[object], students: Sequence[Student]) -> list[MapBlock]:
-    """The blocks, all of the same place."""
+    """Return the blocks, after checking that all of them are at the same place."""
     first, same = blocks[0], []
     for block, student in zip(blocks, students, strict=True):
         if not isinstance(block, MapBlock) or not isinstance(first, MapBlock) or _place(block) != _place(first):
             raise InputError(
-                f"{student.name} and {students[0].name} have masks or key-value heads of another form, so their maps come in other blocks; "
-                "students of one base can be compared"
+                f"{student.name} and {students[0].name} differ in their masks or in the number of key-value heads; "
+                "compare students of one base model"
             )
         same.append(block)
     return same
@@ -177,12 +164,12 @@ def _place(block: MapBlock) -> tuple[object, ...]:
 
 
 def _same_keys(ends: Sequence[object], layer: int, students: Sequence[Student]) -> Tensor:
-    """How many keys each query may see, the same for all students."""
+    """Return how many keys each query may attend to, after checking that it is the same for all students."""
     first, *others = ends
-    assert isinstance(first, Tensor)  # all blocks of the layer were read together
+    assert isinstance(first, Tensor)  # every student is at the end of the layer
     for end, student in zip(others, students[1:], strict=True):
         if not isinstance(end, Tensor) or not torch.equal(end.cpu(), first.cpu()):
-            raise InputError(f"layer {layer}: {student.name} and {students[0].name} differ in which keys a query may see")
+            raise InputError(f"layer {layer}: {student.name} and {students[0].name} differ in the keys that a query may attend to")
     return first
 
 
@@ -190,14 +177,14 @@ def _same_keys(ends: Sequence[object], layer: int, students: Sequence[Student]) 
 
 
 class _Stopped(BaseException):
-    """Ends a forward that nobody waits for any more."""
+    """Ends a forward that is no longer needed."""
 
 
 class _Walk:
-    """One student's forward, which runs only within `go_on` and stops at each block of a map and at each layer's end.
+    """One student's forward. It runs only inside `go_on`, and stops at each block of a map and at the end of each layer.
 
     Attributes:
-        item: where it stopped: a `MapBlock`, a layer's number of keys by query, or None once it is through.
+        item: where it stopped: a `MapBlock`, the number of keys of each query of a finished layer, or None at the end.
     """
 
     def __init__(self, student: Student, tokens: Tokens) -> None:
@@ -209,7 +196,7 @@ class _Walk:
         self._thread.start()
 
     def go_on(self) -> None:
-        """Let the forward run to its next stop; what it raises is raised here."""
+        """Let the forward run to its next stop, and raise what it raises."""
         self.item = None
         self._turn.release()
         item = self._given.get()
@@ -219,7 +206,7 @@ class _Walk:
         self.item = item
 
     def close(self) -> None:
-        """End the forward wherever it is."""
+        """End the forward, wherever it is."""
         self._stop = True
         self._turn.release()
         self._thread.join()
@@ -242,7 +229,7 @@ class _Walk:
     def _run(self) -> None:
         try:
             self._wait()
-            decoder = _text_model(self._student).base_model  # logits are not needed; PEFT's layers are inside it
+            decoder = _text_model(self._student).base_model  # without the output head; it includes PEFT's layers
             device = next(decoder.parameters()).device
             inputs = {name: tensor.to(device) for name, tensor in self._tokens.inputs.items()}
             with torch.no_grad(), record(self._student.model, self._tokens, {}, backend="blocked", reader=self):
@@ -250,12 +237,12 @@ class _Walk:
             self._given.put(None)
         except _Stopped:
             pass
-        except BaseException as error:  # to be raised where it is waited for
+        except BaseException as error:  # raised by `go_on`
             self._given.put(error)
 
 
 class _Switch:
-    """Switches one student's adapter on, on a model that it may share."""
+    """Switches one student's adapter on, in a model that it may share with others."""
 
     def __init__(self, adapter: str | None, layers: Sequence[Any], on: dict[int, str], model: int) -> None:
         self._adapter, self._layers, self._on, self._model = adapter, layers, on, model
@@ -274,16 +261,16 @@ class _Switch:
 
 @contextmanager
 def _switches(students: Sequence[Student]) -> Iterator[list[_Switch]]:
-    """A switch for each student; afterwards, adapters and gradients of all models are as they were."""
+    """Yield a switch for each student; afterwards restore adapters and `requires_grad` of all models."""
     users = Counter(id(student.model) for student in students if student.adapter is not None)
     layers: dict[int, list[Any]] = {}
     for student in students:
         if student.adapter is None and id(student.model) in users:
-            raise InputError(f"{student.name} shares its model with students that switch it: name its adapter too, or BASE for none")
+            raise InputError(f"{student.name} names no adapter, but shares its model with students that do; name one, or BASE for none")
         if student.adapter is not None and id(student.model) not in layers:
             layers[id(student.model)] = _tuner_layers(student)
         if student.adapter not in (None, BASE) and student.adapter not in _configs(student):
-            raise InputError(f"{student.name}: no adapter {student.adapter!r} on the model; it has {', '.join(_configs(student))}")
+            raise InputError(f"{student.name}: the model has no adapter {student.adapter!r}; it has {', '.join(_configs(student))}")
     switched = [layer for each in layers.values() for layer in each]
     active = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in switched]
     gradients = [(p, p.requires_grad) for layer in switched for p in layer.parameters()]
@@ -310,13 +297,13 @@ def _tuner_layers(student: Student) -> list[Any]:
     if not isinstance(student.model, PeftModel):
         raise InputError(
             f"{student.name} names adapter {student.adapter!r}, but its model is a {type(student.model).__name__}, not a PeftModel; "
-            "interp.checkpoints.adapters.open_adapters opens several adapters on one model"
+            "open it with interp.checkpoints.adapters.open_adapters"
         )
     for name, config in _configs(student).items():
         check_switchable(config, name)
     layers = [module for module in student.model.modules() if isinstance(module, BaseTunerLayer)]
     if any(layer.merged for layer in layers):
-        raise InputError(f"{student.name}: an adapter is merged into the model, so it cannot be switched; unmerge it first")
+        raise InputError(f"{student.name}: an adapter is merged into the model and cannot be switched; unmerge it first")
     return layers
 
 
@@ -324,10 +311,10 @@ def _tuner_layers(student: Student) -> list[Any]:
 
 
 class _Sums:
-    """Sums over a region's queries in float64, from which the table is made.
+    """Sums over the queries of a region in float64, from which the table is made.
 
-    For each pair of baseline and student the divergence and p q, for each student p^2, and once the variance over students, each
-    summed over keys: [statistic, example, region, layer, head].
+    They hold the divergence and p q of each pair of baseline and student, p^2 of each student, and the variance over students. p q, p^2
+    and the variance are summed over keys. Shape: [statistic, example, region, layer, head].
     """
 
     def __init__(self, tokens: Tokens, layers: tuple[int, ...], n_heads: int, n_students: int, baseline: int) -> None:
@@ -344,14 +331,14 @@ class _Sums:
         """Compare one block of all students."""
         place = blocks[0]
         device = place.probabilities.device
-        device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
         maps = [block.probabilities.to(device, torch.float64) for block in blocks]
         entropies = [_entropy(p, place.has_sink) for p in maps]
         base = maps[self._baseline]
         rows = []
         for at in self._others:
             mixed = _entropy((base + maps[at]) / 2, place.has_sink)
-            rows.append((mixed - (entropies[self._baseline] + entropies[at]) / 2).clamp_(min=0))  # below 0 by rounding only
+            rows.append((mixed - (entropies[self._baseline] + entropies[at]) / 2).clamp_(min=0))  # rounding may make it negative
         rows += [torch.linalg.vecdot(base, maps[at]) for at in self._others]
         rows += [torch.linalg.vecdot(p, p) for p in maps]
         mean = sum(maps[1:], maps[0]) / len(maps)
@@ -361,11 +348,11 @@ class _Sums:
         self._sums[:, place.examples, :, self._layers.index(place.layer), place.heads] += added.transpose(2, 3).cpu()
 
     def end_layer(self, layer: int, n_keys: Tensor) -> None:
-        """Count a layer's entries."""
+        """Count the entries of a layer's map."""
         self._entries[:, :, self._layers.index(layer)] = (self._regions @ n_keys.cpu().double()[:, :, None])[..., 0]
 
     def table(self, names: Sequence[str]) -> pd.DataFrame:
-        """The sums as a tidy frame."""
+        """Return the table of `map_divergence`."""
         n = len(self._others)
         sums = self._sums.numpy()
         js, products, squares, spread = np.split(sums, [n, 2 * n, 2 * n + len(names)])
@@ -392,6 +379,6 @@ class _Sums:
 
 
 def _entropy(p: Tensor, has_sink: bool) -> Tensor:
-    """Entropy of each row [..., key] in nats; what a row lacks to 1 is the sink's."""
+    """Return the entropy of each row [..., key] in nats. A sink gets the rest of the row's probability."""
     entropy = torch.special.entr(p).sum(-1)
     return entropy + torch.special.entr((1 - p.sum(-1)).clamp_(min=0)) if has_sink else entropy

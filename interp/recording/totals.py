@@ -1,5 +1,5 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""Sums over queries, per example, region, layer and head: added up block by block, merged across batches and ranks."""
+"""Sums of measures over queries, per example, region, layer and head. They accumulate layer by layer and merge across batches and ranks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from interp.tables.schema import REGIONS
 
 
 class HeadTotals:
-    """Streaming sums of every measure, from which the tables are made.
+    """Sums of every measure, from which the tables are made.
 
     Attributes:
-        measures: in table order.
+        measures: the measures, in table order.
         examples: numbers of the examples, in order of arrival.
-        layers: numbers of the layers, ascending.
-        sums: sum over a region's queries for which the part is defined, [part, example, region, layer, head].
-        counts: how many queries those are, same shape.
+        layers: indices of the layers, ascending.
+        sums: sum over the queries of a region for which a part of a measure is defined, [part, example, region, layer, head].
+        counts: number of those queries, same shape.
     """
 
     def __init__(self, measures: Sequence[Measure], examples: Sequence[int], layers: Sequence[int], n_heads: int) -> None:
@@ -37,16 +37,16 @@ class HeadTotals:
         """Add some queries of one layer.
 
         Args:
-            layer: its number.
+            layer: index of the layer.
             values: every part of every measure, [example, part, head, query]; NaN where undefined.
-            regions: 1 where a query counts in a region, [example, region, query], float32.
+            regions: 1.0 for queries that count in a region, else 0.0, [example, region, query] float32.
         """
         example, part, head, _ = values.shape
         weights = regions.transpose(1, 2)
         flat = values.flatten(1, 2)
         sums = (flat @ weights).view(example, part, head, -1)
         counted = weights.sum(1)[:, None, None].expand_as(sums)
-        # a value that is not finite makes its part's sums NaN: only these parts are looked through
+        # one value that is not finite makes the sum of its part so; only these parts are searched
         undefined = (~sums.isfinite()).any(3).any(2).any(0).nonzero()[:, 0]
         if len(undefined):
             defined = values[:, undefined].isfinite()
@@ -60,10 +60,10 @@ class HeadTotals:
             total[:, :, :, at] += rows.astype(total.dtype)
 
     def merge(self, other: HeadTotals) -> HeadTotals:
-        """Totals of both; examples that both hold are added up, others follow one another.
+        """Return the totals of both. Examples in both are added; the others are concatenated.
 
         Raises:
-            ValueError: the two are of different measures, layers or heads.
+            ValueError: the two have different measures, layers or heads.
         """
         mine, theirs = [m.info.name for m in self.measures], [m.info.name for m in other.measures]
         if (mine, self.layers, self.sums.shape[-1]) != (theirs, other.layers, other.sums.shape[-1]):
@@ -80,9 +80,9 @@ class HeadTotals:
         return merged
 
     def values(self) -> tuple[np.ndarray, np.ndarray]:
-        """Each example's values and the number of queries behind them, both [example, layer, head, measure, region].
+        """Return the value of each example and the number of queries it is based on, both [example, layer, head, measure, region].
 
-        A value is the mean over the region's queries for which the measure is defined, NaN where there is none.
+        A value is the mean over the queries of the region for which the measure is defined; NaN if there is none.
         """
         with np.errstate(invalid="ignore"):
             means = self.sums / self.counts
@@ -98,7 +98,7 @@ class HeadTotals:
         return np.stack(values).transpose(order), np.stack(counts).transpose(order)
 
     def examples_table(self, model: str) -> pd.DataFrame:
-        """Rows of the `examples` table, ordered by example, layer, head, measure, region."""
+        """Return the rows of the `examples` table, ordered by example, layer, head, measure and region."""
         values, counts = self.values()
         order = np.argsort(self.examples)
         n_heads = values.shape[2]
@@ -122,17 +122,17 @@ def heads_table(
     measures: Sequence[str],
     seed: int,
 ) -> pd.DataFrame:
-    """Rows of the `heads` table from all examples' values.
+    """Return the rows of the `heads` table.
 
-    `value` is the mean over examples, each example counting once whatever its length; the interval is a bootstrap over examples.
+    `value` is the mean over examples; every example has the same weight, whatever its length. The interval is a bootstrap over examples.
 
     Args:
-        model: its name.
+        model: name of the model.
         values: [example, layer, head, measure, region], NaN where undefined.
-        counts: queries behind each value, same shape.
-        layers: numbers of the layers.
-        measures: names.
-        seed: of the bootstrap.
+        counts: number of queries that each value is based on, same shape.
+        layers: indices of the layers.
+        measures: names of the measures.
+        seed: seed of the bootstrap.
     """
     n_examples, _, n_heads, _, _ = values.shape
     flat = values.reshape(n_examples, -1)

@@ -1,4 +1,4 @@
-"""Changes of the circuits against dense ones: both in full d_model x d_model, their difference, and its singular values by numpy."""
+"""Changes of the circuits against dense d_model x d_model matrices, whose differences and singular values numpy computes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEY = ["layer", "head", "circuit"]
 TinyModel = Callable[..., Any]
 
 
-def randomise(model: Any, seed: int = 0, adapter: str = "default") -> Any:
+def randomize(model: Any, seed: int = 0, adapter: str = "default") -> Any:
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -38,7 +38,7 @@ def randomise(model: Any, seed: int = 0, adapter: str = "default") -> Any:
 
 
 def adapted(tiny_model: TinyModel, family: str = "llama", targets: Any = ALL, *, build: dict[str, Any] | None = None, **lora: Any) -> Any:
-    """A tiny model with an untrained adapter: its lora_B are zero."""
+    """Return a tiny model with an untrained adapter, whose lora_B are zero."""
     config = LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": targets, "task_type": "CAUSAL_LM", **lora})
     return get_peft_model(tiny_model(family, **(build or {})), config)
 
@@ -49,7 +49,7 @@ def attention_of(model: Any, layer: int) -> Any:
 
 
 def weights(model: Any, layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of queries, keys and values, columns of the output, as the model's forward pass has them (the base layers' weights)."""
+    """Return the rows of queries, keys and values and the columns of the output, from the base layers' weights."""
     attention = attention_of(model, layer)
 
     def matrix(name: str) -> np.ndarray:
@@ -82,7 +82,7 @@ def dense_circuits(model: Any, layer: int) -> dict[tuple[int, str], np.ndarray]:
 
 
 def dense(model: Any) -> tuple[pd.DataFrame, dict[tuple[int, int, str], np.ndarray]]:
-    """The table and all singular values from dense float64 circuits; the adapted weights are what PEFT merges."""
+    """Return the table and all singular values from dense float64 circuits; the adapted weights are those that PEFT merges."""
     plain = copy.deepcopy(model).double()
     merged = copy.deepcopy(model).double()
     merged.merge_adapter()
@@ -141,9 +141,9 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_dense_circuits_give_the_same(tiny_model: TinyModel, case: str) -> None:
+def test_tables_equal_those_of_dense_circuits(tiny_model: TinyModel, case: str) -> None:
     family, targets, build, lora = CASES[case]
-    model = randomise(adapted(tiny_model, family, targets, build=build, **lora))
+    model = randomize(adapted(tiny_model, family, targets, build=build, **lora))
     table, (expected, spectra) = lora_geometry(model), dense(model)
     pd.testing.assert_frame_equal(table, expected, rtol=1e-9, atol=1e-12, check_dtype=False)
     spectrum = lora_spectrum(model)
@@ -167,8 +167,10 @@ def test_dense_circuits_give_the_same(tiny_model: TinyModel, case: str) -> None:
         (["k_proj", "q_proj", "o_proj"], {"r": 3, "rank_pattern": {"k_proj": 12}}, 11, 3),
     ],
 )
-def test_a_spectrum_is_as_long_as_the_factors_are_wide(tiny_model: TinyModel, targets: list[str], lora: Any, qk: int, ov: int) -> None:
-    model = randomise(adapted(tiny_model, targets=targets, **lora))
+def test_a_spectrum_has_one_row_per_inner_column_of_the_factors(
+    tiny_model: TinyModel, targets: list[str], lora: Any, qk: int, ov: int
+) -> None:
+    model = randomize(adapted(tiny_model, targets=targets, **lora))
     spectrum = lora_spectrum(model)
     for circuit, width in (("qk", qk), ("ov", ov)):
         counts = spectrum[spectrum["circuit"] == circuit].groupby(KEY).size()
@@ -187,7 +189,7 @@ def test_an_untrained_adapter_changes_nothing(tiny_model: TinyModel) -> None:
 
 
 def test_a_circuit_that_is_zero_has_no_relative_change(tiny_model: TinyModel) -> None:
-    model = randomise(adapted(tiny_model))
+    model = randomize(adapted(tiny_model))
     with torch.no_grad():
         attention_of(model, 0).q_proj.base_layer.weight[:8] = 0  # head 0
     table = lora_geometry(model)
@@ -197,9 +199,9 @@ def test_a_circuit_that_is_zero_has_no_relative_change(tiny_model: TinyModel) ->
     assert (table["change_norm"] > 0).all()
 
 
-def test_the_rank_counts_as_numpy_does(tiny_model: TinyModel) -> None:
-    """Columns of very different size: some count though they are tiny beside the largest, some are below its rounding."""
-    model = randomise(adapted(tiny_model, targets=["o_proj"], build={"dtype": "float64", "num_hidden_layers": 1}))
+def test_rank_equals_that_of_numpy(tiny_model: TinyModel) -> None:
+    """Singular values of very different size: some count although they are tiny, and some are below the rounding of the largest."""
+    model = randomize(adapted(tiny_model, targets=["o_proj"], build={"dtype": "float64", "num_hidden_layers": 1}))
     attention = attention_of(model, 0)
     a, b = attention.o_proj.lora_A["default"].weight, attention.o_proj.lora_B["default"].weight
     with torch.no_grad():
@@ -212,7 +214,7 @@ def test_the_rank_counts_as_numpy_does(tiny_model: TinyModel) -> None:
     assert table.loc[table["circuit"] == "ov", "rank"].tolist() == ranks == [3, 3, 3, 3]
 
 
-def test_an_opened_adapter_has_every_head(adapter: Path, checkpoint: Path) -> None:
+def test_the_table_of_an_opened_adapter_has_every_head(adapter: Path, checkpoint: Path) -> None:
     opened = open_checkpoint(adapter, base=str(checkpoint), device="cpu")
     table = lora_geometry(opened.model)
     expected, _ = dense(opened.model)
@@ -243,7 +245,7 @@ PLANTED = {
 def test_a_planted_change_shows_in_the_heads_whose_forward_pass_changes(tiny_model: TinyModel, case: str) -> None:
     family, projection, rows, circuit = PLANTED[case]
     lora = {"fan_in_fan_out": True} if family == "gpt2" else {}
-    model = randomise(adapted(tiny_model, family, [projection], build={"attention": "eager"}, layers_to_transform=[0], **lora)).eval()
+    model = randomize(adapted(tiny_model, family, [projection], build={"attention": "eager"}, layers_to_transform=[0], **lora)).eval()
     with torch.no_grad():
         planted = getattr(attention_of(model, 0), projection).lora_B["default"].weight
         kept = planted[rows].clone()
@@ -275,7 +277,7 @@ def changed_heads(model: Any, circuit: str) -> set[int]:
 
 
 def test_a_planted_change_of_the_output_shows_in_its_head(tiny_model: TinyModel) -> None:
-    model = randomise(adapted(tiny_model, "qwen3", ["o_proj"], layers_to_transform=[1]))
+    model = randomize(adapted(tiny_model, "qwen3", ["o_proj"], layers_to_transform=[1]))
     with torch.no_grad():
         planted = attention_of(model, 1).o_proj.lora_A["default"].weight
         planted[:, :32] = 0
@@ -290,9 +292,9 @@ def test_a_planted_change_of_the_output_shows_in_its_head(tiny_model: TinyModel)
 @given(exponent=st.floats(-9, 9), sign=st.sampled_from([-1, 1]), seed=st.integers(0, 100))
 @settings(max_examples=25, deadline=None)
 def test_scaling_the_output_adapter_scales_the_change(tiny_model: TinyModel, exponent: float, sign: int, seed: int) -> None:
-    """By 1e-9 as well: the change is not lost beside a base a billion times as large."""
+    """Scales go down to 1e-9: the change is not lost next to a base a billion times as large."""
     scale = sign * 10**exponent
-    model = randomise(adapted(tiny_model, targets=["o_proj"], build={"dtype": "float64", "num_hidden_layers": 1}), seed)
+    model = randomize(adapted(tiny_model, targets=["o_proj"], build={"dtype": "float64", "num_hidden_layers": 1}), seed)
     before, values = lora_geometry(model), lora_spectrum(model)
     with torch.no_grad():
         attention_of(model, 0).o_proj.lora_B["default"].weight.mul_(scale)
@@ -305,7 +307,7 @@ def test_scaling_the_output_adapter_scales_the_change(tiny_model: TinyModel, exp
 
 
 class Shapes(TorchDispatchMode):
-    """Shapes of everything that torch computes."""
+    """Collects the shapes of everything that torch computes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -320,20 +322,20 @@ class Shapes(TorchDispatchMode):
 
 
 def test_no_matrix_of_d_model_by_d_model_is_formed(tiny_model: TinyModel) -> None:
-    model = randomise(adapted(tiny_model, build={"head_dim": 4}, r=6))  # 16 rows of queries; d_model is 32
+    model = randomize(adapted(tiny_model, build={"head_dim": 4}, r=6))  # 16 rows of queries; d_model is 32
     with Shapes() as shapes:
         lora_geometry(model)
     assert (16, 32) in shapes.seen  # the queries' weights were read
     assert not [shape for shape in shapes.seen if shape.count(32) > 1]
 
 
-# --- adapters by name and what is refused ----------------------------------------------------------------------------
+# --- adapters by name, and errors ----------------------------------------------------------------------------
 
 
-def test_the_active_adapter_counts(tiny_model: TinyModel) -> None:
-    model = randomise(adapted(tiny_model, targets=["q_proj"]))
+def test_the_active_adapter_is_measured(tiny_model: TinyModel) -> None:
+    model = randomize(adapted(tiny_model, targets=["q_proj"]))
     model.add_adapter("other", LoraConfig(r=2, target_modules=["v_proj"], task_type="CAUSAL_LM"))
-    randomise(model, 1, "other")
+    randomize(model, 1, "other")
     alone = lora_geometry(model)
     model.set_adapter("other")
     expected, _ = dense(model)
@@ -342,8 +344,8 @@ def test_the_active_adapter_counts(tiny_model: TinyModel) -> None:
     assert set(expected.loc[expected["change_norm"] > 0, "circuit"]) == {"ov"}
 
 
-def test_reading_leaves_the_model_as_it_was(tiny_model: TinyModel) -> None:
-    model = randomise(adapted(tiny_model))
+def test_the_model_is_unchanged(tiny_model: TinyModel) -> None:
+    model = randomize(adapted(tiny_model))
     before = copy.deepcopy(model.state_dict())
     lora_geometry(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -354,7 +356,7 @@ def both_active(model: Any) -> None:
     model.base_model.set_adapter(["default", "other"])
 
 
-def one_layer_otherwise(model: Any) -> None:
+def another_adapter_in_one_layer(model: Any) -> None:
     model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     attention_of(model, 0).q_proj.set_adapter("other")
 
@@ -391,36 +393,36 @@ def unnumbered(model: Any) -> None:
     attention_of(model, 1).layer_idx = 0
 
 
-def nameless_size(model: Any) -> None:
+def no_head_dim(model: Any) -> None:
     attention_of(model, 0).head_dim = None
     model.config.head_dim = None
 
 
-def on_its_own(model: Any) -> None:
+def without_transformers_model(model: Any) -> None:
     model.base_model.model = nn.ModuleDict({"layer": attention_of(model, 0)})
 
 
-REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "several": (both_active, "2 adapters are active"),
-    "one layer otherwise": (one_layer_otherwise, r"active are \['other'\], but \['default'\]"),
+REJECTED: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "several": (both_active, r"active adapters are \['default', 'other'\]; activate exactly one"),
+    "another adapter in one layer": (another_adapter_in_one_layer, r"active adapters are \['other'\], but \['default'\]"),
     "merged": (lambda model: model.merge_adapter(), "merged into the base"),
-    "switched off": (lambda model: model.base_model.disable_adapter_layers(), "switched off"),
-    "no factors": (without_factors, "is not an adapter of any linear layer"),
+    "disabled": (lambda model: model.base_model.disable_adapter_layers(), "its adapters are disabled"),
+    "no factors": (without_factors, "adapts no linear layer"),
     "quantized": (quantized, r"layer 1's LlamaAttention.k_proj \(Linear\) has no plain weights: Parameter of torch.int8"),
     "offloaded": (offloaded, "on meta"),
     "gated": (gated, r"also has gate_proj \(Linear\)"),
-    "damaged": (damaged, "o_proj: its weights hold values that are not finite"),
-    "doubled queries": (doubled_queries, r"\(64, 32\).*which are not 4 heads of 8"),
+    "damaged": (damaged, "o_proj: the weights hold NaN or infinity"),
+    "doubled queries": (doubled_queries, r"\(64, 32\).*expected 4 heads of size 8"),
     "unnumbered": (unnumbered, "layer 0: expected one attention module .* found 2"),
-    "nameless size": (nameless_size, "names no head_dim"),
-    "not of transformers": (on_its_own, "lies on ModuleDict"),
+    "no head_dim": (no_head_dim, "head_dim is None; the module or its config must have an integer head_dim"),
+    "no transformers model": (without_transformers_model, "base is ModuleDict"),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_told_is_refused(tiny_model: TinyModel, case: str) -> None:
-    change, message = REFUSED[case]
-    model = randomise(adapted(tiny_model))
+@pytest.mark.parametrize("case", REJECTED)
+def test_models_whose_circuits_are_unknown_are_rejected(tiny_model: TinyModel, case: str) -> None:
+    change, message = REJECTED[case]
+    model = randomize(adapted(tiny_model))
     change(model)
     for table in (lora_geometry, lora_spectrum):
         with pytest.raises(CheckpointError, match=message):
@@ -430,24 +432,24 @@ def test_what_cannot_be_told_is_refused(tiny_model: TinyModel, case: str) -> Non
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
-        ({"use_dora": True}, "variant DoraLinearVariant"),
-        ({"init_lora_weights": "pissa"}, "initialised by pissa, which rewrites the base"),
-        ({"init_lora_weights": "olora"}, "initialised by olora"),
+        ({"use_dora": True}, "uses the variant DoraLinearVariant"),
+        ({"init_lora_weights": "pissa"}, "initialized by pissa, which changes the base"),
+        ({"init_lora_weights": "olora"}, "initialized by olora"),
         ({"modules_to_save": ["self_attn"], "targets": ["up_proj"]}, r"modules_to_save replaces the attention of layers \[0\]"),
-        ({"modules_to_save": ["k_proj"], "targets": ["q_proj"]}, "k_proj is ModulesToSaveWrapper; Linear is needed"),
+        ({"modules_to_save": ["k_proj"], "targets": ["q_proj"]}, "k_proj is ModulesToSaveWrapper; a Linear is needed"),
         ({"target_parameters": ["q_proj.weight"], "targets": []}, "q_proj is ParamWrapper"),
     ],
 )
-def test_other_adapters_are_refused(tiny_model: TinyModel, lora: dict[str, Any], message: str) -> None:
+def test_adapters_other_than_plain_lora_are_rejected(tiny_model: TinyModel, lora: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         lora_geometry(adapted(tiny_model, **lora))
 
 
-def test_a_rewritten_base_is_refused_though_its_adapter_is_not_active(tiny_model: TinyModel) -> None:
+def test_a_base_changed_by_an_inactive_adapter_is_rejected(tiny_model: TinyModel) -> None:
     model = adapted(tiny_model)
     start: Any = "pissa_niter_2"
     model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=start, task_type="CAUSAL_LM"))
-    with pytest.raises(CheckpointError, match="'other' was initialised by pissa_niter_2"):
+    with pytest.raises(CheckpointError, match="'other' was initialized by pissa_niter_2"):
         lora_geometry(model)
 
 
@@ -458,14 +460,14 @@ def test_a_rewritten_base_is_refused_though_its_adapter_is_not_active(tiny_model
         ("deepseek_v3", ["q_b_proj"], "layer 0: .*DeepseekV3Attention with q_a_proj"),
     ],
 )
-def test_unknown_attention_is_refused(tiny_model: TinyModel, family: str, targets: list[str], message: str) -> None:
+def test_unknown_attention_is_rejected(tiny_model: TinyModel, family: str, targets: list[str], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         lora_geometry(adapted(tiny_model, family, targets))
 
 
-def test_what_is_no_adapter_is_refused(tiny_model: TinyModel) -> None:
-    with pytest.raises(CheckpointError, match="LlamaForCausalLM is not an adapter"):
+def test_models_without_a_lora_adapter_are_rejected(tiny_model: TinyModel) -> None:
+    with pytest.raises(CheckpointError, match="LlamaForCausalLM is not a PeftModel"):
         lora_geometry(tiny_model("llama"))
     config = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM")
-    with pytest.raises(CheckpointError, match="is not a LoRA adapter but IA3"):
+    with pytest.raises(CheckpointError, match="has type IA3; only LoRA"):
         lora_geometry(get_peft_model(tiny_model("llama"), config))

@@ -1,4 +1,4 @@
-"""Intervals and tests against scipy, statsmodels and simulation."""
+"""Intervals and tests against scipy, statsmodels and simulations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from interp.inference import benjamini_hochberg, bootstrap_interval, crossed_tes
 
 
 @pytest.mark.parametrize("n_examples", [15, 40])
-def test_the_interval_is_scipys_percentile_interval(n_examples: int) -> None:
+def test_the_interval_equals_scipys_percentile_interval(n_examples: int) -> None:
     values = np.random.default_rng(0).gamma(2.0, size=(n_examples, 3))
     mean, low, high = bootstrap_interval(values, 1, n_resamples=20_000)
     np.testing.assert_allclose(mean, values.mean(0))
@@ -35,7 +35,7 @@ def test_the_interval_leaves_undefined_examples_out() -> None:
     mean, low, high = bootstrap_interval(values, 0, n_resamples=20_000)
     assert mean[1] == pytest.approx(values[:10, 1].mean())
     found = scipy.stats.bootstrap((values[:10, 1],), np.mean, n_resamples=20_000, method="percentile", rng=4).confidence_interval
-    # a resample of all examples holds ten defined ones on average but not always: a little wider
+    # slightly wider, because the number of defined examples varies between resamples
     assert low[1] == pytest.approx(found.low, abs=0.1)
     assert high[1] == pytest.approx(found.high, abs=0.1)
     both = bootstrap_interval(values, 0, n_resamples=20_000)
@@ -57,16 +57,16 @@ def test_the_interval_needs_two_examples_and_repeats_with_its_seed() -> None:
     assert (bootstrap_interval(values, 5)[1] != bootstrap_interval(values, 6)[1]).any()
 
 
-def test_constant_values_have_an_interval_of_no_width() -> None:
+def test_constant_values_have_an_interval_of_zero_width() -> None:
     mean, low, high = bootstrap_interval(np.full((12, 2), 0.3), 0)
     np.testing.assert_allclose([mean, low, high], 0.3, rtol=1e-12)
 
 
-# --- seeds and examples crossed ---
+# --- crossed seeds and examples ---
 
 
-def test_crossed_test_at_its_ends() -> None:
-    """Where only problems vary, or only seeds, it is the t test over those (scipy)."""
+def test_crossed_test_of_one_source_of_variance_is_a_t_test() -> None:
+    """If only problems vary, or only seeds, it is scipy's t test over those."""
     random = np.random.default_rng(0)
     for axis, drawn in ((1, random.normal(0.3, 1, (1, 30)) * np.ones((4, 1))), (0, random.normal(0.3, 1, (4, 1)) * np.ones((1, 30)))):
         whole: Any = stats.ttest_1samp(drawn.mean(1 - axis), 0)
@@ -76,8 +76,8 @@ def test_crossed_test_at_its_ends() -> None:
     assert crossed_test(np.zeros((2, 5)))[2] == 1.0
 
 
-def test_crossed_test_by_hand() -> None:
-    """The least sure of three tests: quasi-F with Satterthwaite's degrees of freedom from statsmodels' table, and scipy's t tests."""
+def test_crossed_test_against_statsmodels_and_scipy() -> None:
+    """The largest p of three tests: quasi-F with Satterthwaite's degrees of freedom from statsmodels' table, and scipy's t tests."""
     import statsmodels.api as sm
     from statsmodels.formula.api import ols
 
@@ -102,15 +102,15 @@ def test_crossed_test_by_hand() -> None:
 
 @pytest.mark.parametrize("n_seeds", [2, 3, 5])
 @pytest.mark.parametrize("spread", [0.0, 0.05, 0.3])
-def test_seeds_that_differ_do_not_pass_for_an_effect(n_seeds: int, spread: float) -> None:
-    """By simulation: seeds, problems and the rest vary, and there is no effect. 5 % may be rejected."""
+def test_differences_between_seeds_are_not_taken_for_an_effect(n_seeds: int, spread: float) -> None:
+    """Simulation without an effect, in which seeds, problems and the rest vary: at most 5% may be rejected."""
     random = np.random.default_rng(0)
     d = random.normal(0, 1, (n_seeds, 60, 3000)) + random.normal(0, spread, (n_seeds, 1, 3000)) + random.normal(0, 0.5, (1, 60, 3000))
     rejected = (crossed_test(d)[2] < 0.05).mean()
     assert rejected <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 3000)
 
 
-def test_crossed_test_of_many_is_that_of_each() -> None:
+def test_crossed_test_of_many_quantities_equals_that_of_each() -> None:
     d = np.random.default_rng(3).normal(0.1, 1, (3, 8, 2, 5))
     together = crossed_test(d)
     for at in np.ndindex(2, 5):
@@ -118,10 +118,10 @@ def test_crossed_test_of_many_is_that_of_each() -> None:
         assert [values[at] for values in together] == pytest.approx([float(value) for value in alone])
 
 
-# --- paired t, false discoveries ---
+# --- paired t, false-discovery rates ---
 
 
-def test_paired_t_is_scipys() -> None:
+def test_paired_t_equals_scipys() -> None:
     d = np.random.default_rng(0).normal(0.2, 1, (20, 50))
     d[3, 5] = d[7, 5] = np.nan
     p, effect = paired_t(d)
@@ -133,25 +133,25 @@ def test_paired_t_is_scipys() -> None:
     np.testing.assert_array_equal(effect[:3], [0.0, np.inf, np.nan])
 
 
-def test_false_discoveries_by_hand() -> None:
-    """p (i) times m / i, the running minimum from above; NaN outside of the family."""
+def test_q_values_worked_by_hand() -> None:
+    """q is p(i) m / i with a running minimum from above; NaN is outside the family."""
     np.testing.assert_allclose(benjamini_hochberg(np.array([0.01, 0.04, np.nan, 0.03, 0.5])), [0.04, 0.16 / 3, np.nan, 0.16 / 3, 0.5])
     assert np.isnan(benjamini_hochberg(np.full(3, np.nan))).all()
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(1e-12, 1), min_size=1, max_size=30))
-def test_q_is_no_less_than_p_and_keeps_the_order(p: list[float]) -> None:
+def test_q_is_at_least_p_and_keeps_the_order(p: list[float]) -> None:
     q = benjamini_hochberg(np.array(p))
     assert (q >= np.array(p) - 1e-15).all()
     order = np.argsort(p)
     assert (np.diff(q[order]) >= -1e-15).all()
 
 
-# --- one more observation ---------------------------------------------------------------------------------------------
+# --- a new observation ---------------------------------------------------------------------------------------------
 
 
-def test_one_more_observation_is_a_pooled_t_test_of_one_against_the_others() -> None:
+def test_new_observation_equals_a_pooled_t_test_of_one_against_the_others() -> None:
     random = np.random.default_rng(3)
     value, others = random.normal(size=40), random.normal(size=(9, 40))
     found = new_observation(value, others)
@@ -162,7 +162,7 @@ def test_one_more_observation_is_a_pooled_t_test_of_one_against_the_others() -> 
     assert (found["n_examples"] == 9).all()
 
 
-def test_one_more_observation_holds_its_level() -> None:
+def test_new_observation_keeps_its_level() -> None:
     random = np.random.default_rng(4)
     p = new_observation(random.normal(size=20_000), random.normal(size=(5, 20_000)))["p"]
     assert (p < 0.05).mean() == pytest.approx(0.05, abs=0.006)  # four standard errors of 20,000 draws
@@ -177,7 +177,7 @@ def test_examples_without_a_value_are_left_out_of_the_comparison() -> None:
     assert np.isnan(found["p"][1:]).all()
 
 
-def test_equal_observations_know_only_equal_and_different() -> None:
+def test_if_all_observations_are_equal_p_is_one_or_zero() -> None:
     found = new_observation(np.array([0.1, 0.2, np.nan]), np.full((6, 3), 0.1))
     assert found["p"][:2].tolist() == [1.0, 0.0]
     assert found["t"][0] == 0

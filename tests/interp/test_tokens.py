@@ -1,4 +1,4 @@
-"""Roles and regions for tokenizers that cut numbers in every way, templates, generated text, and what is refused."""
+"""Roles and regions with tokenizers that split numbers in different ways; templates, generated text, and errors."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ CORPUS = [
     " $1 $12 $125 $7 $30 $99 12% 30% 5% 100% 1,000 2,500 (12 7 30 99 125 1250 365",
     "She pays 2 * 3 = <<2*3=6>>6 dollars, 0.5 of it in cash. The answer is \\boxed{42}.",
 ] * 4
-KINDS = ("singly", "in threes", "glued to a space", "glued by bytes", "metaspace", "by bytes alone")
+KINDS = ("single digits", "groups of three", "joined to a space", "byte-level", "metaspace", "bytes only")
 
 
 @functools.cache
 def make_tokenizer(kind: str, chat: bool = False) -> Any:
     alphabet = ByteLevel.alphabet()
     cuts: dict[str, list[PreTokenizer]] = {
-        "singly": [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)],
-        "in threes": [Split(Regex(r"\d{1,3}"), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)],
-        "glued to a space": [Split(Regex(r"\s?[$(]?\d+%?"), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)],
-        "glued by bytes": [ByteLevel(add_prefix_space=False)],
+        "single digits": [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)],
+        "groups of three": [Split(Regex(r"\d{1,3}"), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)],
+        "joined to a space": [Split(Regex(r"\s?[$(]?\d+%?"), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)],
+        "byte-level": [ByteLevel(add_prefix_space=False)],
         "metaspace": [Metaspace()],
-        "by bytes alone": [ByteLevel(add_prefix_space=False)],
+        "bytes only": [ByteLevel(add_prefix_space=False)],
     }
     tokenizer = Tokenizer(BPE(unk_token=None if kind != "metaspace" else "<s>"))
     tokenizer.pre_tokenizer = Sequence(cuts[kind])
-    size = 256 + len(SPECIAL) if kind == "by bytes alone" else 700
+    size = 256 + len(SPECIAL) if kind == "bytes only" else 700
     printable = [chr(c) for c in range(32, 127)] + list("\n▁×÷−€é")
     trainer = BpeTrainer(
         vocab_size=size, special_tokens=SPECIAL, initial_alphabet=printable if kind == "metaspace" else alphabet, show_progress=False
@@ -122,10 +122,10 @@ WORDS = st.text("abcdefg é", min_size=1, max_size=8).filter(lambda w: w.strip()
     final=NUMBERS,
 )
 @settings(max_examples=12, deadline=None)
-def test_tokens_of_numbers_have_the_numbers_role(
+def test_tokens_of_a_number_have_its_role(
     kind: str, chat: bool, asked: list[tuple[str, ...]], answered: list[tuple[str, ...]], final: str
 ) -> None:
-    """By the characters: where each number was put is known, whatever the tokenizer makes of it."""
+    """The expected roles are known by character, whatever the tokenizer does with them."""
 
     def put(parts: list[tuple[str, ...]], role: str) -> tuple[str, list[str]]:
         text, roles = "", []
@@ -161,24 +161,24 @@ def test_tokens_of_numbers_have_the_numbers_role(
         assert region == max((expected_regions[c] for c in range(a, b)), key=TOKEN_REGIONS.index, default="template")
     numeric = {c for c, role in enumerate(expected_roles) if role in NUMBER_ROLES}
     assert numeric <= covered
-    shown = {c for (a, b), is_number in zip(text.offsets, text.in_role(*NUMBER_ROLES), strict=True) if is_number for c in range(a, b)}
-    assert numeric <= shown
+    marked = {c for (a, b), is_number in zip(text.offsets, text.in_role(*NUMBER_ROLES), strict=True) if is_number for c in range(a, b)}
+    assert numeric <= marked
 
 
-def test_the_tokenizers_cut_numbers_in_the_ways_they_are_named_after() -> None:
+def test_the_tokenizers_split_numbers_as_their_names_say() -> None:
     pieces = {kind: annotate(make_tokenizer(kind), "pay $1250 for 12", "a 365", chat=False).texts[0].pieces for kind in KINDS}
-    assert [p for p in pieces["singly"] if p.strip().isdigit()] == list("125012365")
-    assert {"125", "0", "12", "365"} <= set(pieces["in threes"])
-    assert any(p.startswith(" $1") for p in pieces["glued to a space"])
-    assert any(p in (" 12", " 365") for p in pieces["glued by bytes"])
-    assert "1" in pieces["by bytes alone"]
+    assert [p for p in pieces["single digits"] if p.strip().isdigit()] == list("125012365")
+    assert {"125", "0", "12", "365"} <= set(pieces["groups of three"])
+    assert any(p.startswith(" $1") for p in pieces["joined to a space"])
+    assert any(p in (" 12", " 365") for p in pieces["byte-level"])
+    assert "1" in pieces["bytes only"]
 
 
 # --- regions and templates --------------------------------------------------------------------------------------------
 
 
-def test_plain_texts_have_a_frame_and_the_tokenizers_bos() -> None:
-    text = annotate(make_tokenizer("singly"), "2 pens", "7", chat=False).texts[0]
+def test_plain_texts_have_a_prompt_and_the_tokenizers_bos() -> None:
+    text = annotate(make_tokenizer("single digits"), "2 pens", "7", chat=False).texts[0]
     assert text.text == "Question: 2 pens\nAnswer: 7"
     assert roles_of(text)[0] == "special"
     joined = {name: "".join(np.asarray(text.pieces)[text.in_region(name)]) for name in TOKEN_REGIONS}
@@ -188,8 +188,8 @@ def test_plain_texts_have_a_frame_and_the_tokenizers_bos() -> None:
     assert len(text) == len(text.ids)
 
 
-def test_chat_texts_take_the_template_and_no_second_bos() -> None:
-    tokenizer = make_tokenizer("singly", True)
+def test_chat_texts_use_the_template_and_no_second_bos() -> None:
+    tokenizer = make_tokenizer("single digits", True)
     text = annotate(tokenizer, "  2 pens ", "7").texts[0]
     assert text.text == "<|user|>\n2 pens<|end|>\n<|assistant|>\n7"
     assert tokenizer.bos_token_id not in text.ids
@@ -201,22 +201,22 @@ def test_chat_texts_take_the_template_and_no_second_bos() -> None:
     assert plain.text.startswith("Question: ")
 
 
-def test_a_question_that_occurs_in_the_template_is_found_at_the_users_turn() -> None:
-    tokenizer = make_tokenizer("singly", True)
+def test_a_question_that_also_occurs_in_the_template_is_found_in_the_users_turn() -> None:
+    tokenizer = make_tokenizer("single digits", True)
     text = annotate(tokenizer, "user").texts[0]
     question = "".join(np.asarray(text.pieces)[text.in_region("question")])
     assert question == "user"
     assert text.text.index("user") < int(text.offsets[text.in_region("question")][0, 0])
 
 
-def test_prompts_alone_have_no_response() -> None:
-    text = annotate(make_tokenizer("singly"), "2 pens", chat=False).texts[0]
+def test_prompts_have_no_response() -> None:
+    text = annotate(make_tokenizer("single digits"), "2 pens", chat=False).texts[0]
     assert not text.in_region("response").any()
     assert text.text.endswith("\nAnswer:")
 
 
-def test_batches_are_padded_on_the_side_asked_for() -> None:
-    tokenizer = make_tokenizer("singly")
+def test_batches_are_padded_on_the_requested_side() -> None:
+    tokenizer = make_tokenizer("single digits")
     tokenizer.pad_token = "</s>"
     for side in ("right", "left"):
         tokens = annotate(tokenizer, ["2 pens", "a longer one with 365 days"], ["7", "8"], chat=False, padding_side=side, examples=[5, 3])
@@ -235,8 +235,8 @@ def test_batches_are_padded_on_the_side_asked_for() -> None:
         assert picked.width == len(tokens.texts[1])
 
 
-def test_the_inputs_table_holds_every_token() -> None:
-    tokens = annotate(make_tokenizer("glued by bytes"), ["2 pens", "365 days"], ["7", ""], chat=False, padding_side="left")
+def test_the_inputs_table_has_every_token() -> None:
+    tokens = annotate(make_tokenizer("byte-level"), ["2 pens", "365 days"], ["7", ""], chat=False, padding_side="left")
     frame = tokens.to_frame()
     validate(frame, INPUTS)
     assert len(frame) == sum(len(t) for t in tokens.texts)
@@ -245,10 +245,10 @@ def test_the_inputs_table_holds_every_token() -> None:
     assert isinstance(frame, pd.DataFrame)
 
 
-# --- text that a model writes on --------------------------------------------------------------------------------------
+# --- generated text --------------------------------------------------------------------------------------
 
 
-@given(text=st.text(st.sampled_from("ab 1é€😀🧮\n"), max_size=12), kind=st.sampled_from(["by bytes alone", "glued by bytes"]))
+@given(text=st.text(st.sampled_from("ab 1é€😀🧮\n"), max_size=12), kind=st.sampled_from(["bytes only", "byte-level"]))
 @settings(max_examples=40, deadline=None)
 def test_decoded_offsets_cover_the_text_in_order(text: str, kind: str) -> None:
     tokenizer = make_tokenizer(kind)
@@ -265,15 +265,15 @@ def test_decoded_offsets_cover_the_text_in_order(text: str, kind: str) -> None:
 @given(ids=st.lists(st.integers(5, 260), max_size=10))
 @settings(max_examples=40, deadline=None)
 def test_decoded_offsets_are_in_order_for_any_ids(ids: list[int]) -> None:
-    decoded, offsets = decoded_offsets(make_tokenizer("by bytes alone"), ids)
+    decoded, offsets = decoded_offsets(make_tokenizer("bytes only"), ids)
     assert offsets.shape == (len(ids), 2)
     assert (np.diff(offsets.ravel()) >= 0).all()
     if ids:
         assert (offsets[0, 0], offsets[-1, 1]) == (0, len(decoded))
 
 
-def test_written_text_is_annotated_up_to_its_stop() -> None:
-    tokenizer = make_tokenizer("by bytes alone")
+def test_generated_text_is_annotated_up_to_its_stop_id() -> None:
+    tokenizer = make_tokenizer("bytes only")
     prompt = annotate(tokenizer, ["2 pens 😀", "13"], chat=False, padding_side="left")
     written = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in (" 2*3=6 😀 #### 12", " 7")]
     width = max(len(ids) for ids in written) + 2
@@ -303,20 +303,20 @@ def test_written_text_is_annotated_up_to_its_stop() -> None:
     assert inputs["attention_mask"].sum(1).tolist() == [len(t) for t in tokens.texts]
 
 
-def test_nothing_written_changes_no_annotation() -> None:
-    prompt = annotate(make_tokenizer("singly"), "2 pens", chat=False)
+def test_an_empty_generation_does_not_change_annotations() -> None:
+    prompt = annotate(make_tokenizer("single digits"), "2 pens", chat=False)
     tokens = prompt.extend(np.zeros((1, 0), np.int64), [1])
     np.testing.assert_array_equal(tokens.texts[0].ids, prompt.texts[0].ids)
     np.testing.assert_array_equal(tokens.texts[0].roles, prompt.texts[0].roles)
 
 
-def test_what_cannot_be_written_on_is_refused() -> None:
-    tokenizer, new = make_tokenizer("singly"), np.ones((2, 1), np.int64)
+def test_texts_that_cannot_be_extended_are_rejected() -> None:
+    tokenizer, new = make_tokenizer("single digits"), np.ones((2, 1), np.int64)
     right = annotate(tokenizer, ["2 pens", "a longer question"], chat=False)
-    with pytest.raises(InputError, match="must be padded on the left"):
+    with pytest.raises(InputError, match='padded on the right; generation needs padding_side="left"'):
         right.extend(new, [])
     bare = Tokens(right.texts, "left")
-    with pytest.raises(InputError, match="made without a tokenizer"):
+    with pytest.raises(InputError, match="the tokens have no tokenizer"):
         bare.extend(new, [])
 
 
@@ -327,29 +327,29 @@ class SlowTokenizer:
     is_fast = False
 
 
-def test_texts_and_tokenizers_that_cannot_be_annotated() -> None:
-    tokenizer = make_tokenizer("singly")
+def test_texts_and_tokenizers_that_cannot_be_annotated_are_rejected() -> None:
+    tokenizer = make_tokenizer("single digits")
     for empty in ("", "  \n"):
         with pytest.raises(InputError, match="example 4: the question is empty"):
             annotate(tokenizer, ["2 pens", empty], chat=False, examples=[2, 4])
     with pytest.raises(InputError, match="2 questions but 1 responses"):
         annotate(tokenizer, ["1", "2"], ["3"])
-    with pytest.raises(InputError, match="SlowTokenizer gives no offsets; a fast tokenizer"):
+    with pytest.raises(InputError, match="SlowTokenizer gives no offsets; use a fast tokenizer"):
         annotate(SlowTokenizer(), "2 pens")
     with pytest.raises(InputError, match="no chat template"):
         annotate(tokenizer, "2 pens", chat=True)
-    with pytest.raises(InputError, match="no texts"):
+    with pytest.raises(InputError, match="texts are empty"):
         annotate(tokenizer, [], chat=False)
     with pytest.raises(InputError, match="padding_side is 'middle'; allowed: right, left"):
         annotate(tokenizer, "2 pens", chat=False, padding_side="middle")
 
 
-def test_templates_that_fail_or_change_the_question() -> None:
-    tokenizer = make_tokenizer("in threes", True)
+def test_templates_that_fail_or_change_the_question_are_rejected() -> None:
+    tokenizer = make_tokenizer("groups of three", True)
     original = tokenizer.chat_template
     try:
         tokenizer.chat_template = "{{ messages[0]['content'] | upper }}"
-        with pytest.raises(InputError, match="the chat template changes the question's text"):
+        with pytest.raises(InputError, match="the chat template changes the text of the question"):
             annotate(tokenizer, "2 pens")
         tokenizer.chat_template = "{{ raise_exception('no user turns') }}"
         with pytest.raises(InputError, match=r"the chat template failed \(no user turns\)"):
@@ -358,8 +358,8 @@ def test_templates_that_fail_or_change_the_question() -> None:
         tokenizer.chat_template = original
 
 
-def test_offsets_that_do_not_fit_the_tokens_are_refused() -> None:
-    tokenizer = make_tokenizer("singly")
+def test_wrong_offsets_are_rejected() -> None:
+    tokenizer = make_tokenizer("single digits")
 
     class Shifted:
         is_fast, chat_template, pad_token_id, eos_token_id = True, None, 0, 1
@@ -371,7 +371,7 @@ def test_offsets_that_do_not_fit_the_tokens_are_refused() -> None:
             offsets = [(max(a - 1, 0), max(b - 1, 0)) for a, b in coded["offset_mapping"]]
             return {"input_ids": coded["input_ids"], "offset_mapping": offsets}
 
-    with pytest.raises(InputError, match=r"offsets do not fit its tokens: token .* decodes to '1' but covers"):
+    with pytest.raises(InputError, match=r"offsets are wrong: token .* decodes to '1' but covers"):
         annotate(Shifted(), "pay 1 now", chat=False)
 
 
@@ -386,7 +386,7 @@ def test_offsets_that_do_not_fit_the_tokens_are_refused() -> None:
         ("#### 72\nThe answer is: 72", {"72": "final_answer"}),
     ],
 )
-def test_roles_in_the_ways_models_write(text: str, roles: dict[str, str]) -> None:
+def test_roles_in_formats_that_models_write(text: str, roles: dict[str, str]) -> None:
     found = [ROLES[code] for code in number_roles(text, "response")]
     for piece, role in roles.items():
         at = text.index(piece)

@@ -1,4 +1,4 @@
-"""Which layers the flash way cannot express, and that padding does not reach its statistics."""
+"""The flash backend: which layers it rules out, and that padding does not reach its statistics."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 
 import pytest
 import torch
-from tests.interp.test_attention import assert_close, make_sets, tensors
-from tests.interp.test_blocked_pass import RAGGED, Ragged
 from torch import Tensor
 from transformers.masking_utils import chunked_causal_mask_function, sliding_window_causal_mask_function
 
@@ -15,6 +13,7 @@ from interp.attention.blocked import blocked_pass
 from interp.attention.flash import MAX_FLASH_SCORE, flash_obstacles, flash_pass
 from interp.attention.masks import LazyMask, lazy_mask
 from interp.attention.statistics import KeySets, Scores, Wanted
+from tests.interp.attention.cases import RAGGED, Ragged, assert_close, make_sets, tensors
 
 
 def why_not_flash(query: Tensor, key: Tensor, value: Tensor, mask: LazyMask, scores: Scores | None = None) -> str:
@@ -23,7 +22,7 @@ def why_not_flash(query: Tensor, key: Tensor, value: Tensor, mask: LazyMask, sco
     )
 
 
-def test_what_the_flash_way_can_express(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_obstacles_name_everything_that_rules_a_layer_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("interp.attention.flash.MAX_FLASH_SCORE", 1e6)
     query, key, value = tensors(12)
     causal = lazy_mask(2, 40, 40)
@@ -32,22 +31,26 @@ def test_what_the_flash_way_can_express(monkeypatch: pytest.MonkeyPatch) -> None
     for mask in (causal, window, chunked):
         assert why_not_flash(query, key, value, mask) == ""
         assert why_not_flash(query, key, value, mask, Scores(1.0, sinks=torch.zeros(4))) == ""
-    assert "plain scaled scores" in why_not_flash(query, key, value, causal, Scores(1.0, softcap=2.0))
-    assert "plain scaled scores" in why_not_flash(query, key, value, causal, Scores(1.0, bias=torch.zeros(1, 1, 40, 40)))
-    assert "alone, got torch.float64" in why_not_flash(query.double(), key.double(), value.double(), causal)
-    assert "alone, got torch.bfloat16, torch.float32" in why_not_flash(query, key, value.bfloat16(), causal)
-    assert "no kernel on meta" in why_not_flash(query.to("meta"), key.to("meta"), value.to("meta"), causal)
+    assert "without a soft cap or a position bias" in why_not_flash(query, key, value, causal, Scores(1.0, softcap=2.0))
+    assert "without a soft cap or a position bias" in why_not_flash(query, key, value, causal, Scores(1.0, bias=torch.zeros(1, 1, 40, 40)))
+    assert "in one of float32, bfloat16 and float16, got torch.float64" in why_not_flash(
+        query.double(), key.double(), value.double(), causal
+    )
+    assert "in one of float32, bfloat16 and float16, got torch.bfloat16, torch.float32" in why_not_flash(
+        query, key, value.bfloat16(), causal
+    )
+    assert "no attention kernel on meta" in why_not_flash(query.to("meta"), key.to("meta"), value.to("meta"), causal)
     monkeypatch.setattr("interp.attention.flash.MAX_MASK_ELEMENTS", 2 * 40 * 40)
     assert why_not_flash(query, key, value, window) == ""
     monkeypatch.setattr("interp.attention.flash.MAX_MASK_ELEMENTS", 2 * 40 * 40 - 1)
-    assert "its mask would have 3,200 elements, more than 3,199" in why_not_flash(query, key, value, window)
+    assert "its mask would have 3,200 elements; at most 3,199 are allowed" in why_not_flash(query, key, value, window)
     assert why_not_flash(query, key, value, causal) == ""  # needs no mask
     reasons = why_not_flash(query, key, value, window, Scores(1.0, softcap=2.0))
-    assert "plain scaled scores" in reasons
+    assert "without a soft cap or a position bias" in reasons
     assert "3,200 elements" in reasons
 
 
-def test_scores_in_which_a_difference_loses_digits_are_for_the_blocked_way() -> None:
+def test_scores_at_which_entropy_loses_digits_need_the_blocked_backend() -> None:
     case = Ragged()
     query, key, value = case.tensors()
     at = torch.arange(case.keys)
@@ -58,36 +61,36 @@ def test_scores_in_which_a_difference_loses_digits_are_for_the_blocked_way() -> 
         of_key = key[example, :, inside].double()
         norms = (of_key - of_key.mean(1, keepdim=True)).norm(dim=-1).amax(-1).repeat_interleave(2)
         largest = max(largest, float((query[example, :, inside].double().norm(dim=-1).amax(-1) * norms).max()))
-    key = key + 1000  # a common offset is taken away, and padding does not count
+    key = key + 1000  # neither a common offset nor padding counts
     for example in range(4):
         key[example, :, ~real[example]] = query[example, :, ~real[example]] = math.nan
     below, above = (MAX_FLASH_SCORE * factor / largest for factor in (0.99, 1.01))
     assert flash_obstacles(query, key, value, mask, Scores(below), sets) == []
-    assert "its float32 difference loses digits" in flash_obstacles(query, key, value, mask, Scores(above), sets)[0]
-    with pytest.raises(ValueError, match=r"scores may be as large as 20, and above 20 .* use the blocked way"):
+    assert "its entropy loses digits" in flash_obstacles(query, key, value, mask, Scores(above), sets)[0]
+    with pytest.raises(ValueError, match=r"scores may be as large as 20; above 20 .* Use the blocked backend"):
         flash_pass(query, key, value, mask, Scores(above), sets)
 
 
-def test_a_query_that_sees_nothing_is_for_the_blocked_way() -> None:
+def test_a_query_without_any_key_needs_the_blocked_backend() -> None:
     query, key, value = tensors(13)
 
     def others(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return k < q
 
     mask, sets = lazy_mask(2, 40, 40, mask_function=others), make_sets(torch.ones(2, 40, 1))
-    assert why_not_flash(query, key, value, mask) == "a query of a text sees no key"
-    with pytest.raises(ValueError, match="a query of a text sees no key; use the blocked way"):
+    assert why_not_flash(query, key, value, mask) == "a query of a text may attend to no key"
+    with pytest.raises(ValueError, match=r"a query of a text may attend to no key\. Use the blocked backend"):
         flash_pass(query, key, value, mask, Scores(1.0), sets)
     output, rows = blocked_pass(query, key, value, mask, Scores(1.0), sets, Wanted())
     assert output is not None
     assert not output[:, 0].any()
     assert not rows.masses[..., 0].any()
-    later = make_sets(torch.ones(2, 40, 1), starts=(1, 1))  # the first token is padding, but what the rule leaves it is not
-    assert flash_obstacles(query, key, value, mask, Scores(1.0), later) == ["a query of a text sees no key"]
+    later = make_sets(torch.ones(2, 40, 1), starts=(1, 1))  # now the first token is padding, and it is the only key of the second
+    assert flash_obstacles(query, key, value, mask, Scores(1.0), later) == ["a query of a text may attend to no key"]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
-def test_padding_does_not_reach_the_statistics_of_the_flash_way(bad: float) -> None:
+def test_padding_does_not_change_the_statistics(bad: float) -> None:
     for case in (RAGGED["plain"], RAGGED["right"], RAGGED["window"], RAGGED["sinks"], RAGGED["prefix_window"]):
         query, key, _ = case.tensors()
         at = torch.arange(case.keys)

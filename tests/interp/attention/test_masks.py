@@ -1,4 +1,4 @@
-"""Blocks of a lazy mask against transformers' whole mask."""
+"""Blocks of a lazy mask against the complete mask that transformers makes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.masking_utils import (
+    and_masks,
     causal_mask_function,
     chunked_causal_mask_function,
     packed_sequence_mask_function,
     sdpa_mask,
     sliding_window_causal_mask_function,
+    sliding_window_overlay,
 )
 
 from interp.attention.masks import LazyMask, MaskBlock, lazy_mask
@@ -31,8 +33,8 @@ def rules(batch: int, keys: int) -> dict[str, Rule]:
     }
 
 
-def whole(block: MaskBlock, keys: int) -> torch.Tensor:
-    """The block as [batch or 1, query, key] bool."""
+def unfolded(block: MaskBlock, keys: int) -> torch.Tensor:
+    """Return the block as a [batch or 1, query, key] bool mask."""
     rows = torch.zeros(*block.allowed.shape[:2], keys, dtype=torch.bool)
     rows[..., block.first : block.open_until] = True
     rows[..., block.open_until : block.last] = block.allowed
@@ -50,7 +52,7 @@ def check_blocks(mask: LazyMask, expected: torch.Tensor, n_rows: int, start: int
             wanted[..., :start] = False
             wanted[..., stop:] = False
             block = mask.block(examples, q0, q1, start, stop, CPU, padded=mask.padding is not None)
-            rows = whole(block, keys)
+            rows = unfolded(block, keys)
             assert torch.equal(rows.expand_as(wanted), wanted)
             assert torch.equal(block.counts.expand(1, q1 - q0), wanted.sum(-1))
             assert block.closed == bool((wanted.sum(-1) == 0).any())
@@ -73,7 +75,7 @@ def check_blocks(mask: LazyMask, expected: torch.Tensor, n_rows: int, start: int
     pads=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=2, max_size=2),
 )
 @settings(max_examples=12, deadline=None)
-def test_blocks_put_together_are_the_whole_mask(
+def test_all_blocks_together_equal_the_complete_mask(
     pattern: str, use_vmap: bool, length: int, n_rows: int, offset: int, pads: list[tuple[int, int]]
 ) -> None:
     keys = length + offset
@@ -91,19 +93,19 @@ def test_blocks_put_together_are_the_whole_mask(
     check_blocks(mask, expected[:, 0], n_rows, 0, keys)
 
 
-def test_a_window_gives_only_the_keys_inside() -> None:
+def test_a_block_of_a_window_holds_only_the_keys_inside() -> None:
     mask = lazy_mask(1, 64, 64, mask_function=sliding_window_causal_mask_function(8))
     block = mask.block(slice(0, 1), 32, 40, 0, 64, CPU, padded=False)
     assert (block.first, block.last) == (25, 40)
     assert block.counts.tolist() == [[8] * 8]
 
 
-def test_nothing_padded_means_no_padding() -> None:
+def test_a_mask_without_padding_stores_no_padding() -> None:
     assert lazy_mask(2, 4, 4, attention_mask=torch.ones(2, 4, dtype=torch.bool)).padding is None
     assert lazy_mask(2, 4, 4, attention_mask=torch.tensor([[True] * 4, [False, True, True, True]])).padding is not None
 
 
-def test_blocks_are_kept_for_the_next_layer_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_cached_for_the_next_layer_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = lazy_mask(1, 64, 64, mask_function=sliding_window_causal_mask_function(8))
     block = mask.block(slice(0, 1), 0, 16, 0, 64, CPU, padded=False)
     assert mask.block(slice(0, 1), 0, 16, 0, 64, CPU, padded=False) is block
@@ -112,10 +114,29 @@ def test_blocks_are_kept_for_the_next_layer_up_to_a_limit(monkeypatch: pytest.Mo
     assert mask.block(slice(0, 1), 16, 32, 0, 64, CPU, padded=False) is not block
 
 
-def test_a_query_that_may_see_nothing_has_an_empty_block() -> None:
+def test_a_query_without_any_key_has_an_empty_block() -> None:
     padding = torch.tensor([[False, False, False, True]])
     block = lazy_mask(1, 4, 4, attention_mask=padding).block(slice(0, 1), 0, 2, 0, 4, CPU, padded=True)
     assert block.first == block.last
     assert block.closed
     assert block.counts.tolist() == [[0, 0]]
     assert block.to(CPU) is block
+
+
+def test_only_the_causal_window_of_transformers_has_a_width() -> None:
+    assert lazy_mask(1, 9, 9, mask_function=sliding_window_causal_mask_function(4)).window == 4
+    others = (
+        causal_mask_function,
+        chunked_causal_mask_function(4, torch.zeros(1, dtype=torch.long)),
+        packed_sequence_mask_function(torch.zeros(1, 9)),
+        sliding_window_overlay(4),
+        and_masks(sliding_window_overlay(4), causal_mask_function, causal_mask_function),
+        and_masks(sliding_window_overlay(4), lambda b, h, q, k: k >= 0),
+        and_masks(sliding_window_overlay(4), sliding_window_overlay(4)),
+        and_masks(sliding_window_causal_mask_function(4), causal_mask_function),
+        lambda b, h, q, k: k <= q,
+    )
+    for rule in others:
+        mask = lazy_mask(1, 9, 9, mask_function=rule, local_size=4)
+        assert mask.window is None
+        assert mask.plain_causal == (rule is causal_mask_function)

@@ -1,4 +1,4 @@
-"""The model is as it was after a recording, recordings nest and run in threads, and models that bypass the seam are refused."""
+"""Recordings restore the model, nest and run in threads; models that bypass `AttentionInterface` are rejected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tests.interp.test_recorder import LENGTHS, assert_restored, assert_same, forward, recorded, state_of
+from tests.interp.recording.cases import LENGTHS, assert_restored, assert_same, forward, recorded, state_of
 from transformers import BertConfig, BertLMHeadModel, BertModel, FalconConfig, FalconForCausalLM
 
 from interp.attention import seam
@@ -38,7 +38,7 @@ def test_the_model_is_restored_after_an_exception(tiny_model: Make, tiny_tokens:
         heads.table()
 
 
-def test_another_implementation_is_restored_too(tiny_model: Make, tiny_tokens: Make) -> None:
+def test_an_eager_model_is_restored_to_eager(tiny_model: Make, tiny_tokens: Make) -> None:
     model, tokens = tiny_model("llama", attention="eager"), tiny_tokens((20,))
     recorded(model, tokens)
     assert model.config._attn_implementation == "eager"
@@ -64,7 +64,7 @@ def test_recordings_of_one_model_nest(tiny_model: Make, tiny_tokens: Make) -> No
     with torch.no_grad(), record(model, tokens, ["entropy_nats"]) as outer:
         with record(model, others, ["max_prob"]) as inner:
             model(**others.inputs)
-        assert model.config._attn_implementation == seam.NAME
+        assert model.config._attn_implementation == seam._NAME
         model(**tokens.inputs)
     assert_restored(model, "sdpa", state)
     assert_same(outer.examples(), recorded(model, tokens, ["entropy_nats"]).examples(), 0)
@@ -72,7 +72,7 @@ def test_recordings_of_one_model_nest(tiny_model: Make, tiny_tokens: Make) -> No
 
 
 def run_all(*works: Callable[[], None]) -> None:
-    """Run in threads that start together; the first exception is raised here."""
+    """Run functions in threads that start together, and raise the first exception of any of them."""
     start, failed = threading.Barrier(len(works)), []
 
     def guarded(work: Callable[[], None]) -> None:
@@ -92,7 +92,7 @@ def run_all(*works: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
-def test_threads_record_one_model_at_once(family: str, tiny_model: Make, tiny_tokens: Make) -> None:
+def test_threads_can_record_one_model_at_the_same_time(family: str, tiny_model: Make, tiny_tokens: Make) -> None:
     model, mine, theirs, plain = tiny_model(family), tiny_tokens(LENGTHS), tiny_tokens((50, 26), "left"), tiny_tokens((33, 28))
     state, implementation = state_of(model), model.config._attn_implementation
     expected = [recorded(model, tokens).examples() for tokens in (mine, theirs)]
@@ -126,7 +126,7 @@ def test_threads_record_one_model_at_once(family: str, tiny_model: Make, tiny_to
 # --- masks, devices, layers -------------------------------------------------------------------------------------------
 
 
-def test_a_bool_mask_of_four_dimensions_is_honoured(tiny_model: Make, tiny_tokens: Make) -> None:
+def test_a_four_dimensional_bool_mask_is_applied(tiny_model: Make, tiny_tokens: Make) -> None:
     model, tokens = tiny_model("llama"), tiny_tokens((30,))
     i, j = np.indices((30, 30))
     mask = torch.from_numpy((j <= i) & ((i - j < 6) | (j == 0)))[None, None]
@@ -138,8 +138,8 @@ def test_a_bool_mask_of_four_dimensions_is_honoured(tiny_model: Make, tiny_token
     assert float(heads.maps[0, 0][0][~mask[0, 0]].abs().max()) == 0
 
 
-def test_a_model_split_over_devices_is_recorded_as_it_is(tiny_model: Make, tiny_tokens: Make, tmp_path: Path) -> None:
-    """Accelerate's hooks move every layer's arguments, the mask among them; here one layer is kept on disk."""
+def test_a_model_split_over_devices_gives_the_same_tables(tiny_model: Make, tiny_tokens: Make, tmp_path: Path) -> None:
+    """Accelerate's hooks move the arguments of every layer, including the mask; here one layer is on disk."""
     from transformers import LlamaForCausalLM
 
     model, tokens = tiny_model("llama"), tiny_tokens((30, 17), "left")
@@ -152,7 +152,7 @@ def test_a_model_split_over_devices_is_recorded_as_it_is(tiny_model: Make, tiny_
     assert_same(recorded(split, tokens).examples(), recorded(model, tokens).examples(), 0)
 
 
-def test_hybrid_models_name_their_attention_layers(tiny_model: Make) -> None:
+def test_attention_layers_of_a_hybrid_model(tiny_model: Make) -> None:
     config = tiny_model("gemma3_text").config
     assert attention_layers(config) == (0, 1)
     config.layer_types = ["linear_attention", "full_attention"]
@@ -162,13 +162,13 @@ def test_hybrid_models_name_their_attention_layers(tiny_model: Make) -> None:
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_models_that_bypass_the_seam_are_refused(tiny_tokens: Make) -> None:
+def test_models_without_attention_interface_are_rejected(tiny_tokens: Make) -> None:
     falcon = FalconForCausalLM(FalconConfig(vocab_size=48, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)).eval()
     with pytest.raises(RecordingError, match=r"FalconForCausalLM does not use .*AttentionInterface.* llama, mistral"):
         recorded(falcon, tiny_tokens((20,)))
 
 
-def test_encoders_are_refused(tiny_tokens: Make) -> None:
+def test_encoders_are_rejected(tiny_tokens: Make) -> None:
     config = BertConfig(vocab_size=48, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32)
     with pytest.raises(RecordingError, match="not causal"):
         recorded(BertModel(config).eval(), tiny_tokens((20,)))
@@ -176,17 +176,17 @@ def test_encoders_are_refused(tiny_tokens: Make) -> None:
         recorded(BertLMHeadModel(config).eval(), tiny_tokens((20,)))
 
 
-def test_gpt2_with_upcast_attention_is_refused(tiny_model: Make, tiny_tokens: Make) -> None:
+def test_gpt2_with_upcast_attention_is_rejected(tiny_model: Make, tiny_tokens: Make) -> None:
     with pytest.raises(RecordingError, match="reorder_and_upcast_attn"):
         recorded(tiny_model("gpt2", reorder_and_upcast_attn=True), tiny_tokens((20,)))
 
 
-def test_what_is_no_transformers_model_is_refused(tiny_tokens: Make) -> None:
+def test_a_module_without_a_transformers_model_is_rejected(tiny_tokens: Make) -> None:
     with pytest.raises(RecordingError, match="Linear holds no transformers model"):
         record(torch.nn.Linear(2, 2), tiny_tokens((20,)))
 
 
-def test_dropout_in_training_is_refused(tiny_model: Make, tiny_tokens: Make) -> None:
+def test_attention_dropout_is_rejected(tiny_model: Make, tiny_tokens: Make) -> None:
     model, tokens = tiny_model("llama", attention_dropout=0.1).train(), tiny_tokens((20,))
     with pytest.raises(RecordingError, match=r"call model.eval\(\)"):
         recorded(model, tokens)

@@ -1,4 +1,4 @@
-"""The two passes against float64 softmax, on ordinary and on adversarial scores."""
+"""Statistics of the blocked and the flash backend against float64 softmax, for ordinary and adversarial scores."""
 
 from __future__ import annotations
 
@@ -16,25 +16,16 @@ from interp.attention.blocked import blocked_pass
 from interp.attention.flash import flash_obstacles, flash_pass
 from interp.attention.masks import lazy_mask
 from interp.attention.statistics import KeySets, RowStatistics, Scores, Wanted
+from interp.attention.triton import triton_pass
 from interp.tables.errors import NonFiniteError
+from tests.interp.attention.cases import assert_close, make_sets, probabilities, tensors
 
 PASSES = ("blocked", "flash")
 
 
-def make_sets(columns: Tensor, starts: tuple[int, ...] | None = None, stops: tuple[int, ...] | None = None) -> KeySets:
-    """Columns as given, with the pairs (i, i) and (i, i - 1)."""
-    batch, keys, _ = columns.shape
-    at = torch.arange(keys)
-    same = torch.stack([at, at, torch.zeros_like(at)])
-    previous = torch.stack([at[1:], at[:-1], torch.ones_like(at[1:])])
-    pairs = torch.cat([same, previous], 1)
-    pairs = pairs[:, pairs[0].argsort(stable=True)]
-    return KeySets(columns, (pairs,) * batch, 2, starts or (0,) * batch, stops or (keys,) * batch)
-
-
 @pytest.fixture(autouse=True)
 def any_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The arithmetic is tested beyond the scores up to which the flash way keeps tables within 1e-6, too."""
+    """Let the flash backend take scores above those at which its tables are within 1e-6."""
     monkeypatch.setattr("interp.attention.flash.MAX_FLASH_SCORE", 1e6)
 
 
@@ -44,26 +35,6 @@ def run(
     if backend == "flash":
         return flash_pass(query, key, value, mask, scores, sets)
     return blocked_pass(query, key, value, mask, scores, sets, Wanted(thresholds=(0.1,)))
-
-
-def probabilities(query: Tensor, key: Tensor, scores: Scores, allowed: Tensor) -> Tensor:
-    """Float64 softmax over keys and sink, [batch, head, query, key or sink]."""
-    key = key.double().repeat_interleave(query.shape[1] // key.shape[1], 1)
-    score = scores.scaling * query.double() @ key.transpose(2, 3)
-    if scores.softcap is not None:
-        score = scores.softcap * torch.tanh(score / scores.softcap)
-    if scores.bias is not None:
-        score = score + scores.bias.double()
-    score = score.masked_fill(~allowed, -torch.inf)
-    if scores.sinks is not None:
-        sink = scores.sinks.double().view(1, -1, 1, 1).expand(*score.shape[:3], 1)
-        score = torch.cat([score, sink], -1)
-    return score.softmax(-1)
-
-
-def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
-    error = (found.double() - expected).abs() / expected.abs().clamp_min(1)
-    assert float(error.max()) <= tolerance, f"worst {float(error.max()):.2e}"
 
 
 def check(backend: str, query: Tensor, key: Tensor, value: Tensor, scores: Scores, tolerance: float) -> None:
@@ -99,17 +70,10 @@ def check(backend: str, query: Tensor, key: Tensor, value: Tensor, scores: Score
         assert rows.above == {}
 
 
-def tensors(seed: int, batch: int = 2, heads: int = 4, kv_heads: int = 2, length: int = 40, dim: int = 8) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = ((batch, heads, length, dim), (batch, kv_heads, length, dim), (batch, kv_heads, length, dim + 4))
-    query, key, value = (torch.randn(shape, generator=generator) for shape in shapes)
-    return query, key, value
-
-
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("backend", PASSES)
 @pytest.mark.parametrize("sink", [None, -30.0, 0.0, 30.0])
-def test_both_passes_agree_with_float64(backend: str, sink: float | None) -> None:
+def test_both_backends_agree_with_float64(backend: str, sink: float | None) -> None:
     query, key, value = tensors(0)
     sinks = None if sink is None else torch.tensor([sink, sink + 1, 0.5, -0.5])
     check(backend, query, key, value, Scores(0.8, sinks=sinks), 1e-5)
@@ -117,14 +81,14 @@ def test_both_passes_agree_with_float64(backend: str, sink: float | None) -> Non
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("backend", PASSES)
-def test_a_large_common_offset_in_the_keys_changes_nothing(backend: str) -> None:
+def test_a_large_common_offset_of_the_keys_changes_nothing(backend: str) -> None:
     query, key, value = tensors(1)
     check(backend, query, key + 50, value, Scores(8**-0.5), 1e-3)
 
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("backend", PASSES)
-def test_one_hot_rows_have_no_entropy(backend: str) -> None:
+def test_one_hot_rows_have_zero_entropy(backend: str) -> None:
     query, key, value = tensors(2)
     check(backend, 20 * query, 20 * key, value, Scores(1.0), 1e-3)
     length = key.shape[2]
@@ -141,7 +105,7 @@ def test_one_hot_rows_have_no_entropy(backend: str) -> None:
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("backend", PASSES)
 @pytest.mark.parametrize("constant", [0.0, 3.0])
-def test_uniform_attention_has_the_log_of_the_number_of_keys(backend: str, constant: float) -> None:
+def test_entropy_of_uniform_attention_is_the_log_of_the_number_of_keys(backend: str, constant: float) -> None:
     query, key, value = tensors(3)
     key = torch.full_like(key, constant)
     _, rows = run(backend, query, key, value, lazy_mask(2, 40, 40), Scores(1.0), make_sets(torch.ones(2, 40, 1)))
@@ -153,7 +117,7 @@ def test_uniform_attention_has_the_log_of_the_number_of_keys(backend: str, const
     assert_close(rows.masses[0], torch.ones_like(n), 1e-5)
 
 
-def test_a_sink_alone_takes_everything() -> None:
+def test_a_very_strong_sink_takes_all_attention() -> None:
     query, key, value = tensors(4)
     sets = make_sets(torch.ones(2, 40, 1))
     for backend in PASSES:
@@ -165,19 +129,19 @@ def test_a_sink_alone_takes_everything() -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_capped_and_biased_scores_are_for_the_blocked_way() -> None:
+def test_capped_and_biased_scores_need_the_blocked_backend() -> None:
     query, key, value = tensors(5)
     bias = torch.randn(1, 4, 40, 40, generator=torch.Generator().manual_seed(9))
     for scores in (Scores(1.0, softcap=2.0), Scores(1.0, bias=bias), Scores(1.0, softcap=2.0, sinks=torch.zeros(4))):
         check("blocked", query, key, value, scores, 1e-5)
     for scores in (Scores(1.0, softcap=2.0), Scores(1.0, bias=bias)):
-        with pytest.raises(ValueError, match="it needs plain scaled scores"):
+        with pytest.raises(ValueError, match="it needs scores without a soft cap or a position bias"):
             check("flash", query, key, value, scores, 1e-5)
 
 
 @given(seed=st.integers(0, 2**20), length=st.integers(1, 50), scale=st.floats(0.01, 6), sink=st.booleans())
 @settings(max_examples=25, deadline=None)
-def test_laws_of_the_statistics(seed: int, length: int, scale: float, sink: bool) -> None:
+def test_statistics_stay_within_their_bounds(seed: int, length: int, scale: float, sink: bool) -> None:
     query, key, value = tensors(seed, batch=1, length=length)
     generator = torch.Generator().manual_seed(seed)
     sets = make_sets(torch.nn.functional.one_hot(torch.randint(0, 4, (1, length), generator=generator), 4).float())
@@ -234,7 +198,7 @@ def test_block_sizes_change_nothing(backend: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("backend", PASSES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_attention_that_is_not_finite_is_refused(backend: str, bad: float) -> None:
+def test_attention_that_is_not_finite_is_rejected(backend: str, bad: float) -> None:
     query, key, value = tensors(8)
     query[1, 2, 17, 0] = bad
     with pytest.raises(NonFiniteError, match="head 2, example 1 of the batch, query 17"):
@@ -258,7 +222,7 @@ def test_padding_rows_are_zero_and_never_computed() -> None:
     assert_close(rows.distance[:1, :, 13:], expected.distance.double(), 1e-5)
 
 
-def test_padding_inside_a_text_is_no_triangle() -> None:
+def test_padding_inside_a_text_is_masked() -> None:
     query, key, value = tensors(11)
     padding = torch.ones(2, 40, dtype=torch.bool)
     padding[:, 7] = False
@@ -272,7 +236,15 @@ def test_padding_inside_a_text_is_no_triangle() -> None:
         np.testing.assert_array_equal(rows.n_allowed, ((i <= i[:, None]) & padding[0]).sum(-1)[None].repeat(2, 1))
 
 
-def test_shapes_are_executed() -> None:
+def test_wrong_shapes_are_rejected_by_every_backend_and_by_the_key_sets() -> None:
+    """The import hook of tests/conftest.py names these modules; a name that is wrong would check nothing, without an error."""
     query, key, value = tensors(10)
+    mask, scores, sets = lazy_mask(2, 40, 40), Scores(1.0), make_sets(torch.ones(2, 40, 1))
     with pytest.raises(Exception, match="Type-check error"):
-        blocked_pass(query[0], key, value, lazy_mask(2, 40, 40), Scores(1.0), make_sets(torch.ones(2, 40, 1)), Wanted())
+        blocked_pass(query[0], key, value, mask, scores, sets, Wanted())
+    with pytest.raises(Exception, match="Type-check error"):
+        flash_pass(query[0], key, value, mask, scores, sets)
+    with pytest.raises(Exception, match="Type-check error"):
+        triton_pass(query[0], key, value, mask, scores, sets, Wanted())
+    with pytest.raises(Exception, match="type"):
+        KeySets(torch.ones(40, 1), sets.pairs, 2, sets.starts, sets.stops)

@@ -1,4 +1,4 @@
-"""The Triton kernel against float64 softmax and against the blocked pass. Runs in Triton's interpreter on a CPU (see tests/conftest.py).
+"""The Triton kernel against float64 softmax and the blocked backend. It runs in Triton's interpreter on a CPU (see tests/conftest.py).
 
 With TRITON_INTERPRET=0 the same tests run on a GPU.
 """
@@ -18,19 +18,16 @@ import pytest
 import torch
 from torch import Tensor
 from transformers.masking_utils import (
-    and_masks,
     causal_mask_function,
     chunked_causal_mask_function,
-    packed_sequence_mask_function,
     sliding_window_causal_mask_function,
-    sliding_window_overlay,
 )
 
 from interp.attention import triton as module
 from interp.attention.blocked import blocked_pass
 from interp.attention.masks import LazyMask, lazy_mask
 from interp.attention.statistics import KeySets, RowStatistics, Scores, Wanted
-from interp.attention.triton import Blocks, available, triton_obstacles, triton_pass
+from interp.attention.triton import TileSizes, available, triton_obstacles, triton_pass
 from interp.tables.errors import NonFiniteError
 
 DEVICE = torch.device("cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda")
@@ -41,13 +38,13 @@ NAMES = ("entropy", "collision", "max_prob", "distance", "masses", "pair_masses"
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several tiles in a short text: first, whole and diagonal ones."""
-    monkeypatch.setattr(module, "_blocks", lambda dtype, dim: Blocks(32, 16, 4))
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Split a short text into several tiles: leading ones, ones that need no mask, and ones on the diagonal."""
+    monkeypatch.setattr(module, "tile_sizes", lambda dtype, dim: TileSizes(32, 16, 4))
 
 
 def make_sets(batch: int, keys: int, n_columns: int, starts: tuple[int, ...], stops: tuple[int, ...], queries_from: int = 0) -> KeySets:
-    """Random columns over real keys, and the pairs (i, i) and (i, i - 1) of real tokens."""
+    """Return random columns over real keys, and the pairs (i, i) and (i, i - 1) of real tokens."""
     columns = (torch.rand(batch, keys, n_columns, generator=torch.Generator().manual_seed(5)) < 0.4).float()
     pairs = []
     for example, (start, stop) in enumerate(zip(starts, stops, strict=True)):
@@ -60,7 +57,7 @@ def make_sets(batch: int, keys: int, n_columns: int, starts: tuple[int, ...], st
 
 @dataclasses.dataclass
 class Case:
-    """One call of the pass; tensors are made from it."""
+    """One call of the pass, as settings from which tensors are made."""
 
     batch: int = 1
     heads: int = 2
@@ -90,7 +87,7 @@ class Case:
         starts, stops = self.starts or (0,) * self.batch, self.stops or (keys,) * self.batch
         at = torch.arange(keys)
         padding = torch.stack([(at >= start) & (at < stop) for start, stop in zip(starts, stops, strict=True)])
-        for example in range(self.batch):  # what padding holds must not matter
+        for example in range(self.batch):  # the content of padding must not matter
             key[example, :, ~padding[example]] = value[example, :, ~padding[example]] = 1e30
             query[example, :, ~padding[example, self.offset :]] = 1e30
         mask = self.mask(padding)
@@ -105,7 +102,7 @@ class Case:
 
 
 def expected(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
-    """Everything by float64 softmax, of the same (rounded) queries and keys."""
+    """Return output and statistics from float64 softmax of the same (rounded) queries and keys."""
     query, key, value, _, scores, sets, wanted = case.call()
     groups, keys = case.heads // case.kv_heads, key.shape[2]
     key, value = (t.double().repeat_interleave(groups, 1) for t in (key, value))
@@ -163,7 +160,7 @@ def run(case: Case, **changes: Any) -> tuple[Tensor | None, RowStatistics]:
 
 
 def assert_close(name: str, found: Tensor, wanted: Tensor, tolerance: float, floor: float = 1e-3) -> None:
-    """Relative error above the floor, and `tolerance * floor` in absolute terms below it."""
+    """Check the relative error above the floor, and the absolute error against `tolerance * floor` below it."""
     assert found.shape == wanted.shape
     error = (found.double() - wanted.double()).abs() / wanted.double().abs().clamp_min(floor)
     assert bool((error <= tolerance).all()), f"{name}: worst {float(error.max()):.2e}"
@@ -197,12 +194,12 @@ def all_equal(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rising(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Every key beats all before it, so the running maximum moves in every tile; the first tiles' sums must fade exactly."""
+    """Make every score larger than all earlier ones, so the running maximum moves in every tile and earlier sums are rescaled."""
     return torch.ones_like(query), torch.linspace(-40, 40, key.shape[2])[:, None].expand_as(key).clone()
 
 
 def flat_tail(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """One key takes nearly everything, and each tile of the others adds less than the last bit of 1: together they are the entropy."""
+    """Give one key nearly all attention, so that each other tile adds less than the last bit of 1; together they are the entropy."""
     key = torch.zeros_like(key)
     key[:, :, 3, 0] = 20.0
     query = torch.zeros_like(query)
@@ -252,7 +249,7 @@ def test_agrees_with_float64(name: str) -> None:
 
 
 def tolerance(case: Case) -> float:
-    """Scores of some hundreds are held by float32 to some 1e-5, and masses of half-precision inputs come from two bfloat16 numbers."""
+    """Return the tolerance: float32 holds scores of some hundreds to about 1e-5; half-precision masses come from two bfloat16 numbers."""
     far = case.change in (far_keys, one_hot, rising, flat_tail)
     return 3e-4 if far else 5e-5 if case.dtype != torch.float32 else 1e-5
 
@@ -263,7 +260,7 @@ def tolerance(case: Case) -> float:
 def test_longer_texts_agree_with_float64_within_a_thousandth(
     change: str | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the tiles that a GPU takes; relative above 1e-3, 1e-6 below."""
+    """With the tiles of a GPU; relative above 1e-3, absolute 1e-6 below."""
     monkeypatch.undo()
     case = Case(
         length=300, dim=64, value_dim=64, scaling=0.125, columns=25, dtype=dtype, change=None if change is None else CHANGES[change]
@@ -277,7 +274,7 @@ def test_longer_texts_agree_with_float64_within_a_thousandth(
 
 @needs_triton
 @pytest.mark.parametrize("name", ["everything", "bfloat16", "offset", "both_sides"])
-def test_agrees_with_the_blocked_pass(name: str) -> None:
+def test_agrees_with_the_blocked_backend(name: str) -> None:
     case = CASES[name]
     query, key, value, mask, scores, sets, wanted = case.call()
     output, rows = run(case)
@@ -286,7 +283,7 @@ def test_agrees_with_the_blocked_pass(name: str) -> None:
     assert other is not None
     assert_close("output", output, other, 2e-2 if case.dtype == torch.bfloat16 else 1e-5, floor=1)
     for name in NAMES:
-        # the blocked pass takes a row's distance as a difference inside its block of rows; half-precision masses are two bfloat16 numbers
+        # blocked distances are relative to a block of rows; half-precision masses come from two bfloat16 numbers
         allowed = 5e-5 if case.dtype != torch.float32 else 5e-6 if name == "distance" else 1e-6
         assert_close(name, getattr(rows, name), getattr(blocked, name), allowed, floor=1)
     for threshold in case.thresholds:
@@ -295,8 +292,8 @@ def test_agrees_with_the_blocked_pass(name: str) -> None:
 
 @needs_triton
 def test_the_second_sweep_finds_keys_of_every_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More tiles than there are groups of them, and one strong key in some of them."""
-    monkeypatch.setattr(module, "_blocks", lambda dtype, dim: Blocks(32, 16, 4))
+    """Use more tiles than groups of tiles, with one strong key in some of them."""
+    monkeypatch.setattr(module, "tile_sizes", lambda dtype, dim: TileSizes(32, 16, 4))
     strong = [0, 17, 255, 300, 511, 512, 540]
 
     def change(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -310,7 +307,7 @@ def test_the_second_sweep_finds_keys_of_every_tile(monkeypatch: pytest.MonkeyPat
 
 
 @needs_triton
-def test_uniform_and_certain_rows_are_exact() -> None:
+def test_uniform_and_one_hot_rows_are_exact() -> None:
     _, rows = run(CASES["all_equal"])
     n = torch.arange(1, 51).double().expand(1, 2, 50)
     assert_close("entropy", rows.entropy, n.log(), 1e-6)
@@ -323,7 +320,7 @@ def test_uniform_and_certain_rows_are_exact() -> None:
 
 
 @needs_triton
-def test_statistics_without_values_and_what_is_not_wanted() -> None:
+def test_values_and_optional_statistics_can_be_left_out() -> None:
     case = CASES["plain"]
     output, rows = run(case, value=None, wanted=Wanted(max_prob=False))
     assert output is None
@@ -333,7 +330,7 @@ def test_statistics_without_values_and_what_is_not_wanted() -> None:
 
 
 @needs_triton
-def test_strided_inputs_and_a_mask_shared_by_layers() -> None:
+def test_strided_inputs_and_a_mask_that_layers_share() -> None:
     case = CASES["plain"]
     query, key, value, mask, scores, sets, wanted = case.call()
     turned = [t.transpose(1, 2).contiguous().transpose(1, 2).to(DEVICE) for t in (query, key, value)]
@@ -349,8 +346,8 @@ def test_strided_inputs_and_a_mask_shared_by_layers() -> None:
 
 @needs_triton
 @pytest.mark.parametrize("window", [None, 9])
-def test_any_number_of_chosen_keys_a_query(window: int | None) -> None:
-    """Queries with none, with one and with dozens; keys outside the window or in padding count nothing; sets share keys."""
+def test_any_number_of_pairs_per_query(window: int | None) -> None:
+    """Queries have no pair, one or dozens; keys outside the window or in padding add nothing; sets share keys."""
     case = Case(batch=2, heads=4, kv_heads=2, window=window, starts=(0, 7), stops=(50, 43), softcap=6.0, sinks=(0.5, -1.0, 3.0, 0.0))
     query, key, value, mask, scores, sets, wanted = case.call()
     key, value = key.clamp(-9, 9), value.clamp(-9, 9)
@@ -362,7 +359,7 @@ def test_any_number_of_chosen_keys_a_query(window: int | None) -> None:
         number, of_query, of_key = chosen.nonzero(as_tuple=True)
         both = torch.stack([of_query, of_key, number])
         pairs.append(both[:, both[0].argsort(stable=True)])
-    sets = dataclasses.replace(sets, pairs=tuple(pairs), n_pair_sets=3, _cuts={}, _padding={})
+    sets = dataclasses.replace(sets, pairs=tuple(pairs), n_pair_sets=3, _blocks={}, _padding={})
     _, expected_rows = blocked_pass(query, key, value, mask, scores, sets, wanted)
     given = query.to(DEVICE), key.to(DEVICE), value.to(DEVICE)
     _, rows = triton_pass(*given, mask, on_device(scores), sets.to(DEVICE), wanted)
@@ -375,7 +372,7 @@ def test_any_number_of_chosen_keys_a_query(window: int | None) -> None:
 @needs_triton
 @pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_attention_that_is_not_finite_is_refused(bad: float) -> None:
+def test_attention_that_is_not_finite_is_rejected(bad: float) -> None:
     def change(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         query[1, 3, 17, 0] = bad
         return query, key
@@ -386,7 +383,7 @@ def test_attention_that_is_not_finite_is_refused(bad: float) -> None:
 
 
 def obstacles(case: Case, **changes: Any) -> str:
-    """Why the kernel cannot take a call with some of its arguments changed."""
+    """Return why the kernel cannot take a call, with some arguments changed."""
     named = dict(zip(("query", "key", "value", "mask", "scores", "sets", "wanted"), case.call(), strict=True))
     for name in ("query", "key", "value"):
         named[name] = named[name].to(DEVICE)  # type: ignore[union-attr]
@@ -394,7 +391,7 @@ def obstacles(case: Case, **changes: Any) -> str:
 
 
 @needs_triton
-def test_what_the_kernel_can_express() -> None:
+def test_supported_masks_and_scores_have_no_obstacle() -> None:
     for window in (None, 7):
         assert not obstacles(Case(window=window))
         assert not obstacles(Case(window=window, softcap=3.0, sinks=(0.0, 0.0), starts=(4,), stops=(40,)))
@@ -406,25 +403,6 @@ def test_what_the_kernel_can_express() -> None:
     assert "padding at the ends" in obstacles(Case(), mask=Case().mask(torch.zeros(1, 50, dtype=torch.bool)))
 
 
-def test_only_transformers_own_window_is_a_window() -> None:
-    assert lazy_mask(1, 9, 9, mask_function=sliding_window_causal_mask_function(4)).window == 4
-    others = (
-        causal_mask_function,
-        chunked_causal_mask_function(4, torch.zeros(1, dtype=torch.long)),
-        packed_sequence_mask_function(torch.zeros(1, 9)),
-        sliding_window_overlay(4),
-        and_masks(sliding_window_overlay(4), causal_mask_function, causal_mask_function),
-        and_masks(sliding_window_overlay(4), lambda b, h, q, k: k >= 0),
-        and_masks(sliding_window_overlay(4), sliding_window_overlay(4)),
-        and_masks(sliding_window_causal_mask_function(4), causal_mask_function),
-        lambda b, h, q, k: k <= q,
-    )
-    for rule in others:
-        mask = lazy_mask(1, 9, 9, mask_function=rule, local_size=4)
-        assert mask.window is None
-        assert mask.plain_causal == (rule is causal_mask_function)
-
-
 @needs_triton
 @pytest.mark.parametrize(
     ("case", "changes", "reason"),
@@ -432,26 +410,26 @@ def test_only_transformers_own_window_is_a_window() -> None:
         (
             Case(batch=2),
             {"mask": lazy_mask(2, 50, 50, mask_function=chunked_causal_mask_function(8, torch.zeros(2, dtype=torch.long)))},
-            "causal and sliding-window",
+            "a causal or sliding-window mask",
         ),
-        (Case(), {"wanted": Wanted(on_block=lambda *_: None)}, "never holds the probabilities"),
+        (Case(), {"wanted": Wanted(on_block=lambda *_: None)}, "does not keep the probabilities"),
         (Case(), {"wanted": Wanted(thresholds=(0.0,))}, r"thresholds are \(0.0,\)"),
         (Case(), {"wanted": Wanted(thresholds=(0.1, 1.0))}, r"thresholds are \(0.1, 1.0\)"),
-        (Case(dtype=torch.float64), {}, "takes bfloat16, float16 or float32 alone, got torch.float64"),
-        (Case(columns=65), {}, "of at most 256 dimensions and 64 columns of token sets, got 16 and 65"),
-        (Case(dim=264), {}, "of at most 256 dimensions and 64 columns of token sets, got 264 and 3"),
-        (Case(value_dim=264), {}, "of at most 256 dimensions and 64 columns of token sets, got 264 and 3"),
+        (Case(dtype=torch.float64), {}, "in one of bfloat16, float16 and float32, got torch.float64"),
+        (Case(columns=65), {}, "head sizes up to 256 and 64 columns of token sets, got 16 and 65"),
+        (Case(dim=264), {}, "head sizes up to 256 and 64 columns of token sets, got 264 and 3"),
+        (Case(value_dim=264), {}, "head sizes up to 256 and 64 columns of token sets, got 264 and 3"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_it_cannot_do_is_known_beforehand_and_refused(case: Case, changes: dict[str, Any], reason: str) -> None:
+def test_layers_with_an_obstacle_are_rejected(case: Case, changes: dict[str, Any], reason: str) -> None:
     assert re.search(reason, obstacles(case, **changes))
-    with pytest.raises(ValueError, match=f"{reason}.*; use the blocked way"):
+    with pytest.raises(ValueError, match=f"{reason}.*. Use the blocked backend"):
         run(case, **changes)
 
 
 @needs_triton
-def test_every_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_obstacle_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BATCH_HEADS", 1)
     found = obstacles(Case(columns=65), scores=Scores(-1.0), wanted=Wanted(thresholds=(2.0,)))
     assert all(part in found for part in ("positive scaling", "thresholds are (2.0,)", "64 columns", "at most 1 heads of all texts"))
@@ -488,9 +466,9 @@ for capability in capabilities:
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not CAN, reason=WHY or "Triton compiles for CUDA on linux")
-def test_it_compiles_for_gpus_that_are_not_here() -> None:
-    """To machine code by Triton's own assembler, for the tensor cores, within the shared memory of every such card."""
-    blocks = module.HALF_BLOCKS[64]
+def test_the_kernel_compiles_for_compute_capability_8_and_9() -> None:
+    """Triton's assembler makes machine code that uses the tensor cores and fits the shared memory of every such card."""
+    blocks = module.HALF_TILES[64]
     numbers = (blocks.queries, blocks.keys, blocks.warps, blocks.stages, 80, 90)
     command = [sys.executable, "-c", COMPILE, *map(str, numbers)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "0"}, check=False)

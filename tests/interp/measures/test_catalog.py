@@ -1,12 +1,11 @@
-"""Every measure against float64 attention maps, with arithmetic of this file's own; the laws of entropies and masses."""
+"""Every measure of the catalog against float64 attention maps and by hand; measures of installed packages."""
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,14 +19,15 @@ from interp.attention.blocked import blocked_pass
 from interp.attention.flash import FLASH_STATISTICS
 from interp.attention.masks import lazy_mask
 from interp.attention.statistics import Scores, Wanted
-from interp.measures.catalog import ENTRY_POINTS, MEASURES, load_measures
-from interp.measures.measure import Block, Measure, Rows, key_sets
-from interp.measures.token_sets import N_SHUFFLES, SHUFFLE_BIN, duplicate_tokens, induction_targets, numeric_shuffles
+from interp.measures.catalog import MEASURES, load_measures
+from interp.measures.measure import Rows, key_sets
+from interp.measures.token_sets import numeric_shuffles
 from interp.recording import recorder
 from interp.recording.recorder import record
 from interp.tables.errors import InputError
-from interp.tables.schema import REGIONS, ROLES, TOKEN_REGIONS, MeasureInfo
+from interp.tables.schema import REGIONS
 from interp.tokens import NUMBER_ROLES, AnnotatedText, Tokens
+from tests.interp.measures.cases import TOP_TWO, attention_maps, random_annotated, top_two
 
 LENGTHS = (41, 20, 70, 33, 57, 26, 64, 48)
 SEED = 3
@@ -49,33 +49,14 @@ FAMILIES = (
     "deepseek_v3",
 )
 BLOCKED_ONLY = ("gemma2",)
-"""Families with capped scores."""
+"""Families with capped scores, which only the blocked backend supports."""
 
 
 # --- the reference ----------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def softmax_in_its_own_dtype() -> Iterator[None]:
-    """Transformers' eager attention computes softmax in float32 even where the model is float64."""
-    original = torch.nn.functional.softmax
-    torch.nn.functional.softmax = lambda x, dim=None, dtype=None: original(x, dim=dim)
-    try:
-        yield
-    finally:
-        torch.nn.functional.softmax = original
-
-
-def attention_maps(model: Any, ids: np.ndarray) -> list[np.ndarray]:
-    """Eager attention of a float64 model over one text that is not padded, [head, query, key] a layer."""
-    with torch.no_grad(), softmax_in_its_own_dtype():
-        maps = model(torch.from_numpy(ids)[None], output_attentions=True).attentions
-    assert all(m.dtype == torch.float64 for m in maps)
-    return [m[0].numpy() for m in maps]
-
-
 def windows(config: Any) -> list[float]:
-    """Keys that a query of each layer may look back over, itself included."""
+    """Return how many keys a query of each layer may attend to at most, including itself."""
     config = config.get_text_config(decoder=True)
     types = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None) or np.inf
@@ -85,12 +66,12 @@ def windows(config: Any) -> list[float]:
 
 
 def query_values(p: np.ndarray, text: AnnotatedText, window: float, *, sink: bool) -> dict[str, np.ndarray]:
-    """Every measure of every query from whole maps [head, query, key]: [head, query] each, NaN where undefined."""
+    """Return every measure of every query, [head, query], NaN where undefined, from complete maps [head, query, key]."""
     length = len(text)
     i, j = np.indices((length, length))
     allowed = (j <= i) & (i - j < window)
     assert np.all(p[:, ~allowed] == 0)
-    assert np.all(np.abs(p[:, allowed] - 0.1) > 1e-6), "too near to the threshold to test a count: take another seed"
+    assert np.all(np.abs(p[:, allowed] - 0.1) > 1e-6), "too close to the threshold to test a count: use another seed"
     sinks = 1 - p.sum(-1, keepdims=True)
     if not sink:
         assert np.abs(sinks).max() < 1e-12
@@ -144,7 +125,7 @@ def query_values(p: np.ndarray, text: AnnotatedText, window: float, *, sink: boo
 def reference_of_maps(
     maps: Sequence[np.ndarray], windows: Sequence[float], text: AnnotatedText, *, sink: bool, seed: int = SEED
 ) -> dict[tuple[int, int, str, str], tuple[float, int]]:
-    """Value and number of queries of one example, by layer, head, measure and region, from each layer's maps."""
+    """Return value and number of queries of one example by layer, head, measure and region, from the maps of each layer."""
     found = {}
     shuffles = numeric_shuffles(text, seed)
     for layer, (p, window) in enumerate(zip(maps, windows, strict=True)):
@@ -166,7 +147,7 @@ def reference_of_maps(
 
 
 def reference(model: Any, text: AnnotatedText) -> dict[tuple[int, int, str, str], tuple[float, int]]:
-    """`reference_of_maps` for the eager maps of a float64 model."""
+    """Return `reference_of_maps` of the eager maps of a float64 model."""
     sink = model.config.model_type == "gpt_oss"
     return reference_of_maps(attention_maps(model, text.ids), windows(model.config), text, sink=sink)
 
@@ -198,7 +179,7 @@ def assert_means_agree(table: pd.DataFrame, expected: Expected, tolerance: float
 
 @pytest.fixture(scope="module")
 def oracle(tiny_model: Callable[..., Any], tiny_tokens: Callable[..., Any]) -> Callable[[str, str], Any]:
-    """Model in a dtype, texts and what float64 says of them, made once a family."""
+    """`(family, dtype)` returns a model, texts and their float64 values, and makes them once."""
 
     @functools.cache
     def make(family: str, dtype: str) -> SimpleNamespace:
@@ -215,8 +196,8 @@ def backends(family: str) -> tuple[str, ...]:
 
 
 NOISY = ("numeric_z", "sparsity_010")
-"""Measures that a bf16 model's own rounding moves by more than the tolerance in a single short example: a difference of masses divided
-by a small spread, and a count of few keys. Their means over the examples agree, and so do they on the model's own queries and keys."""
+"""Measures that the rounding of a bfloat16 model changes by more than the tolerance in one short example: a difference of masses divided by
+a small spread, and a count of few keys. Their means over examples agree, and so do single values for the model's own queries and keys."""
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -241,7 +222,7 @@ def test_every_measure_agrees_with_float64_maps(
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(("family", "backend"), [("llama", "blocked"), ("llama", "flash"), ("mistral", "flash"), ("gpt_oss", "blocked")])
-def test_bf16_statistics_are_exact_for_the_models_own_queries_and_keys(
+def test_bfloat16_statistics_are_exact_for_the_models_own_queries_and_keys(
     family: str, backend: str, oracle: Callable[[str, str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case, captured = oracle(family, "bfloat16"), []
@@ -278,11 +259,13 @@ def test_bf16_statistics_are_exact_for_the_models_own_queries_and_keys(
 # --- adapters ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks by the old name
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft uses the old name
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("backend", ["blocked", "flash"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_oss", "gpt2"])
-def test_adapters_on_off_and_merged(family: str, backend: str, tiny_model: Callable[..., Any], tiny_tokens: Callable[..., Any]) -> None:
+def test_values_with_an_adapter_on_off_and_merged(
+    family: str, backend: str, tiny_model: Callable[..., Any], tiny_tokens: Callable[..., Any]
+) -> None:
     targets = ["c_attn"] if family == "gpt2" else ["q_proj", "k_proj", "v_proj", "o_proj"]
     config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, fan_in_fan_out=family == "gpt2")
     chosen = list(MEASURES) if backend == "blocked" else FLASH
@@ -312,15 +295,15 @@ def test_adapters_on_off_and_merged(family: str, backend: str, tiny_model: Calla
     with model.disable_adapter():
         off = recorded(model)
     assert_agrees(off, expected(tiny_model(family, attention="eager").double()), 1e-5)
-    assert (on["value"] - off["value"]).abs().max() > 0.1, "the adapter changes nothing, so the test says nothing"
+    assert (on["value"] - off["value"]).abs().max() > 0.1, "the adapter changes nothing, so the test is empty"
     assert_agrees(recorded(model.merge_and_unload()), precise, 1e-5)
 
 
-# --- measures by hand, and measures of users --------------------------------------------------------------------------
+# --- measures by hand, and measures of installed packages --------------------------------------------------------------------------
 
 
 def test_measures_of_a_map_worked_by_hand(tiny_model: Callable[..., Any], tiny_tokens: Callable[..., Any]) -> None:
-    """Three tokens, the last of them like the first: row 2 attends half, quarter, quarter."""
+    """Three tokens, of which the last equals the first; its row is (1/2, 1/4, 1/4)."""
     text = random_annotated([5, 7, 5], roles=["special", "question_number", "operator"])
     p = np.array([[[1, 0, 0], [0.5, 0.5, 0], [0.5, 0.25, 0.25]]])
     values = {name: rows[0, 2] for name, rows in query_values(p, text, np.inf, sink=False).items()}
@@ -353,65 +336,21 @@ def test_measures_of_a_map_worked_by_hand(tiny_model: Callable[..., Any], tiny_t
     assert found == pytest.approx(expected, abs=1e-6)
 
 
-def random_annotated(ids: Sequence[int], roles: Sequence[str] | None = None, example: int = 0) -> AnnotatedText:
-    codes = np.array([ROLES.index(role) for role in roles] if roles else [0] * len(ids), np.uint8)
-    regions = np.full(len(ids), TOKEN_REGIONS.index("response"), np.uint8)
-    offsets = np.zeros((len(ids), 2), np.int64)
-    return AnnotatedText(example, "", np.asarray(ids), offsets, regions, codes, np.ones(len(ids), bool))
+def test_measures_are_listed_in_table_order_under_their_names() -> None:
+    assert all(measure.info.name == name for name, measure in MEASURES.items())
+    assert [*MEASURES][:5] == ["entropy_nats", "entropy_normalized", "renyi2_nats", "max_prob", "self_mass"]
+    assert len(MEASURES) == 21
 
 
-def test_shuffles_keep_region_bin_and_number_and_depend_on_seed_and_example_alone(tiny_tokens: Callable[..., Any]) -> None:
-    text = tiny_tokens((70, 70)).texts[1]
-    numeric, shuffled = text.in_role(*NUMBER_ROLES), numeric_shuffles(text, 5)
-    assert shuffled.shape == (N_SHUFFLES, 70)
-    for region in ("question", "response"):
-        places = np.flatnonzero(text.in_region(region) & (np.arange(70) > 0))
-        for at in range(0, len(places), SHUFFLE_BIN):
-            inside = places[at : at + SHUFFLE_BIN]
-            assert (shuffled[:, inside].sum(1) == numeric[inside].sum()).all()
-    template = text.in_region("template")
-    assert (shuffled[:, template] == numeric[template]).all()
-    np.testing.assert_array_equal(shuffled, numeric_shuffles(text, 5))
-    assert (shuffled != numeric_shuffles(text, 6)).any()
-    assert (shuffled != numeric_shuffles(replace(text, example=0), 5)).any()
-
-
-def test_pairs_of_equal_tokens() -> None:
-    text = random_annotated([1, 2, 1, 2, 1])
-    assert sorted(zip(*duplicate_tokens(text).tolist(), strict=True)) == [(2, 0), (3, 1), (4, 0), (4, 2)]
-    assert sorted(zip(*induction_targets(text).tolist(), strict=True)) == [(2, 1), (3, 2), (4, 1), (4, 3)]
-    assert duplicate_tokens(random_annotated([3, 4, 5])).shape == (2, 0)
-
-
-def test_an_unknown_measure_lists_the_known() -> None:
-    with pytest.raises(InputError, match=r"unknown measures entropie; known: entropy_nats, .*sparsity_010_published"):
+def test_an_unknown_measure_is_rejected_with_the_known_ones() -> None:
+    with pytest.raises(
+        InputError,
+        match=r"measures: 'entropie' is not known \(did you mean entropy_normalized\?\); known: entropy_nats, .*sparsity_010_published",
+    ):
         load_measures(["entropy_nats", "entropie"])
     with pytest.raises(InputError, match="known:"):
         load_measures([])
     assert list(load_measures(["max_prob", "entropy_nats", "max_prob"])) == ["max_prob", "entropy_nats"]
-    with pytest.raises(InputError, match=r"asks for statistics \['entropi'\]; known: collision, distance, entropy, max_prob"):
-        Measure(MeasureInfo("x", "x", "1", 0, 1, "x"), lambda rows: rows.entropy, frozenset({"entropi"}))
-
-
-@pytest.mark.parametrize("name", ["distance", "max_prob"])
-def test_a_measure_names_what_it_reads(name: str, tiny_model: Callable[..., Any], tiny_tokens: Callable[..., Any]) -> None:
-    model, tokens = tiny_model("llama"), tiny_tokens((20,))
-    info = MeasureInfo("x", "x", "1", 0, 1, "x")
-    with torch.no_grad(), record(model, tokens, {"x": Measure(info, lambda rows: getattr(rows, name), frozenset({name}))}) as heads:
-        model(**tokens.inputs)
-    assert len(heads.table())
-    with torch.no_grad(), pytest.raises(InputError, match=f"reads {name}, which its `statistics` do not name"):  # noqa: SIM117
-        with record(model, tokens, {"x": Measure(info, lambda rows: getattr(rows, name))}):
-            model(**tokens.inputs)
-
-
-def top_two(block: Block) -> torch.Tensor:
-    return block.probabilities.topk(2, -1).values.sum(-1) if block.probabilities.shape[-1] > 1 else block.probabilities[..., 0]
-
-
-TOP_TWO = Measure(
-    MeasureInfo("top_two", "Two largest", "probability", 0, 1, "sum of the two largest p_ij"), top_two, frozenset({"probabilities"})
-)
 
 
 @dataclass
@@ -424,48 +363,12 @@ class EntryPoint:
         return self.found
 
 
-def test_installed_packages_offer_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_packages_can_offer_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     offered = [EntryPoint("top_two", TOP_TWO)]
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: offered if group == ENTRY_POINTS else [])
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: offered if group == "primed_heads.measures" else [])
     assert list(load_measures()) == [*MEASURES, "top_two"]
     assert load_measures(["top_two"]) == {"top_two": TOP_TWO}
     for wrong in (EntryPoint("max_prob", TOP_TWO), EntryPoint("another_name", TOP_TWO), EntryPoint("top_two", top_two)):
         offered[:] = [wrong]
         with pytest.raises(InputError, match=wrong.name):
             load_measures()
-
-
-@pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("padding_side", ["right", "left"])
-def test_a_measure_of_the_probabilities_themselves(
-    padding_side: str, tiny_model: Callable[..., Any], tiny_tokens: Callable[..., Any], oracle: Callable[[str, str], Any]
-) -> None:
-    seen = []
-
-    def compute(block: Block) -> torch.Tensor:
-        assert block.probabilities.shape[0::2] == block.query_position.shape
-        causal = block.key_position[:, None] <= block.query_position[..., None]
-        real = (block.key_position >= 0)[:, None] & (block.query_position >= 0)[..., None]
-        outside = block.probabilities.where((real & ~causal)[:, None], 0.0)
-        seen.append(float(outside.abs().max()))
-        return top_two(block)
-
-    case = oracle("mistral", "float32")
-    tokens = Tokens(case.texts, padding_side)
-    with torch.no_grad(), record(case.model, tokens, {"top_two": replace(TOP_TWO, compute=compute)}) as heads:
-        case.model(**tokens.inputs)
-    assert len(seen) > 8
-    assert max(seen) == 0
-    precise = tiny_model("mistral", attention="eager").double()
-    table = heads.examples().set_index(["example", "layer", "head", "region"])["value"]
-    for text in tokens.texts:
-        for layer, maps in enumerate(attention_maps(precise, text.ids)):
-            expected = np.sort(maps, -1)[..., -2:].sum(-1)[:, text.is_query].mean(-1)
-            for head, value in enumerate(expected):
-                assert table[text.example, layer, head, "all"] == pytest.approx(value, abs=1e-5)
-
-
-def test_token_sets_of_another_length_are_refused(tiny_tokens: Callable[..., Any]) -> None:
-    measure = Measure(MeasureInfo("m", "m", "1", 0, 1, "m"), lambda rows: rows.mass("s"), sets={"s": lambda text, seed: np.ones(3)})
-    with pytest.raises(InputError, match="token set s gives 3 weights for 20 tokens"):
-        key_sets(tiny_tokens((20,)), [measure], 0)

