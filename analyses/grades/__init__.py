@@ -1,1 +1,1 @@
-"""TODO_DOC analyses/grades."""
+"""Grade stored responses and compare models on the same problems: `python -m analyses.grades`, or `analyses.grades.run.grade_responses`."""

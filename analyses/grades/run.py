@@ -1,172 +1,190 @@
-"""`python -m analyses.grades`: stored responses in; every grader's verdict on each, accuracy with intervals, and models paired, out.
+"""Grade stored responses with every grader, and compare the models on the same problems.
 
-Nothing is generated here and no model is loaded: the responses may come from anywhere. Published responses carry logged verdicts, which
-stand in the tables as one more grader, `logged`.
+Nothing is generated and no model is loaded: the responses may come from anywhere. Published responses come with logged verdicts, which are
+in the tables as another grader, `logged`.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analyses.grades.options import PUBLISHED_CODE, GradesConfig
-from analyses.grades.responses import Source, by_model, facts_table, number_problems, read_sources
-from analyses.grades.tables import accuracy_table, grade_all, notes_on, pairs_table, with_logged
-from interp.tables.errors import InputError
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-if TYPE_CHECKING:
-    import pandas as pd
+from analyses.grades.options import GradesConfig
+from analyses.grades.reading import read_sources
+from analyses.grades.responses import Source, by_model, facts_table, number_problems
+from analyses.grades.tables import PUBLISHED_CODE, accuracy_table, grade_all, notes_on, pairs_table, with_logged
+from distill.problems.grading import GRADERS
+from interp.tables.errors import InputError, OptionError
+from interp.tables.files import write_file, write_json, write_text
+from interp.tables.plugins import nearest
+from interp.tables.results import Kind, ResultsFolder
+from interp.tables.versions import versions
+
+TABLES = ("grades.parquet", "accuracy.csv", "pairs.csv")
+"""Files of the tables."""
+
+_GRADES_FOLDER = Kind(noun="set of grades", kinds=("grades",), names="|".join(TABLES))
+
+_PACKAGES = ("math-verify", "scipy", "statsmodels")
+"""Packages that decide verdicts and statistics, in addition to `interp.tables.versions.PACKAGES`."""
+
+_GRADES_SCHEMA = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("problem", pa.int64(), nullable=False),
+        pa.field("grader", pa.string(), nullable=False),
+        pa.field("extracted", pa.string()),
+        pa.field("correct", pa.bool_(), nullable=False),
+    ]
+)
 
 
-KIND = "grades"
+@dataclass(frozen=True)
+class GradedResponses:
+    """Graded responses and the comparison of their models.
+
+    Attributes:
+        folder: the results folder.
+        grades: every grader's verdict on every response (`analyses.grades.tables.grade_all`).
+        accuracy: accuracy by model and grader (`analyses.grades.tables.accuracy_table`).
+        pairs: models compared on the same problems (`analyses.grades.tables.pairs_table`).
+        run: the content of run.json.
+    """
+
+    folder: Path
+    grades: pd.DataFrame
+    accuracy: pd.DataFrame
+    pairs: pd.DataFrame
+    run: dict[str, Any]
 
 
-FILES = ("grades.parquet", "accuracy.csv", "pairs.csv", "run.json")
+def grade_responses(options: GradesConfig, *, command: str = "analyses.grades.run.grade_responses") -> GradedResponses:
+    """Return the verdict of every grader on stored responses, after writing them to `options.out`.
 
+        from analyses.grades.options import GradesConfig
+        from analyses.grades.run import grade_responses
 
-def run(config: GradesConfig, command: str) -> int:
-    """The whole job: responses, verdicts, tables."""
-    asked = chosen_graders(config.graders)
-    sources = read_sources(config.paths)
+        graded = grade_responses(GradesConfig(paths=(Path("mine.jsonl"), Path("theirs.jsonl"))))
+        graded.pairs.query("p_holm < 0.05")
+
+    Grades of an earlier call are replaced.
+
+    Args:
+        options: what to grade, and where the results go.
+        command: recorded in run.json.
+
+    Raises:
+        PrimedHeadsError: options, responses or results folder cannot be used as they are.
+    """
+    graders = choose_graders(options.graders)
+    sources = read_sources(options.paths)
     models = by_model(sources)
     published = {r.model for source in sources if source.kind == "csv" for r in source.responses}
-    if asked == [PUBLISHED_CODE] and not published:
-        raise InputError(f"{PUBLISHED_CODE} is for CSV files in the published layout, and none is given; name other --graders")
-    baseline = config.baseline or min(models)
+    if graders == [PUBLISHED_CODE] and not published:
+        raise InputError(f"{PUBLISHED_CODE} is for CSV files in the published layout, but none is given; name other --graders")
+    baseline = options.baseline or min(models)
     if baseline not in models:
-        raise InputError(f"--baseline {baseline!r} has no responses; there are those of {', '.join(models)}")
+        raise InputError(f"--baseline {baseline!r} has no responses; known: {', '.join(models)}")
     numbers = number_problems(models)
-    check_folder(config.out, force=config.force)
+    in_place = _check_content(options)
+    results = None if in_place else ResultsFolder(options.out, _GRADES_FOLDER, force=True, resume=True)
+    try:
+        grades = grade_all(models, numbers, graders, published)
+        facts = facts_table(models, numbers)
+        accuracy = accuracy_table(grades, facts, options.level)
+        pairs = pairs_table(with_logged(grades, facts), baseline, options.level, options.resamples, options.seed)
+        run = _describe(options, command, graders, baseline, sources, notes_on(models, numbers, grades, facts))
+        if results is None:
+            _write_tables(options.out, grades, accuracy, pairs)
+            write_json(options.out / "run.json", run)
+        else:
+            _write_tables(results.draft, grades, accuracy, pairs)
+            results.publish(run)
+    except BaseException:
+        if results is not None:
+            results.abandon(keep=False)
+        raise
+    return GradedResponses(options.out, grades, accuracy, pairs, run)
 
-    grades = grade_all(models, numbers, asked, published)
-    facts = facts_table(models, numbers)
-    accuracy = accuracy_table(grades, facts, config.level)
-    pairs = pairs_table(with_logged(grades, facts), baseline, config.level, config.resamples, config.seed)
-    notes = notes_on(models, numbers, grades, facts)
-    write_results(config.out, grades, accuracy, pairs, about(config, command, asked, baseline, sources, notes))
-    show(config, accuracy, pairs, baseline, notes)
-    return 0
 
-
-def chosen_graders(given: Sequence[str]) -> list[str]:
-    """Names of graders, parted by blanks or commas; all where none is given.
+def choose_graders(given: Sequence[str]) -> list[str]:
+    """Return the names of graders, separated by blanks or commas; all graders if none is given.
 
     Raises:
         InputError: an unknown name.
     """
-    from distill.problems.grading import GRADERS
-
     known = [*GRADERS, PUBLISHED_CODE]
     names = list(dict.fromkeys(name for part in given for name in part.split(",") if name)) or known
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise InputError(f"unknown grader {unknown[0]!r}; known: {', '.join(known)}")
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        raise InputError(f"unknown grader {unknown!r}{nearest(unknown, known)}; known: {', '.join(known)}")
     return names
 
 
-# --- results --------------------------------------------------------------------------------------------------------
-
-
-def check_folder(out: Path, *, force: bool) -> None:
-    """The results may go there: it is new, empty, or this command wrote it.
+def _check_content(options: GradesConfig) -> bool:
+    """Return whether the results folder has other content, so that the files are written into it and it is never replaced.
 
     Raises:
-        InputError: a file, or a folder that holds other things, which only --force writes into.
+        OptionError: it has other content, no grades, and --force was not given.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; name a folder")
-    if force or not out.is_dir() or not any(out.iterdir()):
-        return
+    out, ours = options.out, (*TABLES, "run.json")
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")} if out.is_dir() else set()
+    if not names:
+        return False
     try:
         kind = json.loads((out / "run.json").read_text("utf-8"))["kind"]
     except (OSError, ValueError, KeyError, TypeError):
         kind = None
-    if kind != KIND:
-        raise InputError(f"--out {out} holds other things than grades; name another folder, or --force writes {', '.join(FILES)} into it")
+    if kind != "grades" and not options.force:
+        raise OptionError(f"--out {out} has other content than grades; name another folder, or --force writes {', '.join(ours)} into it")
+    return kind != "grades" or bool(names.difference(ours))
 
 
-def about(
-    config: GradesConfig, command: str, graders: Sequence[str], baseline: str, sources: Sequence[Source], notes: Sequence[str]
+def _write_tables(folder: Path, grades: pd.DataFrame, accuracy: pd.DataFrame, pairs: pd.DataFrame) -> None:
+    """Write the three tables, each atomically.
+
+    Raises:
+        OSError: no space or no permission.
+    """
+    table = pa.Table.from_pandas(grades[_GRADES_SCHEMA.names], schema=_GRADES_SCHEMA, preserve_index=False).replace_schema_metadata(None)
+    texts = {"accuracy.csv": accuracy.to_csv(index=False), "pairs.csv": pairs.to_csv(index=False)}
+    write_file(folder / "grades.parquet", lambda path: pq.write_table(table, path))
+    for name, text in texts.items():
+        write_text(folder / name, text)
+
+
+def _describe(
+    options: GradesConfig, command: str, graders: Sequence[str], baseline: str, sources: Sequence[Source], notes: Sequence[str]
 ) -> dict[str, Any]:
-    """The contents of run.json."""
-    import importlib.metadata
-
-    from interp.tables.versions import versions
-
-    inputs = [
-        {
-            "path": str(s.path),
-            "kind": s.kind,
-            "sha256": s.sha256,
-            "models": list(dict.fromkeys(r.model for r in s.responses)),
-            "n": len(s.responses),
-        }
-        for s in sources
-    ]
+    """Return the content of run.json."""
     return {
-        "kind": KIND,
+        "kind": "grades",
         "command": command,
-        "versions": {**versions(), **{name: importlib.metadata.version(name) for name in ("math-verify", "scipy", "statsmodels")}},
-        "inputs": inputs,
+        "versions": {**versions(), **{name: importlib.metadata.version(name) for name in _PACKAGES}},
+        "inputs": [
+            {
+                "path": str(source.path),
+                "kind": source.kind,
+                "sha256": source.sha256,
+                "models": list(dict.fromkeys(r.model for r in source.responses)),
+                "n": len(source.responses),
+            }
+            for source in sources
+        ],
         "settings": {
             "graders": list(graders),
             "baseline": baseline,
-            "level": config.level,
-            "seed": config.seed,
-            "resamples": config.resamples,
+            "level": options.level,
+            "seed": options.seed,
+            "resamples": options.resamples,
         },
         "notes": list(notes),
     }
-
-
-def write_results(out: Path, grades: pd.DataFrame, accuracy: pd.DataFrame, pairs: pd.DataFrame, run: Mapping[str, Any]) -> None:
-    """Writes all files under temporary names, then renames them: an older result is replaced when the new one is whole.
-
-    Raises:
-        OSError: no space, no permission.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    text, whole = pa.string(), pa.int64()
-    fields = {"model": text, "problem": whole, "grader": text, "extracted": text, "correct": pa.bool_()}
-    schema = pa.schema([pa.field(name, kind, nullable=name == "extracted") for name, kind in fields.items()])
-    table = pa.Table.from_pandas(grades[list(fields)], schema=schema, preserve_index=False).replace_schema_metadata(None)
-    out.mkdir(parents=True, exist_ok=True)
-    drafts = {name: out / f".{os.getpid()}-{name}" for name in FILES}
-    try:
-        pq.write_table(table, drafts["grades.parquet"])
-        accuracy.to_csv(drafts["accuracy.csv"], index=False)
-        pairs.to_csv(drafts["pairs.csv"], index=False)
-        drafts["run.json"].write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        for name, draft in drafts.items():
-            draft.replace(out / name)
-    finally:
-        for draft in drafts.values():
-            draft.unlink(missing_ok=True)
-
-
-def show(config: GradesConfig, accuracy: pd.DataFrame, pairs: pd.DataFrame, baseline: str, notes: Sequence[str]) -> None:
-    """Prints the tables, each with how it was measured."""
-    from distill.evaluation.statistics import table_text
-
-    level = f"{100 * config.level:g} %"
-    texts = accuracy.drop_duplicates("model")[["model", "n", "characters", "cut"]]
-    print(
-        f"Accuracy. n: responses; low, high: Wilson's {level} score interval; found: share in which the grader found an answer; agrees, "
-        f"differs: responses with the logged verdict, with the other one.\n\n{table_text(accuracy.drop(columns=['characters', 'cut']))}\n\n"
-        f"Responses. n: how many; characters: mean length; cut: share that ran into the limit of length.\n\n{table_text(texts)}\n"
-    )
-    if len(pairs):
-        print(
-            f"Paired with {baseline} by question. problems: n answered by both; difference: share right less {baseline}'s, with its "
-            f"{level} percentile bootstrap interval over problems ({config.resamples} resamples, seed {config.seed}); p_mcnemar: McNemar's "
-            f"exact test, two-sided; p_holm: Holm's correction over the models within a grader.\n\n"
-            f"{table_text(pairs.drop(columns='baseline'))}\n"
-        )
-    for note in notes:
-        print(f"note: {note}")
-    print(f"tables: {config.out / FILES[0]}, {', '.join(FILES[1:])}")

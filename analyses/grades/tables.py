@@ -1,34 +1,51 @@
-"""TODO_DOC analyses/grades/tables.py."""
+"""The tables of graded responses: every verdict, accuracy, models paired by question, and notes on what the tables do not show."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analyses.grades.options import LOGGED, PUBLISHED_CODE
+import numpy as np
+import pandas as pd
+
 from analyses.grades.responses import Response
+from distill.evaluation.statistics import holm, mcnemar_exact, mean_interval, wilson_interval
 
-if TYPE_CHECKING:
-    import pandas as pd
+PUBLISHED_CODE = "published_code"
+"""A grader for the published layout only: what the paper's code extracts, which depends on the order of the responses."""
 
+LOGGED = "logged"
+"""Name under which the verdicts that were stored with the responses are in the tables, like those of a grader."""
 
-# --- verdicts and tables --------------------------------------------------------------------------------------------
+_PAIR_COLUMNS = (
+    "grader",
+    "model",
+    "baseline",
+    "problems",
+    "unpaired",
+    "only_this",
+    "only_baseline",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p_mcnemar",
+    "p_holm",
+)
 
 
 def grade_all(
     models: Mapping[str, Sequence[Response]], numbers: Mapping[str, Sequence[int]], graders: Sequence[str], published: set[str]
 ) -> pd.DataFrame:
-    """A row a response and grader: model, problem, grader, extracted (None where it found nothing), correct.
+    """Return one row per response and grader: model, problem, grader, extracted (None if it found nothing), correct.
 
     Args:
-        models: responses, in the order of their file.
-        numbers: of `number_problems`.
-        graders: names of `distill.problems.grading.GRADERS`, and `PUBLISHED_CODE`.
-        published: models on which `PUBLISHED_CODE` is used, for it reads a whole file in order.
+        models: responses of each model, in the order of their file.
+        numbers: number of each response's problem, as `number_problems` returns it.
+        graders: keys of `distill.problems.grading.GRADERS`, and `PUBLISHED_CODE`.
+        published: models to use `PUBLISHED_CODE` for: it reads a complete file in order.
     """
-    import pandas as pd
     from tqdm import tqdm
 
     from distill.problems.extraction import published_code_answers
@@ -42,7 +59,7 @@ def grade_all(
             if PUBLISHED_CODE in graders and model in published:
                 in_order = published_code_answers([r.text for r in responses])
             for at, (number, response) in enumerate(zip(numbers[model], responses, strict=True)):
-                for verdict in grade(response.text, response.answer, alone, truncated=bool(response.cut)):
+                for verdict in grade(response.text, response.answer, alone, truncated=bool(response.truncated)):
                     rows.append((model, number, verdict.grader, verdict.extracted, verdict.correct))
                 if in_order:
                     rows.append((model, number, PUBLISHED_CODE, in_order[at], is_correct(in_order[at], response.answer)))
@@ -51,26 +68,26 @@ def grade_all(
 
 
 def with_logged(grades: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
-    """Verdicts with the logged ones behind them, as those of one more grader."""
-    import pandas as pd
-
+    """Return the verdicts, followed by the logged ones as if they were another grader's."""
     known = facts[facts["logged"].notna()]
     logged = known[["model", "problem"]].assign(grader=LOGGED, correct=known["logged"].astype(bool))
     return pd.concat([grades[["model", "problem", "grader", "correct"]], logged], ignore_index=True) if len(logged) else grades
 
 
 def accuracy_table(grades: pd.DataFrame, facts: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
-    """A row a model and grader, `logged` last where verdicts were logged.
+    """Return one row per model and grader, with `logged` last if verdicts were logged.
+
+    Args:
+        grades: the table of `grade_all`.
+        facts: the table of `facts_table`.
+        level: level of the intervals.
 
     Returns:
-        model, grader, n (responses), right, accuracy = right / n, low and high (Wilson's score interval, 0 to 1), found (share of
-        responses in which the grader found an answer), agrees and differs (responses with the logged verdict, and with the other one),
-        characters (mean length of the model's responses) and cut (share of them that ran into the limit; NaN where unknown).
+        Columns: model, grader, n (number of responses), right, accuracy = right / n, low and high (Wilson score interval, 0 to 1), found
+        (fraction of responses in which the grader found an answer), agrees and differs (number of responses whose verdict equals the
+        logged one, and does not), characters (mean length of the model's responses), and truncated (fraction of them that were
+        truncated; NaN if this is not known).
     """
-    import pandas as pd
-
-    from distill.evaluation.statistics import wilson_interval
-
     verdicts = with_logged(grades, facts).merge(grades, how="left", on=["model", "problem", "grader"], suffixes=("", "_alone"))
     verdicts = verdicts.merge(facts[["model", "problem", "logged"]], on=["model", "problem"], validate="many_to_one")
     lengths = {str(model): own for model, own in facts.groupby("model", sort=False)}
@@ -84,7 +101,7 @@ def accuracy_table(grades: pd.DataFrame, facts: pd.DataFrame, level: float = 0.9
             known = given[given["logged"].notna()]
             same = int((known["correct"] == known["logged"].astype(bool)).sum())
             compared = grader != LOGGED and len(known) > 0
-            cut = lengths[model]["cut"]
+            truncated = lengths[model]["truncated"]
             rows.append(
                 {
                     "model": model,
@@ -98,103 +115,111 @@ def accuracy_table(grades: pd.DataFrame, facts: pd.DataFrame, level: float = 0.9
                     "agrees": same if compared else None,
                     "differs": len(known) - same if compared else None,
                     "characters": float(lengths[model]["characters"].mean()),
-                    "cut": math.nan if cut.isna().any() else float(cut.astype(bool).mean()),
+                    "truncated": math.nan if truncated.isna().any() else float(truncated.astype(bool).mean()),
                 }
             )
     return pd.DataFrame(rows).astype({"agrees": "Int64", "differs": "Int64"})
 
 
 def pairs_table(verdicts: pd.DataFrame, baseline: str, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
-    """A row a grader and model: the model against the baseline on the problems that both answered.
+    """Return one row per grader and model: the model compared with the baseline on the problems that both answered.
 
     Args:
-        verdicts: model, problem, grader, correct; each problem once a model and grader.
-        baseline: a model; under graders that it lacks there is no row.
-        level: of the interval.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        verdicts: model, problem, grader, correct; each problem once per model and grader.
+        baseline: a model; a grader without verdicts on it has no rows.
+        level: level of the interval.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
 
     Returns:
-        grader, model, baseline, problems (answered by both), unpaired (by one of them only, left out), only_this and only_baseline
-        (problems that only one has right), difference = (only_this - only_baseline) / problems with its percentile bootstrap interval over
-        problems (NaN where no two problems differ in it), p_mcnemar (McNemar's exact test, two-sided) and p_holm (Holm's correction over
-        the models of a grader).
+        Columns: grader, model, baseline, problems (number answered by both), unpaired (number answered by only one of them, left out),
+        only_this and only_baseline (number of problems that only one of them solved), difference = (only_this - only_baseline) / problems
+        with its percentile bootstrap interval over problems (NaN if all problems have the same difference), p_mcnemar (McNemar's exact
+        test, two-sided), and p_holm (Holm's correction over the models of a grader).
     """
-    import numpy as np
-    import pandas as pd
-
-    from distill.evaluation.statistics import holm, mcnemar_exact, mean_interval
-
-    rows = []
+    rows: list[dict[str, Any]] = []
     for grader in verdicts["grader"].unique():
-        given = verdicts[verdicts["grader"] == grader]
-        right = {str(model): own.set_index("problem")["correct"].astype(bool) for model, own in given.groupby("model", sort=False)}
-        first = len(rows)
-        for model in right:
-            if model == baseline or baseline not in right:
-                continue
-            this, other = right[model].align(right[baseline], join="inner")
-            row: dict[str, Any] = {
-                "grader": grader,
-                "model": model,
-                "baseline": baseline,
-                "problems": len(this),
-                "unpaired": len(right[model]) + len(right[baseline]) - 2 * len(this),
-                **dict.fromkeys(("only_this", "only_baseline"), 0),
-                **dict.fromkeys(("difference", "difference_low", "difference_high", "p_mcnemar"), math.nan),
-            }
-            if len(this):
-                row["only_this"], row["only_baseline"], row["p_mcnemar"] = mcnemar_exact(this.to_numpy(), other.to_numpy())
-                apart = this.to_numpy(np.float64) - other.to_numpy(np.float64)
-                row["difference"] = float(apart.mean())
-                row["difference_low"], row["difference_high"] = mean_interval(apart, level, resamples, seed)
-            rows.append(row)
-        for row, p in zip(rows[first:], holm([row["p_mcnemar"] for row in rows[first:]]), strict=True):
-            row["p_holm"] = p
-    names = "grader model baseline problems unpaired only_this only_baseline difference difference_low difference_high p_mcnemar p_holm"
-    return pd.DataFrame(rows, columns=names.split())
+        own = verdicts[verdicts["grader"] == grader]
+        right = {str(model): each.set_index("problem")["correct"].astype(bool) for model, each in own.groupby("model", sort=False)}
+        if baseline not in right:
+            continue
+        pairs = [
+            {"grader": grader, "model": model, "baseline": baseline, **_pair(each, right[baseline], level, resamples, seed)}
+            for model, each in right.items()
+            if model != baseline
+        ]
+        corrected = holm([pair["p_mcnemar"] for pair in pairs])
+        rows += [{**pair, "p_holm": p} for pair, p in zip(pairs, corrected, strict=True)]
+    return pd.DataFrame(rows, columns=list(_PAIR_COLUMNS))
+
+
+def _pair(right: pd.Series, baseline: pd.Series, level: float, resamples: int, seed: int) -> dict[str, Any]:
+    """Return the comparison of one model with the baseline; both are by problem."""
+    this, other = right.align(baseline, join="inner")
+    pair: dict[str, Any] = {
+        "problems": len(this),
+        "unpaired": len(right) + len(baseline) - 2 * len(this),
+        **dict.fromkeys(("only_this", "only_baseline"), 0),
+        **dict.fromkeys(("difference", "difference_low", "difference_high", "p_mcnemar"), math.nan),
+    }
+    if len(this):
+        pair["only_this"], pair["only_baseline"], pair["p_mcnemar"] = mcnemar_exact(this.to_numpy(), other.to_numpy())
+        differences = this.to_numpy(np.float64) - other.to_numpy(np.float64)
+        pair["difference"] = float(differences.mean())
+        pair["difference_low"], pair["difference_high"] = mean_interval(differences, level, resamples, seed)
+    return pair
 
 
 def notes_on(
     models: Mapping[str, Sequence[Response]], numbers: Mapping[str, Sequence[int]], grades: pd.DataFrame, facts: pd.DataFrame
 ) -> list[str]:
-    """What a reader of the tables has to know: questions without a pair, repeated ones, and the rows that were graded by hand."""
+    """Return what a reader of the tables must know: unpaired and repeated questions, and responses that were graded by hand.
+
+    Args:
+        models: responses of each model.
+        numbers: number of each response's problem.
+        grades: the table of `grade_all`.
+        facts: the table of `facts_table`.
+    """
     notes = []
     if len(models) == 1:
-        notes.append(f"{next(iter(models))} is the only model: no paired table")
+        notes.append(f"{next(iter(models))} is the only model, so there are no pairs")
     else:
         times = Counter(number for own in numbers.values() for number in own)
-        lonely = sum(n == 1 for n in times.values())
-        if lonely:
-            notes.append(f"{lonely} of {len(times)} questions were answered by one model only: they are in no pair")
+        n_single = sum(n == 1 for n in times.values())
+        if n_single:
+            notes.append(f"{n_single} of {len(times)} questions were answered by only one model and are not paired")
     for model, responses in models.items():
         repeated = len(responses) - len({r.question.strip() for r in responses})
         if repeated:
-            notes.append(f"{model}: {repeated} responses are to a question that it answered before; they are told apart by occurrence")
-        unknown = sum(r.cut is None for r in responses)
+            notes.append(f"{model}: {repeated} responses are to repeated questions; they are paired by occurrence")
+        unknown = sum(r.truncated is None for r in responses)
         if unknown:
             notes.append(
-                f"{model}: of {unknown} of {len(responses)} responses nobody noted whether they were cut; they are graded as whole"
+                f"{model}: it is not known whether {unknown} of {len(responses)} responses were truncated; they are graded as complete"
             )
     verdicts = grades.merge(facts[["model", "problem", "logged"]], on=["model", "problem"])
     verdicts = verdicts[verdicts["logged"].notna()]
     for model in models:
         own = verdicts[verdicts["model"] == model].set_index("problem")
-        code, rules = own[own["grader"] == PUBLISHED_CODE], own[own["grader"] == "published"]
-        if not len(code):
-            continue
-        logged = code["logged"].astype(bool)
-        by_hand, same = code["extracted"].isna(), code["correct"] == logged
-        note = (
-            f"{model}: {PUBLISHED_CODE} reads a number in {(~by_hand).sum()} of {len(code)} logged responses, and gives the logged verdict "
-            f"on {(same & ~by_hand).sum()} of them; the other {by_hand.sum()} had to be graded by hand, {(logged & by_hand).sum()} of "
-            "them as right"
-        )
-        if len(rules):
-            apart = rules["correct"] != logged
-            note += (
-                f"; `published` differs from the log on {apart.sum()}: {(apart & by_hand).sum()} graded by hand, and "
-                f"{(apart & same & ~by_hand).sum()} on which the code used a number of an earlier response"
-            )
-        notes.append(note)
+        if (own["grader"] == PUBLISHED_CODE).any():
+            notes.append(_note_on_logged(model, own))
     return notes
+
+
+def _note_on_logged(model: str, verdicts: pd.DataFrame) -> str:
+    """Return how the logged verdicts of a model relate to those of the paper's code and of its stated rules."""
+    code, rules = (verdicts[verdicts["grader"] == name] for name in (PUBLISHED_CODE, "published"))
+    logged = code["logged"].astype(bool)
+    by_hand, same = code["extracted"].isna(), code["correct"] == logged
+    note = (
+        f"{model}: {PUBLISHED_CODE} reads a number in {(~by_hand).sum()} of {len(code)} logged responses, and gives the logged verdict on "
+        f"{(same & ~by_hand).sum()} of them; the other {by_hand.sum()} were graded by hand, {(logged & by_hand).sum()} of them as right"
+    )
+    if len(rules):
+        apart = rules["correct"] != logged
+        note += (
+            f"; `published` differs from the log on {apart.sum()}: {(apart & by_hand).sum()} graded by hand, and "
+            f"{(apart & same & ~by_hand).sum()} on which the code used a number of an earlier response"
+        )
+    return note
