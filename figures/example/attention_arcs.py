@@ -52,7 +52,7 @@ _ARC_ROOM = {"question": 0.07, "response": 0.15}
 _QUERY_ROLES = ("operand", "intermediate_result", "final_answer")
 """Roles of the numbers at which arcs start."""
 
-Rows = dict[str, list[int]]
+_Rows = dict[str, list[int]]
 """The lines of each block (question, response) that are drawn."""
 
 
@@ -194,7 +194,7 @@ def _count_lines(places: Sequence[TokenPlace]) -> int:
     return max((place.line for place in places), default=-1) + 1
 
 
-def _drawn_rows(text: _ModelText, room: int | None) -> Rows:
+def _drawn_rows(text: _ModelText, room: int | None) -> _Rows:
     """Return the lines that are drawn: all, or at most `room`: the first of each block and those with the ends of the strongest arcs."""
     line_of = text.line_of()
     every = set(line_of.values())
@@ -206,7 +206,7 @@ def _drawn_rows(text: _ModelText, room: int | None) -> Rows:
     return {name: sorted(line for block, line in kept if block == name) for name in _ARC_ROOM}
 
 
-def _rows_left_out_note(texts: dict[str, _ModelText], rows: dict[str, Rows]) -> str:
+def _rows_left_out_note(texts: dict[str, _ModelText], rows: dict[str, _Rows]) -> str:
     """Return how many lines of text and how many arcs are not drawn, "" where all are."""
     lines = sum(text.line_count for text in texts.values())
     without = lines - sum(len(kept) for of in rows.values() for kept in of.values())
@@ -254,7 +254,7 @@ def place_tokens(tokens: pd.DataFrame, room: float) -> list[TokenPlace]:
     return places
 
 
-def _draw_model(axes: Axes, text: _ModelText, rows: Rows, y: float, gutter: float, pitches: dict[str, float]) -> None:
+def _draw_model(axes: Axes, text: _ModelText, rows: _Rows, y: float, gutter: float, pitches: dict[str, float]) -> None:
     """Draw the blocks of a model and its arcs.
 
     Args:
