@@ -28,7 +28,7 @@ _OPERATOR = re.compile(r"[+\-*/=×÷−–·]|\\(?:times|cdot|div)(?![a-zA-Z])|(
 _FINAL_MARK = re.compile(r"####|\\boxed\{|answer\s*(?:is\b(?!\s+not)|:|=)", re.IGNORECASE)
 _NEXT_TO_OPERATOR = " \t\n$€£%()[]{}\\<>"
 _BEFORE_RESULT = " \t$€£-−*({\\"
-_SENTINEL = "<<the question stands here>>"
+_SENTINEL = "<<question goes here>>"
 _PLAIN_PROMPT = ("Question: ", "\nAnswer:")
 """Text before and after the question if no chat template is used."""
 

@@ -88,8 +88,8 @@ def triton_obstacles(
     """
     found = []
     edges = zip(mask.real_keys, sets.starts, sets.stops, strict=True)
-    whole = all(first <= start and stop <= last for (first, last), start, stop in edges)
-    if not (mask.plain_causal or mask.window is not None) or not whole or scores.bias is not None or scores.scaling <= 0:
+    contiguous = all(first <= start and stop <= last for (first, last), start, stop in edges)
+    if not (mask.plain_causal or mask.window is not None) or not contiguous or scores.bias is not None or scores.scaling <= 0:
         found.append("it needs a causal or sliding-window mask with padding at the ends only, a positive scaling and no position bias")
     if wanted.on_block is not None:
         found.append("it does not keep the probabilities that a measure or a map needs")

@@ -1,3 +1,5 @@
+# pyright: reportGeneralTypeIssues=false
+# pyright takes functions of Triton's language, whose Python bodies only raise, for functions that never return.
 """The Triton kernel of `interp.attention.triton`: one flash-attention forward pass that accumulates the heads' statistics.
 
 Imported only when the kernel is launched, because it needs triton. Scores are in units of log2 (exp2 is what the hardware has), relative

@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """What a measure is (`Measure`) and what it computes from (`Rows`, or `ProbabilityBlock` for the probabilities themselves)."""
 
 from __future__ import annotations

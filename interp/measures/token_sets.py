@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """Which keys, and which query-key pairs, the measures sum attention over: functions of an annotated text."""
 
 from __future__ import annotations

@@ -348,12 +348,12 @@ class Recording:
             mask, scores = self._generated.calls[layer]
             query = torch.cat(self._generated.queries.pop(layer), 2)
             key = torch.cat(self._generated.keys.pop(layer), 2)
-            whole = replace(
+            generated_mask = replace(
                 mask, q_length=query.shape[2], kv_length=key.shape[2], q_offset=prompt, kv_offset=0, counted=None, _blocks={}, _cached=0
             )
             with torch.no_grad():
                 sets = self._on(query.device).sets
-                _, rows, blocks = self._pass(query, key, None, whole, scores, sets, layer, "blocked")
+                _, rows, blocks = self._pass(query, key, None, generated_mask, scores, sets, layer, "blocked")
                 self._add(layer, rows, blocks, prompt)
 
     # --- results ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Tiny tensors gain nothing from threads, and lose much where the cores are busy."""
+"""Tests in this folder use one thread: tiny tensors are no faster with several, and much slower on busy cores."""
 
 from __future__ import annotations
 
