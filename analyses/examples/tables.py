@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,7 +60,7 @@ def write_example_tables(readings: Sequence[Reading], traces: dict[str, Trace], 
 def describe_example_run(
     readings: Sequence[Reading],
     measures: dict[str, Measure],
-    heads: dict[str, Sequence[tuple[int, int]]],
+    heads: Mapping[str, Sequence[tuple[int, int]]],
     problem: Problem,
     request: Request,
 ) -> dict[str, Any]:
