@@ -1,4 +1,4 @@
-"""The tree keeps its layout: rooms of a readable size, one meaning for each public name, and configuration that names modules that exist."""
+"""The layout of the tree: small folders, one meaning for each public name, configuration that names existing modules."""
 
 from __future__ import annotations
 
