@@ -224,7 +224,7 @@ def run_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def few_measures(run_folder: Path) -> Path:
-    """The run folder, its tables and run.json cut to three measures, which draw quickly."""
+    """The run folder with three measures only, which draw quickly."""
     kept = ["entropy_nats", "numeric_mass", "numeric_enrichment"]
     heads = read(run_folder / "heads.parquet", HEADS)
     write(heads.loc[heads["measure"].isin(kept)], HEADS, run_folder / "heads.parquet")
@@ -252,12 +252,12 @@ def make_example(
     compared: bool = True,
     seed: int = 0,
 ) -> Path:
-    """Write a folder of one problem under the lens with plausible numbers: a model an answer, causal attention that sums to 1.
+    """Write a folder of one problem with plausible numbers: one model per answer, causal attention that sums to 1.
 
     Args:
         folder: made where it is not there.
         question: the problem.
-        answers: what each model reads after it; equal texts for gold.
+        answers: what each model reads after it; equal texts for the reference text.
         layers: of the models.
         heads: of a layer.
         watched: heads with whole maps; None for all.
@@ -391,7 +391,7 @@ def _example_tokens(question: str, answer: str) -> pd.DataFrame:
 
 
 def _shared(tokens: list[pd.DataFrame]) -> int:
-    """Tokens from the beginning that are the same in all models."""
+    """Number of tokens at the start that are the same in all models."""
     first, count = tokens[0], min(map(len, tokens))
     for other in tokens[1:]:
         same = (first["token"].to_numpy()[:count] == other["token"].to_numpy()[:count]).tolist()
@@ -401,7 +401,7 @@ def _shared(tokens: list[pd.DataFrame]) -> int:
 
 @pytest.fixture
 def example_folder(tmp_path: Path) -> Callable[..., Path]:
-    """`make_example` in a folder of the test's own."""
+    """`make_example` in the test's folder."""
     return functools.partial(make_example, tmp_path / "example")
 
 
@@ -424,7 +424,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser, tmp_path) -> Iterator[Callable[..., Any]]:
-    """Open an example's page in a window of its own. Any request beyond the file, any error and any warning fail the test."""
+    """Open an example's page in a new window. Any request other than for the file, any error and any warning fails the test."""
     wrong: list[str] = []
     contexts = []
 

@@ -1,6 +1,6 @@
 """Shifts of heads that are known by construction, shared by the tests of maps and volcano plots."""
 
-# A figure may be None by its type; where it were, the test fails as it should.
+# A drawing function may return None; the test then fails, as it should.
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INFO = MeasureInfo("numeric_mass", "Attention on numbers", "probability", 0.0, 1
 
 
 def runs(layers: int, heads: int, *, moved: dict[tuple[int, int], float], n: int = 30, seed: int = 0) -> tuple[ModelRun, ModelRun]:
-    """A baseline and a student whose heads in `moved` are shifted by so much on every text, with noise."""
+    """A baseline and a student whose heads in `moved` are shifted by the given amounts on every text, with noise."""
     random = np.random.default_rng(seed)
     base = random.beta(0.6, 5.0, (1, layers, heads, 1, len(REGIONS))) + random.normal(0, 0.02, (n, layers, heads, 1, len(REGIONS)))
     other = base + random.normal(0, 0.02, base.shape)

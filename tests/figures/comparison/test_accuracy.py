@@ -1,6 +1,6 @@
-"""figures.comparison.accuracy: a point a student, n and test named, no p value of few students."""
+"""figures.comparison.accuracy: points and intervals, n and test, no p value for few students."""
 
-# A figure may be None by its type, and what a line or patch holds is of many; where it were not as here, the test fails as it should.
+# A drawing function may return None, and matplotlib's artists have broad types; if they differ from what is expected, the test fails.
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportIndexIssue=false, reportCallIssue=false
 

@@ -1,6 +1,6 @@
-"""figures.comparison.divergences: limits that are said, lines that are means, bands that are intervals."""
+"""figures.comparison.divergences: limits, means and bands."""
 
-# A figure may be None by its type, and what a line or patch holds is of many; where it were not as here, the test fails as it should.
+# A drawing function may return None, and matplotlib's artists have broad types; if they differ from what is expected, the test fails.
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportIndexIssue=false, reportCallIssue=false
 

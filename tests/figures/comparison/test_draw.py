@@ -1,4 +1,4 @@
-"""A comparison's folder drawn whole: the story's figures, the page, and what is refused."""
+"""figures.comparison.draw: figures and page of a comparison, and folders that raise."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ INPUTS = pd.DataFrame({"example": [0], "position": [0]})
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six models of two seeds, as `analyses.shifts` would write them."""
+    """A comparison of three conditions with two seeds each, as `analyses.shifts` writes it."""
     random = np.random.default_rng(0)
     base = random.random((12, 3, 4, len(MEASURES), len(REGIONS)))
     runs = [ModelRun(HeadValues("untouched", tuple(range(12)), (0, 1, 2), 4, MEASURES, base), INPUTS, "untouched")]

@@ -1,6 +1,6 @@
-"""figures.comparison.head_shifts: grayed, undefined and significant heads; infinite effects; texts inside and apart."""
+"""figures.comparison.head_shifts: significant, other and undefined heads."""
 
-# A figure may be None by its type; where it were, the test fails as it should.
+# A drawing function may return None; the test then fails, as it should.
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 from __future__ import annotations

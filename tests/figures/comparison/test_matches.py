@@ -1,4 +1,4 @@
-"""The figure of matched heads."""
+"""figures.comparison.matches: depths and similarity of matched heads."""
 
 from __future__ import annotations
 

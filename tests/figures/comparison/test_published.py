@@ -1,6 +1,6 @@
-"""figures.comparison.published_curves: four curves, bands by hand, heads in the order of their variance."""
+"""figures.comparison.published: four curves with bands, and heads sorted by variance."""
 
-# A figure may be None by its type, and what a line or patch holds is of many; where it were not as here, the test fails as it should.
+# A drawing function may return None, and matplotlib's artists have broad types; if they differ from what is expected, the test fails.
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportIndexIssue=false, reportCallIssue=false
 

@@ -1,6 +1,6 @@
-"""figures.comparison.rank_plots: the baseline's first heads, their ranks in every model, agreement; texts inside and apart."""
+"""figures.comparison.rank_plots: ranks of the baseline's top heads, and agreement of models."""
 
-# A figure may be None by its type; where it were, the test fails as it should.
+# A drawing function may return None; the test then fails, as it should.
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LONG = "An-Organisation/a-model-with-quite-a-long-name-135M"
 
 
 def runs(layers: int, heads: int, names: tuple[str, ...], *, noise: float = 0.1, seed: int = 0) -> list[ModelRun]:
-    """Models that share most of their heads' values."""
+    """Models whose heads have mostly the same values."""
     random = np.random.default_rng(seed)
     common = random.beta(0.6, 5.0, (1, layers, heads, 1, len(REGIONS)))
     shape = (6, layers, heads, 1, len(REGIONS))
@@ -38,7 +38,7 @@ def runs(layers: int, heads: int, names: tuple[str, ...], *, noise: float = 0.1,
 
 @cache
 def tables(layers: int, heads: int, models: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Ranks and agreement of so many models."""
+    """Ranks and agreement of several models."""
     every = runs(layers, heads, ("base", LONG, *(f"condition-{at}" for at in range(models)))[:models])
     ranks = pd.concat([ranks_table(run, n_resamples=20) for run in every], ignore_index=True)
     return ranks, agreement_table(every, n_resamples=20)

@@ -1,6 +1,6 @@
-"""figures.comparison.strategy_curves: means over seeds, differences, bands; texts inside and apart."""
+"""figures.comparison.strategy_curves: means over seeds, differences and bands."""
 
-# A figure may be None by its type; where it were, the test fails as it should.
+# A drawing function may return None; the test then fails, as it should.
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NUMBERS = ["mean", "mean_low", "mean_high", "difference", "ci_low", "ci_high"]
 
 @cache
 def table(layers: int, heads: int, conditions: int, seeds: int) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A baseline and so many conditions of so many seeds, whose last layer rises; and each model's condition."""
+    """A baseline and conditions with several seeds, whose last layer rises; and each model's condition."""
     random = np.random.default_rng(0)
     common = random.beta(0.6, 5.0, (1, layers, heads, 1, len(REGIONS)))
     shape = (6, layers, heads, 1, len(REGIONS))

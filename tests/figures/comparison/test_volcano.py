@@ -1,6 +1,6 @@
 """figures.comparison.volcano: effect sizes and p values, infinite ones at the edge, labels that do not overlap."""
 
-# A figure may be None by its type; where it were, the test fails as it should.
+# A drawing function may return None; the test then fails, as it should.
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""figures.drawing.style: text that fits, files that are the same bytes."""
+"""figures.drawing.style: styles with readable fonts and colors, and files with the same bytes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_users_matplotlib_settings_do_not_change(tmp_path: Path):
 
 
 def contrast(one: str, other: str) -> float:
-    """Of two colors, 1 to 21, as the Web Content Accessibility Guidelines 2.2 define it."""
+    """Contrast ratio of two colors, 1 to 21, as the Web Content Accessibility Guidelines 2.2 define it."""
 
     def luminance(color: str) -> float:
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(color)]

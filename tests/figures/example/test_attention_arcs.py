@@ -1,4 +1,4 @@
-"""figures.example.attention_arcs: arcs that are the table's, between the tokens that they join."""
+"""figures.example.attention_arcs: arcs match the table and connect their tokens; lines that are drawn."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEAD = (2, 1)
 
 
 def wanted(example: Example, model: str):
-    """The arcs by the tables, the faintest first."""
+    """The arcs according to the tables, the weakest first."""
     frame = example.tokens[example.tokens["model"] == model].set_index("position")
     number = frame["role"].isin(["operand", "intermediate_result", "final_answer"]) & (frame["region"] == "response")
     text = frame["region"].isin(["question", "response"])
@@ -45,7 +45,7 @@ def arcs_of(figure) -> list[PathPatch]:
 
 
 def set_texts(figure) -> list:
-    """Texts of the blocks in the order of drawing: those above and in the key have other layers."""
+    """Texts of the blocks in the order of drawing; those above and in the legend have other layers."""
     return [text for text in figure.axes[0].texts if text.get_zorder() == 4]
 
 
@@ -143,7 +143,7 @@ def test_a_text_without_numbers_is_reported(example_folder):
 
 
 def with_arcs(example: Example, pairs: list[tuple[int, int, float]]) -> Example:
-    """The first model's head with these arcs alone."""
+    """The first model's head with only these arcs."""
     table = example.edges[(example.edges["layer"] == HEAD[0]) & (example.edges["head"] == HEAD[1])]
     table = table.iloc[: len(pairs)].assign(**dict(zip(("query", "key", "probability"), zip(*pairs, strict=True), strict=True)))
     return dataclasses.replace(example, edges=table)

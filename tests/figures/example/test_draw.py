@@ -1,4 +1,4 @@
-"""figures.example.draw: every figure of one problem, in every style, keeps its texts inside and apart; files and command."""
+"""figures.example.draw: files, command, and texts of every figure in every style."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_head_must_be_written_as_layer_dot_head(text):
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page that only says which problem it is of."""
+    """A page that contains only the question."""
     monkeypatch.setattr("figures.example.draw.example_page", lambda example: f"page of {example.run['problem']['question']} ▯")
 
 

@@ -14,14 +14,14 @@ WATCHED = [(0, 1), (2, 3)]
 
 
 def unplane(packed: bytes, dtype: str, count: int) -> tuple[np.ndarray, bytes]:
-    """The oracle of `_planes`, byte by byte: the numbers and what comes after them."""
+    """Unpack byte by byte, independently of the code under test: the numbers and what follows them."""
     size = np.dtype(dtype).itemsize
     joined = b"".join(bytes(packed[plane * count + i] for plane in range(size)) for i in range(count))
     return np.frombuffer(joined, dtype), packed[size * count :]
 
 
 def unpack_edges(packed: bytes, heads: list, tokens: int, whole: bool) -> tuple[dict[tuple, int], np.ndarray | None]:
-    """{(layer, head, query, key): probability in steps of 1 / PROBABILITY_STEPS} and what rows have beyond their entries."""
+    """{(layer, head, query, key): probability in steps of 1 / PROBABILITY_STEPS} and the remainder of each row."""
     counts, packed = unplane(packed, "<u4", len(heads) * tokens)
     gaps, packed = unplane(packed, "<u4", int(counts.sum()))
     values, packed = unplane(packed, "<u4", int(counts.sum()))

@@ -1,4 +1,4 @@
-"""figures.example.page: one page, every text a text, and the packed numbers those of the tables."""
+"""figures.example.page: every text is escaped, and the packed numbers match the tables."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def test_a_page_for_two_models_of_512_tokens_is_below_5_mb(example_folder):
     answers = ["\n".join(line.format(a=i + 2, b=3 * i + k, s=4 * i + 2 + k) for i in range(15)) + "\n#### 42" for k in (0, 1)]
     watched = [(layer, head) for layer in range(2) for head in range(4)]
     example = read_example(example_folder(answers=answers, layers=2, heads=9, watched=watched))
-    # 30 layers: the others are packed by themselves, so copies take as much room as any.
+    # 30 layers: each layer is packed separately, so copies take as much room as different layers.
     example.run["layers"] = list(range(30))
     strong = example.edges[example.edges["probability"] >= STRONG]
 

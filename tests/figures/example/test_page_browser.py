@@ -1,4 +1,4 @@
-"""The page of one problem in a real browser, without network: what pointer and keys change, what is readable, what is printed."""
+"""The page of one problem in a real browser without network: what pointer and keyboard change, accessibility, printing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PALE = """(least) => {
   }
   return { seen, pale };
 }"""
-"""WCAG's contrast of every written element to the ground it stands on; axe leaves out short texts and what a drawing lies over."""
+"""WCAG's contrast of every text to its background; axe leaves out short texts and texts below a drawing."""
 NUMERIC = ["question_number", "operand", "intermediate_result", "final_answer"]
 
 
@@ -60,7 +60,7 @@ def token(page: Any, model: int, position: int) -> Any:
 
 
 def settle(page: Any) -> None:
-    """Wait until what the pointer asked for is drawn."""
+    """Wait until the pointer's token is drawn."""
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
@@ -444,7 +444,7 @@ def test_the_page_can_be_printed(opened, example):
 
 
 def above_its_panel(page: Any) -> tuple[float, float, float]:
-    """Lower edge of the bar, and how far the focused token is from it and from its panel; both positive where it is in sight."""
+    """Height of the focused token, and its distances from the bar above and from its panel; both positive where it is visible."""
     return page.evaluate(
         """() => {
           const token = document.activeElement.getBoundingClientRect();

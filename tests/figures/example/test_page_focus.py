@@ -1,4 +1,4 @@
-"""The page of one problem in a real browser: no drawing takes the keyboard's focus away."""
+"""The page of one problem in a real browser: redraws keep the keyboard focus."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_focus_survives_redraws(opened, example):
 
 
 def test_a_pending_frame_does_not_replace_the_keyboards_token(opened, example):
-    """Keys faster than the screen: the panel's button is reached before the frame that leaving the token before it asked for."""
+    """Keys that are faster than the screen: the panel's button has the focus before the frame requested by leaving the token."""
     page, position = opened(example), numbers(example)[5]
     page.keyboard.press("Tab")
     reached = page.evaluate(
@@ -79,7 +79,7 @@ FOCUS = "(() => { const at = document.activeElement; return at.dataset.key ?? (a
 
 
 def slow_down(page: Any, times: int) -> None:
-    """As on a processor so many times slower: what hangs on a frame or a block still to come, comes late."""
+    """Slow down the processor by a factor, so that pending frames and blocks come late."""
     page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": times})
 
 
@@ -94,7 +94,7 @@ def focused_token(page: Any) -> list[int]:
 
 
 def watch_focus(page: Any) -> Callable[[], list[str]]:
-    """From now on each frame is looked at; the answer gives what was focused before each frame in which nothing was."""
+    """Watch every frame from now on; returns what had the focus before each frame in which nothing had it."""
     page.evaluate(
         """() => {
           window.lost = [];
@@ -200,7 +200,7 @@ def test_a_panel_opened_by_the_pointer_stays_open_while_focused(opened, example)
 
 
 def test_a_panel_that_shows_a_shared_token_accepts_the_focus(opened, example):
-    """A shared token is shown in every panel; a press on a button lasts for some frames."""
+    """A shared token is shown in every panel; pressing a button lasts several frames."""
     page, position = opened(example), numbers(example)[1]
     lost = watch_focus(page)
     token(page, 0, position).focus()

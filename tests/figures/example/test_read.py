@@ -1,3 +1,5 @@
+"""figures.example.read: a folder of one problem, and what raises."""
+
 from __future__ import annotations
 
 import json

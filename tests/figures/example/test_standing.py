@@ -1,4 +1,4 @@
-"""figures.example.standing: how heads stand, where they look by step, and what was expected of numbers, as the tables have it."""
+"""figures.example.standing: maps of t and of values match the table."""
 
 from __future__ import annotations
 

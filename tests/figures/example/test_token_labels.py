@@ -1,4 +1,4 @@
-"""figures.example.token_labels: texts that the font can draw, marks of roles that are the pages', labels that fit."""
+"""figures.example.token_labels: labels that fit, by priority."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_labels_stay_near_their_slots():
     crowd = [("1", "operand", number) for number in range(40)]
     rest = [("a", "none", -1)] * 160
     length = 20 * line_inches()
-    # The crowd's own room are four lines, at the begin or the end; labels stand there, and no more than a line and a half beyond.
+    # The crowded numbers take four lines at the start or the end; labels are there, or at most a line and a half beyond.
     for words in (crowd + rest, rest + crowd):
         assert 4 <= len(chosen_labels(slots(words), length)) <= 6
 

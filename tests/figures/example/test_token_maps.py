@@ -1,4 +1,4 @@
-"""figures.example.token_maps: cells that are the table's, on one scale, beside their difference."""
+"""figures.example.token_maps: cells match the table, share one scale, and have a difference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEAD = (1, 2)
 
 
 def dense(example: Example, model: str) -> np.ndarray:
-    """The head's table as a whole map."""
+    """The head's table as a complete map."""
     edges = example.edges
     rows = edges[(edges["model"] == model) & (edges["layer"] == HEAD[0]) & (edges["head"] == HEAD[1])]
     n = int((example.tokens["model"] == model).sum())

@@ -1,4 +1,4 @@
-"""figures.run.draw: a folder drawn whole, twice the same, or a clear error."""
+"""figures.run.draw: files that are written, and clear errors."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""figures.run.head_maps: scales that compare, and cells that are undefined."""
+"""figures.run.head_maps: maps and their undefined cells."""
 
-# A figure may be None by its type; where it were, the test fails as it should.
+# A drawing function may return None; the test then fails, as it should.
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 from __future__ import annotations

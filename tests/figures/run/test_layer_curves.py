@@ -1,6 +1,6 @@
-"""figures.run.layer_curves: means and bands by hand."""
+"""figures.run.layer_curves: means and bands."""
 
-# A figure may be None by its type; where it were, the test fails as it should.
+# A drawing function may return None; the test then fails, as it should.
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""figures.run.number_heads: the right heads in the right order."""
+"""figures.run.number_heads: the top heads, sorted."""
 
-# A figure may be None by its type; where it were, the test fails as it should.
+# A drawing function may return None; the test then fails, as it should.
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""figures.run.page: one page, no network, hostile strings harmless."""
+"""figures.run.page: one page without network, in which hostile strings are escaped."""
 
 from __future__ import annotations
 
