@@ -1,10 +1,12 @@
-"""What distillation costs, beside its peers: `python -m benchmarks.distill`.
+"""Measure what distillation costs compared with other implementations: `python -m benchmarks.distill`.
 
-Two tables. The loss, beside whole logits, bare matrix products, TRL and Liger; and the collection of a teacher's answers with its signals,
-beside transformers' plain `generate` with the same batch, in tokens a second (those of the answers; padding does not count).
+The first table shows the loss, compared with complete logits, bare matrix products, TRL and Liger. The second shows the collection of a
+teacher's answers with its signals, compared with the plain `generate` of transformers on the same batch, in tokens of the answers per
+second (padding does not count).
 
-Every way runs forward and backward in a process of its own, which gives time and peak memory above the inputs; the rounds take the ways in
-turn, and the table shows medians and ratios. The head is frozen, as under LoRA; the loss is 0.5 CE + 0.5 T^2 KL(teacher || student).
+Every method of the first table runs forward and backward in a separate process, which reports its time and its peak memory above the
+inputs. The methods alternate, and the table shows medians and ratios. The output head is frozen, as in LoRA training, and the loss is
+0.5 CE + 0.5 T^2 KL(teacher || student).
 """
 
 from __future__ import annotations
@@ -26,40 +28,44 @@ import tyro
 
 from benchmarks.heads import peak_bytes, too_small, wrong_threads
 
-WAYS = {
+METHODS = {
     "two products": "bare: logits from hidden states, and back",
     "three products": "bare: the same, and the teacher's logits",
-    "dense topk": "whole logits, autograd, top 64 and a bucket",
+    "dense topk": "complete logits, autograd, top 64 and a bucket",
     "topk": "distill.objectives.chunked, top 64 and a bucket",
-    "dense": "whole logits of both sides, autograd",
-    "hidden": "distill.objectives.chunked, teacher's hidden states",
-    "trl": "TRL's ChunkedDivergenceFunction, without CE; on a CPU its products are float32, so it takes long: by name only",
-    "liger": "Liger's LigerFusedLinearJSDLoss, uncompiled; it makes the head's gradient too",
+    "dense": "complete logits of both models, autograd",
+    "hidden": "distill.objectives.chunked, the teacher's hidden states",
+    "trl": "TRL's ChunkedDivergenceFunction, without CE; slow on a CPU, where its products are float32, so it is not a default",
+    "liger": "Liger's LigerFusedLinearJSDLoss, uncompiled; it also computes the output head's gradient",
 }
+
 PEERS = {"trl": "trl", "liger": "liger_kernel"}
+"""Packages that methods need; a method whose package is missing is left out."""
+
 K = 64
+"""Tokens of a teacher's top k."""
 
 
 @dataclass(frozen=True)
-class BenchConfig:
-    """Cost of the distillation loss.
+class DistillBenchConfig:
+    """Cost of distillation: the loss, and the collection of answers.
 
     Attributes:
-        ways: which to take; products and whole logits are needed for the ratios.
-        tokens: of the batch.
-        vocabulary: rows of the head; at least 65, the top 64 and one for the bucket.
-        hidden: width of the states, of student and teacher.
-        dtype: of states and heads.
-        temperature: T where the teacher gives hidden states; a top k has T = 1.
-        rounds: how often each way runs.
-        threads: of torch, at most the processors of this machine.
-        collect_tokens: longest answer of the second table, in tokens.
-        collect_batch: answers of a batch.
-        smoke: one tiny round without time or memory worth reading, to see that everything runs.
-        child: for internal use: run one way, print its seconds and peak memory.
+        methods: methods of the loss to run; the ratios need the bare products and complete logits.
+        tokens: tokens of the batch.
+        vocabulary: rows of the output head; at least 65, the top 64 and one for the bucket.
+        hidden: size of the hidden states of student and teacher.
+        dtype: dtype of hidden states and output heads.
+        temperature: T with the teacher's hidden states; a top k has T = 1.
+        rounds: number of runs of each method.
+        threads: threads of torch, at most the number of processors.
+        collect_tokens: length limit of answers in the second table, in tokens.
+        collect_batch: answers per batch in the second table.
+        smoke: one tiny round that only shows that everything runs; its times and memory mean nothing.
+        child: for internal use: run one method, print its seconds and peak memory.
     """
 
-    ways: tuple[str, ...] = tuple(way for way in WAYS if way != "trl")
+    methods: tuple[str, ...] = tuple(method for method in METHODS if method != "trl")
     tokens: int = 2048
     vocabulary: int = 128_256
     hidden: int = 4096
@@ -73,15 +79,15 @@ class BenchConfig:
     child: str | None = None
 
 
-def mistake(config: BenchConfig) -> str | None:
-    """What is wrong with the options, if anything."""
-    unknown = [way for way in config.ways if way not in WAYS]
+def wrong_options(config: DistillBenchConfig) -> str | None:
+    """Return what is wrong with the options, or None."""
+    unknown = [method for method in config.methods if method not in METHODS]
     if unknown:
-        return f"--ways: {', '.join(map(repr, unknown))}; allowed: {', '.join(WAYS)}"
-    needed = ["two products", "three products", "dense"] + ["dense topk"] * any("topk" in way for way in config.ways)
-    missing = [way for way in needed if way not in config.ways]
+        return f"--methods: {', '.join(map(repr, unknown))}; allowed: {', '.join(METHODS)}"
+    needed = ["two products", "three products", "dense"] + ["dense topk"] * any("topk" in method for method in config.methods)
+    missing = [method for method in needed if method not in config.methods]
     if missing:
-        return f"--ways lacks {', '.join(map(repr, missing))}, which the ratios need"
+        return f"--methods lacks {', '.join(map(repr, missing))}, which the ratios need"
     if not 0 < config.temperature < math.inf:
         return f"--temperature is {config.temperature}; allowed: more than 0"
     least = {"tokens": 1, "vocabulary": K + 1, "hidden": 1, "rounds": 1, "collect_tokens": 1, "collect_batch": 1}
@@ -89,8 +95,8 @@ def mistake(config: BenchConfig) -> str | None:
     return too_small(given) or wrong_threads(config.threads)
 
 
-def runner(way: str, config: BenchConfig) -> Callable[[], Any]:
-    """A function that runs one way once over random inputs."""
+def runner(method: str, config: DistillBenchConfig) -> Callable[[], Any]:
+    """Return a function that runs one method once on random inputs."""
     import torch
     import torch.nn.functional as F
 
@@ -100,9 +106,9 @@ def runner(way: str, config: BenchConfig) -> Callable[[], Any]:
 
     generator = torch.Generator().manual_seed(0)
     dtype, temperature, n_tokens, vocabulary = getattr(torch, config.dtype), config.temperature, config.tokens, config.vocabulary
-    # A few random rows over and over, the same for both heads: quick to make, and products take no notice.
-    some = torch.randn(min(1024, vocabulary), config.hidden, generator=generator).to(dtype) / config.hidden**0.5
-    weight = some.repeat(-(-vocabulary // len(some)), 1)[:vocabulary]
+    # Repeated rows, the same in both heads, are quick to make and do not change the cost of the products.
+    rows = torch.randn(min(1024, vocabulary), config.hidden, generator=generator).to(dtype) / config.hidden**0.5
+    weight = rows.repeat(-(-vocabulary // len(rows)), 1)[:vocabulary]
     hidden, states = (torch.randn(2, n_tokens, config.hidden, generator=generator) * 2).to(dtype)
     hidden = hidden.clone().requires_grad_()
     targets = torch.randint(vocabulary, (n_tokens,), generator=generator)
@@ -117,33 +123,33 @@ def runner(way: str, config: BenchConfig) -> Callable[[], Any]:
         products()
         torch.mm(states, weight.T)
 
-    def whole_topk() -> None:
+    def dense_topk() -> None:
         logits = F.linear(hidden, weight).float()
         log_q = logits.log_softmax(-1)
         rest = log_q.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
-        left_over = (-torch.expm1(log_probs.logsumexp(-1, keepdim=True))).log()
-        log_p, log_q = torch.cat([log_probs, left_over], -1), torch.cat([log_q.gather(1, ids), rest], -1)
+        teacher_rest = (-torch.expm1(log_probs.logsumexp(-1, keepdim=True))).log()
+        log_p, log_q = torch.cat([log_probs, teacher_rest], -1), torch.cat([log_q.gather(1, ids), rest], -1)
         divergence = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
         (0.5 * F.cross_entropy(logits, targets, reduction="sum") + 0.5 * divergence).backward()
 
-    def ours_topk() -> None:
+    def chunked_topk() -> None:
         distillation_loss(hidden, head, targets, TopK(ids, log_probs)).total.backward()
 
-    def whole() -> None:
+    def dense() -> None:
         logits = F.linear(hidden, weight).float()
         log_q = (logits / temperature).log_softmax(-1)
         log_p = (F.linear(states, weight).float() / temperature).log_softmax(-1)
         divergence = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
         (0.5 * F.cross_entropy(logits, targets, reduction="sum") + 0.5 * temperature**2 * divergence).backward()
 
-    def ours_hidden() -> None:
+    def chunked_hidden() -> None:
         distillation_loss(hidden, head, targets, Hidden(states, head), temperature=temperature).total.backward()
 
-    if way == "trl":
+    if method == "trl":
         from trl.kernels.chunked_divergence import ChunkedDivergenceFunction  # pyright: ignore[reportMissingImports]
 
         return lambda: ChunkedDivergenceFunction.apply(hidden, weight, None, states, weight, None, 0.0, temperature)[0].sum().backward()  # pyright: ignore
-    if way == "liger":
+    if method == "liger":
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss  # pyright: ignore[reportMissingImports]
 
         loss = LigerFusedLinearJSDLoss(beta=0.0, temperature=temperature, compiled=False, chunk_size=256)
@@ -151,51 +157,50 @@ def runner(way: str, config: BenchConfig) -> Callable[[], Any]:
     return {
         "two products": products,
         "three products": three_products,
-        "dense topk": whole_topk,
-        "topk": ours_topk,
-        "dense": whole,
-        "hidden": ours_hidden,
-    }[way]
+        "dense topk": dense_topk,
+        "topk": chunked_topk,
+        "dense": dense,
+        "hidden": chunked_hidden,
+    }[method]
 
 
-def run_child(config: BenchConfig, way: str) -> tuple[float, float]:
-    """Seconds and peak bytes above the inputs of one run, from a process of its own."""
+def run_child(config: DistillBenchConfig, method: str) -> tuple[float, float]:
+    """Return seconds and peak bytes above the inputs of one run in a separate process."""
     options = [f"--{name}={getattr(config, name)}" for name in ("tokens", "vocabulary", "hidden", "dtype", "temperature", "threads")]
-    command = [sys.executable, "-m", "benchmarks.distill", *options, "--child", way]
+    command = [sys.executable, "-m", "benchmarks.distill", *options, "--child", method]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{way} failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"{method} failed:\n{done.stderr[-2000:]}")
     seconds, peak = json.loads(done.stdout.splitlines()[-1])
     return seconds, peak
 
 
-def losses(config: BenchConfig) -> None:
+def time_losses(config: DistillBenchConfig) -> None:
     """Print the table of the loss."""
-    ways = [way for way in config.ways if way not in PEERS or importlib.util.find_spec(PEERS[way])]
+    methods = [method for method in config.methods if method not in PEERS or importlib.util.find_spec(PEERS[method])]
     print(
         f"loss: {config.tokens} tokens, vocabulary {config.vocabulary}, hidden {config.hidden}, {config.dtype}, "
-        f"median of {config.rounds} round(s) in turn; one [token, vocab] float32 is {config.tokens * config.vocabulary * 4 / 1e6:.0f} MB"
+        f"median of {config.rounds} alternating round(s); "
+        f"one [token, vocab] float32 tensor is {config.tokens * config.vocabulary * 4 / 1e6:.0f} MB"
     )
-    for way, text in WAYS.items():
-        print(f"  {way:15} {text}" + ("" if way in ways else "; not installed" if way in config.ways else "; not asked for"))
-    taken: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    for method, text in METHODS.items():
+        print(f"  {method:15} {text}" + ("" if method in methods else "; not installed" if method in config.methods else "; not selected"))
+    taken: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
     for _ in range(config.rounds):
-        for way in ways:
-            taken[way].append(run_child(config, way))
-    seconds = {way: statistics.median(t for t, _ in runs) for way, runs in taken.items()}
-    peaks = {way: statistics.median(p for _, p in runs) for way, runs in taken.items()}
+        for method in methods:
+            taken[method].append(run_child(config, method))
+    seconds = {method: statistics.median(t for t, _ in runs) for method, runs in taken.items()}
+    peaks = {method: statistics.median(p for _, p in runs) for method, runs in taken.items()}
     print(f"\n{'':15} {'seconds':>9} {'/two products':>14} {'/three products':>16} {'peak, +MB':>10} {'/dense':>8}")
-    for way in ways:
-        dense = peaks["dense topk" if "topk" in way else "dense"]
-        share = f"{peaks[way] / dense:8.3f}" if dense else f"{'-':>8}"  # of tensors below a page's size nothing is seen
-        print(
-            f"{way:15} {seconds[way]:9.2f} {seconds[way] / seconds['two products']:14.2f} {seconds[way] / seconds['three products']:16.2f} "
-            f"{peaks[way] / 1e6:10.0f} {share}"
-        )
+    for method in methods:
+        dense = peaks["dense topk" if "topk" in method else "dense"]
+        share = f"{peaks[method] / dense:8.3f}" if dense else f"{'-':>8}"  # tensors smaller than a page do not change resident memory
+        two, three = (seconds[method] / seconds[products] for products in ("two products", "three products"))
+        print(f"{method:15} {seconds[method]:9.2f} {two:14.2f} {three:16.2f} {peaks[method] / 1e6:10.0f} {share}")
 
 
-def collection(config: BenchConfig) -> None:
-    """Print the second table: the embedded model answers shipped problems, the ways in turn."""
+def time_collection(config: DistillBenchConfig) -> None:
+    """Print the table of collection: the embedded model answers shipped problems, plainly and with each signal alternately."""
     import torch
 
     from distill.problems.sets import load_problems
@@ -216,18 +221,19 @@ def collection(config: BenchConfig) -> None:
         ends = out[:, width:] == tokenizer.eos_token_id
         return int(torch.where(ends.any(1), ends.int().argmax(1) + 1, ends.shape[1]).sum())
 
-    def ours(signal: Any) -> int:
-        said = generate(model, tokenizer, prompts, Sampling(new), batch_size=len(prompts), signal=signal)
-        return sum(len(answer.ids) for answer in said)
+    def collect(signal: Any) -> int:
+        answers = generate(model, tokenizer, prompts, Sampling(new), batch_size=len(prompts), signal=signal)
+        return sum(len(answer.ids) for answer in answers)
 
-    ways: dict[str, Callable[[], int]] = {"generate": plain, **{tier: lambda tier=tier: ours(tier) for tier in ("text", "topk", "hidden")}}
-    speeds: dict[str, list[float]] = {way: [] for way in ways}
-    for way in ways.values():
-        way()  # what is loaded once
+    signals = ("text", "topk", "hidden")
+    runs: dict[str, Callable[[], int]] = {"generate": plain, **{signal: lambda signal=signal: collect(signal) for signal in signals}}
+    speeds: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()  # warm-up
     for _ in range(config.rounds if config.smoke else max(3, config.rounds)):
-        for name, way in ways.items():
+        for name, run in runs.items():
             begun = time.perf_counter()
-            tokens = way()
+            tokens = run()
             speeds[name].append(tokens / (time.perf_counter() - begun))
     print(f"\nsmollm2, {len(prompts)} prompts of up to {width} tokens, up to {new} new ones, greedy, float32")
     print(f"{'':15} {'tokens/s':>9} {'/generate':>10}")
@@ -237,9 +243,10 @@ def collection(config: BenchConfig) -> None:
 
 
 def main() -> int:
-    """Print the tables."""
-    config = tyro.cli(BenchConfig, prog="python -m benchmarks.distill", description=__doc__)
-    wrong = mistake(config)
+    """Print the tables; return the exit code."""
+    given = ["--methods" if argument == "--ways" else argument for argument in sys.argv[1:]]  # --ways is its name in version 0.1
+    config = tyro.cli(DistillBenchConfig, prog="python -m benchmarks.distill", description=__doc__, args=given)
+    wrong = wrong_options(config)
     if wrong:
         print(f"error: {wrong}", file=sys.stderr)
         return 2
@@ -247,8 +254,8 @@ def main() -> int:
 
     torch.set_num_threads(config.threads)
     if config.child:
-        small = BenchConfig(tokens=16, vocabulary=K * 4, hidden=64, dtype=config.dtype)
-        runner(config.child, small)()  # what is loaded once
+        small = DistillBenchConfig(tokens=16, vocabulary=K * 4, hidden=64, dtype=config.dtype)
+        runner(config.child, small)()  # loads what is loaded only once
         run = runner(config.child, config)
         taken: list[float] = []
 
@@ -261,11 +268,13 @@ def main() -> int:
         print(json.dumps([taken[0], peak]))
         return 0
     if config.smoke:
-        config = BenchConfig(tuple(WAYS), tokens=32, vocabulary=512, hidden=64, dtype=config.dtype, rounds=1, threads=config.threads)
+        config = DistillBenchConfig(
+            tuple(METHODS), tokens=32, vocabulary=512, hidden=64, dtype=config.dtype, rounds=1, threads=config.threads
+        )
         config = replace(config, collect_tokens=4, collect_batch=2, smoke=True)
     print(f"{platform.machine()}, torch {torch.__version__}, {config.threads} thread(s)")
-    losses(config)
-    collection(config)
+    time_losses(config)
+    time_collection(config)
     return 0
 
 

@@ -1,24 +1,24 @@
-"""What every statistic of attention costs on a GPU, beside FlashAttention's own forward: `python -m benchmarks.gpu`.
+"""Measure what every statistic of attention costs on a GPU: `python -m benchmarks.gpu`.
 
-One command, three parts (`--parts` chooses among them):
+The command has three parts, and `--parts` chooses among them.
 
-table: attention of Llama-3.1-8B's shape (32 heads, 8 key-value heads) in bfloat16, causal, random tensors. All backends in one process, taken
-in turn, CUDA events, median of the rounds, printed as ratios to torch's scaled_dot_product_attention with the flash backend; peak memory
-above the inputs; whether the kernel stays within 1.25 times that forward.
+table: attention with the shape of Llama-3.1-8B (32 heads, 8 key-value heads) in bfloat16, causal, on random tensors. All variants run
+alternately in one process and are timed with CUDA events. The table shows the median over rounds, as a ratio to torch's
+scaled_dot_product_attention with FlashAttention; peak memory above the inputs; and whether the kernel takes at most 1.25 times as long.
 
-errors: the kernel's worst error against float64 at every length, over the first and last 128 queries, on random and on adversarial inputs:
-|found - exact| / max(|exact|, 1e-3), so 1e-3 relative means 1e-6 absolute below 1e-3. The exit status is 1 where an error exceeds 1e-3.
+errors: the kernel's largest error against float64 at every length, over the first and last 128 queries, on random and adversarial inputs:
+|found - exact| / max(|exact|, 1e-3), so 1e-3 relative means 1e-6 absolute below 1e-3. The exit code is 1 if an error exceeds 1e-3.
 
-model: a random model of Llama-3.1-8B's shape on the card; one long text through it, plain and recorded in turn.
+model: one long text through a random model with the shape of Llama-3.1-8B, plain and recorded alternately.
 
-Not run on a GPU here yet: the kernel was tested in Triton's interpreter and compiled for compute capability 8.0 and 9.0
-(tests/interp/test_triton_pass.py).
+The kernel has not run on a GPU yet. It was tested in Triton's interpreter and compiled for compute capability 8.0 and 9.0
+(tests/interp/attention/test_triton.py).
 
 Examples:
 
   python -m benchmarks.gpu                                          everything
   python -m benchmarks.gpu --parts table errors --lengths 512 4096  two parts at two lengths
-  python -m benchmarks.gpu --parts model --backend blocked              the long text, recorded another backend
+  python -m benchmarks.gpu --parts model --backend blocked          the long text, recorded by another backend
   python -m benchmarks.gpu --smoke                                  every part in its smallest form, on any machine
 """
 
@@ -38,20 +38,21 @@ if TYPE_CHECKING:
 
     from interp.tokens import Tokens
 
-WAYS = {
-    "triton": "the kernel: output, entropy, collision, distance, 25 masses, largest probability, count above 0.1, two chosen keys a query",
+VARIANTS = {
+    "triton": "the kernel: output, entropy, collision, distance, 25 masses, largest probability, count above 0.1, two keys per query",
     "no count": "the kernel without the count above 0.1",
     "output": "the kernel without masses, counts and chosen keys",
-    "flash": "the flash backend: fused calls and algebra, no distance, no largest probability, no count",
-    "blocked": "the blocked backend: plain torch, everything",
+    "flash": "the flash backend: fused calls and algebra; no distance, no largest probability, no count",
+    "blocked": "the blocked backend: plain torch, every statistic",
 }
 COLUMNS = 25
-"""Token sets of all measures together."""
-ADVERSARIAL = ("random", "large offset", "one-hot", "all equal")
+"""Number of token sets of all measures together."""
+INPUT_KINDS = ("random", "large offset", "one-hot", "all equal")
+"""Inputs on which errors are measured; all but the first are adversarial."""
 CHECKED = 128
-"""Queries at either end of a text that are compared with float64."""
+"""Queries at each end of a text that are compared with float64."""
 TARGET, LARGEST_ERROR, FLOOR = 1.25, 1e-3, 1e-3
-"""Cost of the kernel over sdpa's; error over max(|exact|, FLOOR)."""
+"""Wanted ratio of the kernel's time to sdpa's; largest accepted |found - exact| / max(|exact|, FLOOR); FLOOR itself."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +60,19 @@ class GpuConfig:
     """Cost of the Triton kernel.
 
     Attributes:
-        parts: what to run.
-        lengths: tokens of a text, in table and errors.
+        parts: parts to run.
+        lengths: tokens per text in the parts table and errors.
         head_dims: head sizes.
         heads: query heads.
         kv_heads: key-value heads.
-        batch_tokens: texts are stacked up to this many tokens.
-        longest_blocked: the blocked backend is left out above this length, and the flash backend above four times it.
-        rounds: how often each backend of the table is timed.
-        model_rounds: how often the long text is run, plain and recorded in turn.
+        batch_tokens: texts are batched up to this number of tokens.
+        longest_blocked: longest text of the blocked backend; the flash backend runs up to four times this length.
+        rounds: number of timed runs of each variant in the table.
+        model_rounds: number of timed runs of the long text, plain and recorded alternately.
         tokens: length of the long text.
-        backend: how it is recorded, with every measure (the flash backend has not all).
-        layers: of the model.
-        smoke: every part in its smallest form on any machine, times not worth reading.
+        backend: backend that records the long text, with every measure (flash does not support all).
+        layers: layers of the model.
+        smoke: run every part in its smallest form on any machine; times mean nothing.
     """
 
     parts: tuple[Literal["table", "errors", "model"], ...] = ("table", "errors", "model")
@@ -90,24 +91,26 @@ class GpuConfig:
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key-value heads evenly")
+            raise ValueError(f"--heads is {self.heads}; allowed: a multiple of --kv-heads, which is {self.kv_heads}")
         if min((*self.lengths, *self.head_dims, self.tokens, self.layers, self.batch_tokens), default=0) < 1:
-            raise ValueError("lengths, head sizes, tokens, layers and batch tokens must be at least 1")
+            raise ValueError("--lengths, --head-dims, --tokens, --layers and --batch-tokens must be at least 1")
         if not self.parts or min(self.rounds, self.model_rounds) < 1:
-            raise ValueError(f"parts are {self.parts}, rounds {self.rounds} and {self.model_rounds}; at least one of each is needed")
+            raise ValueError(
+                f"--parts is {self.parts}, --rounds {self.rounds} and --model-rounds {self.model_rounds}; at least one of each is needed"
+            )
 
     def batch(self, length: int) -> int:
-        """Texts of this length that are taken together."""
+        """Return the number of texts of this length in a batch."""
         return max(1, self.batch_tokens // length)
 
-    def backends(self, length: int) -> tuple[str, ...]:
-        """The backends that are timed at this length."""
+    def variants(self, length: int) -> tuple[str, ...]:
+        """Return the variants that are timed at this length."""
         limits = {"flash": 4 * self.longest_blocked, "blocked": self.longest_blocked}
-        return tuple(backend for backend in WAYS if length <= limits.get(backend, length))
+        return tuple(variant for variant in VARIANTS if length <= limits.get(variant, length))
 
 
 def tensors(config: GpuConfig, length: int, head_dim: int, device: str, batch: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values in bfloat16, [batch, head, token, dim]."""
+    """Return random queries, keys and values in bfloat16, [batch, head, token, dim]."""
     import torch
 
     generator = torch.Generator(device).manual_seed(0)
@@ -117,8 +120,8 @@ def tensors(config: GpuConfig, length: int, head_dim: int, device: str, batch: i
     return query, key, value
 
 
-def key_sets(batch: int, length: int, device: str) -> Any:
-    """Random token sets, and each query's own key and the one before it."""
+def random_key_sets(batch: int, length: int, device: str) -> Any:
+    """Return random token sets, and for each query the chosen keys: its own and the previous one."""
     import torch
 
     from interp.attention.statistics import KeySets
@@ -130,8 +133,8 @@ def key_sets(batch: int, length: int, device: str) -> Any:
     return KeySets(columns, (pairs,) * batch, 2, (0,) * batch, (length,) * batch).to(torch.device(device))
 
 
-def runner(backend: str, query: Tensor, key: Tensor, value: Tensor, sets: Any) -> Callable[[], Any]:
-    """A function that runs one backend once. The mask is shared by its calls, as by the layers of a model."""
+def runner(variant: str, query: Tensor, key: Tensor, value: Tensor, sets: Any) -> Callable[[], Any]:
+    """Return a function that runs one variant once. Its calls share the mask, as the layers of a model do."""
     import torch
 
     from interp.attention.blocked import blocked_pass
@@ -142,9 +145,9 @@ def runner(backend: str, query: Tensor, key: Tensor, value: Tensor, sets: Any) -
 
     batch, _, length, dim = query.shape
     mask = lazy_mask(batch, length, length)
-    scores = Scores(dim**-0.5 / 2)  # random queries of 128 dimensions would else pass the scores that the flash backend takes
+    scores = Scores(dim**-0.5 / 2)  # halved, because unscaled random queries of 128 dimensions exceed the flash backend's limit
     wanted = Wanted(thresholds=(0.1,))
-    if backend == "sdpa":
+    if variant == "sdpa":
 
         def sdpa() -> Any:
             function = torch.nn.functional.scaled_dot_product_attention
@@ -154,19 +157,19 @@ def runner(backend: str, query: Tensor, key: Tensor, value: Tensor, sets: Any) -
                 return function(query, key, value, is_causal=True, enable_gqa=True)
 
         return sdpa
-    if backend == "flash":
+    if variant == "flash":
         return lambda: flash_pass(query, key, value, mask, scores, sets)
-    if backend == "blocked":
+    if variant == "blocked":
         return lambda: blocked_pass(query, key, value, mask, scores, sets, wanted)
-    if backend == "output":
+    if variant == "output":
         sets = KeySets(sets.columns[..., :0], tuple(pairs[:, :0] for pairs in sets.pairs), 0, sets.starts, sets.stops)
-    if backend != "triton":
+    if variant != "triton":
         wanted = Wanted()
     return lambda: triton_pass(query, key, value, mask, scores, sets, wanted)
 
 
 def milliseconds(run: Callable[[], Any], device: str) -> float:
-    """One run, by CUDA events where there is a GPU."""
+    """Return the milliseconds of one run, by CUDA events on a GPU."""
     import torch
 
     if device != "cuda":
@@ -182,7 +185,7 @@ def milliseconds(run: Callable[[], Any], device: str) -> float:
 
 
 def peak_megabytes(run: Callable[[], Any], device: str) -> float:
-    """Memory of one run above what was held before."""
+    """Return the peak memory of one run above the memory before it; NaN without a GPU."""
     import torch
 
     if device != "cuda":
@@ -195,33 +198,37 @@ def peak_megabytes(run: Callable[[], Any], device: str) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def table(config: GpuConfig, device: str) -> None:
-    """Print times and memory, and after each head size at which lengths the kernel meets the target."""
-    print(f"\n{'dim':>4} {'batch x tokens':>15} {'sdpa, ms':>9} " + " ".join(f"{backend + ' /sdpa':>14}" for backend in WAYS) + "   and MB")
+def print_table(config: GpuConfig, device: str) -> None:
+    """Print times and memory, and after each head size the lengths at which the kernel meets the target."""
+    print(
+        f"\n{'dim':>4} {'batch x tokens':>15} {'sdpa, ms':>9} "
+        + " ".join(f"{variant + ' /sdpa':>14}" for variant in VARIANTS)
+        + "   and MB"
+    )
     for head_dim in config.head_dims:
         ratio: dict[int, float] = {}
         for length in config.lengths:
             query, key, value = tensors(config, length, head_dim, device)
-            sets = key_sets(query.shape[0], length, device)
-            runs = {backend: runner(backend, query, key, value, sets) for backend in ("sdpa", *config.backends(length))}
-            taken: dict[str, list[float]] = {backend: [] for backend in runs}
+            sets = random_key_sets(query.shape[0], length, device)
+            runs = {variant: runner(variant, query, key, value, sets) for variant in ("sdpa", *config.variants(length))}
+            taken: dict[str, list[float]] = {variant: [] for variant in runs}
             for number in range(config.rounds + 2):
-                for backend, run in runs.items():
+                for variant, run in runs.items():
                     spent = milliseconds(run, device)
                     if number > 1:  # the first rounds compile and warm up
-                        taken[backend].append(spent)
-            median = {backend: statistics.median(times) for backend, times in taken.items()}
+                        taken[variant].append(spent)
+            median = {variant: statistics.median(times) for variant, times in taken.items()}
             ratio[length] = median["triton"] / median["sdpa"]
-            peak = {backend: peak_megabytes(run, device) for backend, run in runs.items()}
-            ratios = " ".join(f"{median[backend] / median['sdpa']:14.3f}" if backend in median else f"{'':>14}" for backend in WAYS)
-            memory = ", ".join(f"{backend} {megabytes:.0f}" for backend, megabytes in peak.items())
+            peak = {variant: peak_megabytes(run, device) for variant, run in runs.items()}
+            ratios = " ".join(f"{median[variant] / median['sdpa']:14.3f}" if variant in median else f"{'':>14}" for variant in VARIANTS)
+            memory = ", ".join(f"{variant} {megabytes:.0f}" for variant, megabytes in peak.items())
             print(f"{head_dim:4} {query.shape[0]:6} x {length:6} {median['sdpa']:9.3f} {ratios}   {memory}", flush=True)
         verdicts = ", ".join(f"{length} {'met' if cost <= TARGET else 'missed'} ({cost:.2f})" for length, cost in ratio.items())
         print(f"{head_dim:4} target {TARGET} x sdpa: {verdicts}", flush=True)
 
 
-def adversarial(kind: str, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys of one kind, from random ones."""
+def inputs_of_kind(kind: str, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Return queries and keys of one kind in `INPUT_KINDS`, made from random ones."""
     import torch
 
     if kind == "large offset":
@@ -234,9 +241,9 @@ def adversarial(kind: str, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def worst_errors(query: Tensor, key: Tensor, value: Tensor, sets: Any, threshold: float = 0.1) -> dict[str, float]:
-    """The kernel's worst error of each statistic of one text, over its first and last queries, a key head at a time.
+    """Return the kernel's largest error of each statistic over the first and last queries of one text, computed one key head at a time.
 
-    "counts" is the share of queries whose count no threshold within `LARGEST_ERROR` of the wanted one gives.
+    "counts" is the share of queries whose count cannot be explained by a threshold within `LARGEST_ERROR` of the requested one.
     """
     import torch
 
@@ -262,7 +269,7 @@ def worst_errors(query: Tensor, key: Tensor, value: Tensor, sets: Any, threshold
             own = p.gather(2, at[first:last, None].expand(groups, -1, 1))[..., 0]
             before = p.gather(2, (at[first:last, None] - 1).clamp(min=0).expand(groups, -1, 1))[..., 0]
             inside = (0, of, slice(first, last))
-            later = slice(1 if first == 0 else 0, None)  # the first token has none before it
+            later = slice(1 if first == 0 else 0, None)  # the first token has no previous one
             pairs = {
                 "entropy": (rows.entropy[inside], torch.special.entr(p).sum(-1)),
                 "sum p^2": (rows.collision[inside], p.square().sum(-1)),
@@ -286,17 +293,17 @@ def worst_errors(query: Tensor, key: Tensor, value: Tensor, sets: Any, threshold
     return worst
 
 
-def errors(config: GpuConfig, device: str) -> list[str]:
-    """Print the worst error of each statistic against float64; return what exceeds the target."""
-    print(f"\nworst error against float64, |found - exact| / max(|exact|, {FLOOR:g}), over the first and last {CHECKED} queries")
-    print(f"at most {LARGEST_ERROR:g} is wanted; counts: share of queries that differ; output: in bfloat16, relative above 1, not judged")
+def print_errors(config: GpuConfig, device: str) -> list[str]:
+    """Print the largest error of each statistic against float64; return the errors that exceed the limit."""
+    print(f"\nlargest error against float64, |found - exact| / max(|exact|, {FLOOR:g}), over the first and last {CHECKED} queries")
+    print(f"limit {LARGEST_ERROR:g}; counts: share of queries that differ; output: bfloat16, relative above 1, no limit")
     beyond = []
     for head_dim in config.head_dims:
         for length in config.lengths:
-            for kind in ADVERSARIAL:
+            for kind in INPUT_KINDS:
                 query, key, value = tensors(config, length, head_dim, device, batch=1)
-                query, key = adversarial(kind, query, key)
-                worst = worst_errors(query, key, value, key_sets(1, length, device))
+                query, key = inputs_of_kind(kind, query, key)
+                worst = worst_errors(query, key, value, random_key_sets(1, length, device))
                 line = "  ".join(f"{name} {error:.1e}" for name, error in worst.items())
                 print(f"{head_dim:4} 1 x {length:6} {kind:>13}  {line}", flush=True)
                 limits = dict.fromkeys(worst, LARGEST_ERROR) | {"counts": 0.0, "output": float("inf")}
@@ -305,7 +312,7 @@ def errors(config: GpuConfig, device: str) -> list[str]:
 
 
 def model_config(config: GpuConfig, *, tiny: bool = False) -> Any:
-    """Llama-3.1-8B's shape, or a thin one."""
+    """Return the config of a model with the shape of Llama-3.1-8B, or of a tiny one."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -322,7 +329,7 @@ def model_config(config: GpuConfig, *, tiny: bool = False) -> Any:
 
 
 def random_tokens(length: int) -> Tokens:
-    """One text of random token ids, with numbers and operators strewn in."""
+    """Return one text of random token ids with random number and operator roles."""
     import numpy as np
 
     from interp.tokens import AnnotatedText, Tokens
@@ -342,7 +349,7 @@ def random_tokens(length: int) -> Tokens:
 
 
 def long_text(config: GpuConfig, device: str, *, tiny: bool = False) -> None:
-    """Record one long text through a random model; print seconds and peak memory beside the plain forward's, the two taken in turn."""
+    """Record one long text through a random model; print seconds and peak memory of the plain and the recorded forward pass."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -352,7 +359,7 @@ def long_text(config: GpuConfig, device: str, *, tiny: bool = False) -> None:
         model = AutoModelForCausalLM.from_config(model_config(config, tiny=tiny), dtype=torch.bfloat16).eval()
     tokens = random_tokens(config.tokens)
     inputs = {name: tensor.to(device) for name, tensor in tokens.inputs.items()}
-    decoder = model.base_model  # without logits, which alone would take tokens x 128,256 numbers
+    decoder = model.base_model  # without logits, which alone would be tokens x 128,256 numbers
     kept: dict[str, Any] = {}
 
     def plain() -> None:
@@ -364,9 +371,10 @@ def long_text(config: GpuConfig, device: str, *, tiny: bool = False) -> None:
         kept["recording"] = recording
 
     billions = sum(p.numel() for p in model.parameters()) / 1e9
-    shape = "a thin model" if tiny else "Llama-3.1-8B's shape"
+    shape = "a tiny model" if tiny else "Llama-3.1-8B's shape"
     print(
-        f"\n{config.layers} layers of {shape} ({billions:.2f} billion parameters), bfloat16, {config.tokens} tokens, backend {config.backend}"
+        f"\n{config.layers} layers of {shape} ({billions:.2f} billion parameters), bfloat16, {config.tokens} tokens, "
+        f"backend {config.backend}"
     )
     runs = {"plain forward": plain, "recorded": recorded}
     taken: dict[str, list[float]] = {name: [] for name in runs}
@@ -382,8 +390,8 @@ def long_text(config: GpuConfig, device: str, *, tiny: bool = False) -> None:
             f"{name:>14} {statistics.median(seconds):8.3f} s ({spread}, {len(seconds)} rounds), {peak:7.2f} GB above the weights",
             flush=True,
         )
-    by_round = [ours / theirs for theirs, ours in zip(taken["plain forward"], taken["recorded"], strict=True)]
-    print(f"recorded / plain {statistics.median(by_round):.3f}, median of the rounds ({min(by_round):.3f} to {max(by_round):.3f})")
+    ratios = [ours / base for base, ours in zip(taken["plain forward"], taken["recorded"], strict=True)]
+    print(f"recorded / plain {statistics.median(ratios):.3f}, median of the rounds ({min(ratios):.3f} to {max(ratios):.3f})")
     print(f"eager attention maps of all layers would take {2 * config.layers * 32 * config.tokens**2 / 1e12:.3g} TB")
     backends = list(kept["recording"].backends.values())
     print(f"layers by backend: {', '.join(f'{backend} {backends.count(backend)}' for backend in sorted(set(backends)))}")
@@ -391,14 +399,14 @@ def long_text(config: GpuConfig, device: str, *, tiny: bool = False) -> None:
 
 
 def run_parts(config: GpuConfig, device: str, *, tiny: bool = False) -> int:
-    """Run what was asked for; 1 where an error of the kernel exceeds the target."""
+    """Run the selected parts; return exit code 1 if an error of the kernel exceeds the limit."""
     beyond = []
     if "table" in config.parts:
-        for backend, text in WAYS.items():
-            print(f"  {backend:8} {text}")
-        table(config, device)
+        for variant, text in VARIANTS.items():
+            print(f"  {variant:8} {text}")
+        print_table(config, device)
     if "errors" in config.parts:
-        beyond = errors(config, device)
+        beyond = print_errors(config, device)
     if "model" in config.parts:
         long_text(config, device, tiny=tiny)
     if beyond:
@@ -407,13 +415,13 @@ def run_parts(config: GpuConfig, device: str, *, tiny: bool = False) -> int:
 
 
 def smoke(config: GpuConfig) -> int:
-    """Every part on a CPU, with shapes that take no time; the kernel in Triton's interpreter where TRITON_INTERPRET=1 was set."""
+    """Run every part on a CPU with tiny shapes; the kernel runs in Triton's interpreter if TRITON_INTERPRET=1 is set."""
     import torch
 
     from interp.attention.triton import available
 
     for length in config.lengths:
-        print(f"{config.batch(length)} x {length}: {', '.join(config.backends(length))}")
+        print(f"{config.batch(length)} x {length}: {', '.join(config.variants(length))}")
     can, why = available(torch.device("cpu"))
     tiny = GpuConfig(
         parts=config.parts,
@@ -429,12 +437,12 @@ def smoke(config: GpuConfig) -> int:
     )
     if can:
         return run_parts(tiny, "cpu", tiny=True)
-    print(f"the kernel was left out: {why}; TRITON_INTERPRET=1 runs it slowly")
+    print(f"the kernel was left out: {why}; set TRITON_INTERPRET=1 to run it slowly in the interpreter")
     return run_parts(replace(tiny, parts=("model",), backend="blocked"), "cpu", tiny=True) if "model" in config.parts else 0
 
 
 def main() -> int:
-    """Run the parts; 0 done, 1 where an error exceeds the target, 2 without a GPU."""
+    """Run the parts; return exit code 0, 1 if an error exceeds the limit, or 2 without a GPU."""
     config = tyro.cli(GpuConfig, prog="python -m benchmarks.gpu", description=__doc__)
     import torch
 
@@ -442,7 +450,7 @@ def main() -> int:
     if config.smoke:
         return smoke(config)
     if not torch.cuda.is_available():
-        print("no CUDA device here; --smoke runs what needs none", file=sys.stderr)
+        print("error: no CUDA device was found; --smoke runs every part in its smallest form without one", file=sys.stderr)
         return 2
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bfloat16, causal, {config.heads} heads over {config.kv_heads}")
     return run_parts(config, "cuda")

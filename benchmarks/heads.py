@@ -1,11 +1,14 @@
-"""What recording every head costs, beside a plain forward and beside the usual ways: `python -m benchmarks.heads`.
+"""Measure what recording every head costs: `python -m benchmarks.heads`.
 
-Time: all ways in one process, taken in turn (each round begins with another way), printed as the median over the rounds of each round's
-ratio to the plain sdpa forward of the same batch, with the smallest and the largest.
-Attention: the same of one layer's attention alone with every statistic that measures are made of, beside torch's own, as in the later
-layers of a model (masks and chosen pairs are at hand).
-Memory: a process a way, sampled during one forward of the decoder alone (without logits), printed as MB above the plain forward's peak.
-The model is the embedded default in float32, the texts are the shipped problems laid end to end; "heads" takes every measure of ours.
+The methods compared are a plain forward pass, recording with this project, eager attention, and TransformerLens.
+
+Time: all methods run alternately in one process, and each round starts with a different method. The table shows the median over rounds of
+each round's ratio to the plain sdpa forward pass of the same batch, with the smallest and the largest ratio.
+Attention: the same for the attention of one layer alone, with every statistic that measures use, relative to torch's own attention. Masks
+and chosen pairs are computed beforehand, as in all layers of a model but the first.
+Memory: one process per method, sampled during one forward pass of the decoder alone (without logits), as MB above the peak of the plain
+forward pass.
+The model is the embedded default in float32, and the texts are taken from the concatenated shipped problems. "heads" computes all measures.
 
 Examples:
     python -m benchmarks.heads --shapes 8x224 1x2048 1x8192 --rounds 11 5 3 --save runs/bench/heads.json
@@ -32,36 +35,44 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import tyro
 
+from interp.tables.files import write_json
+
 if TYPE_CHECKING:
     from distill.problems.sets import Problem
     from interp.tokens import Tokens
 
-WAYS = {
-    "plain": "sdpa forward, nothing recorded",
+METHODS = {
+    "plain": "sdpa forward pass, nothing recorded",
     "heads": "record(): all measures",
-    "eager": "eager with output_attentions, entropy, max and sum of squares of the maps",
-    "lens": "TransformerLens bridge, run_with_cache of the attention patterns, same statistics",
+    "eager": "eager attention with output_attentions; entropy, maximum and sum of squares of the maps",
+    "lens": "TransformerLens bridge, run_with_cache of the attention patterns; the same statistics",
 }
+
+HOLD_MAPS = ("eager", "lens")
+"""Methods that hold all attention maps of a batch in memory."""
+
+LARGEST = 8e9
+"""Bytes of maps above which a method that holds them is not tried."""
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class HeadsBenchConfig:
     """Cost of recording heads.
 
     Attributes:
         shapes: batch x tokens.
-        memory_shapes: batch x tokens at which peak memory is taken as well; none to leave it out.
-        rounds: how often each way is timed, after a round that warms up, at each shape; the last number counts for the shapes that follow.
-        peer_rounds: how often the ways that hold whole maps are timed, at most; 0 leaves them out of the tables.
-        threads: of torch, at most the processors of this machine.
-        smoke: one tiny round without time or memory worth reading, to see that everything runs.
-        problems: instead of the tables: a JSONL file in GSM8K's format (or "shipped"), read in length-sorted batches by the decoder alone,
-            each batch plainly and recorded in turn; prints the ratio of the sums.
-        limit: first N problems of it.
-        batch_tokens: padded tokens of such a batch.
-        peers_every: every Nth of these batches is read in the other ways as well; 0 for none.
-        save: also write the numbers to this JSON file (beside what it holds), for `python -m benchmarks.plot`.
-        child: for internal use: "WAY BATCH TOKENS", print the peak memory of this process.
+        memory_shapes: batch x tokens for the table of peak memory; none to leave the table out.
+        rounds: number of timed rounds at each shape, after one warm-up round; the last number applies to all further shapes.
+        peer_rounds: largest number of rounds for the methods that hold attention maps; 0 leaves them out of the tables.
+        threads: threads of torch, at most the number of processors.
+        smoke: one tiny round that only shows that everything runs; its times and memory mean nothing.
+        problems: instead of the tables, read a JSONL file in GSM8K's format (or "shipped") in length-sorted batches with the decoder alone,
+            plain and recorded alternately, and print the ratio of the total times.
+        limit: first N problems of that file.
+        batch_tokens: largest number of padded tokens in such a batch.
+        peers_every: run the peers on every Nth of these batches; 0 for none.
+        save: write the numbers to this JSON file for `python -m benchmarks.plot`; other keys in the file are kept.
+        child: for internal use: "METHOD BATCH TOKENS", print the peak memory of this process.
     """
 
     shapes: tuple[str, ...] = ("8x224", "1x2048")
@@ -78,18 +89,22 @@ class BenchConfig:
     child: str | None = None
 
 
-def mistake(config: BenchConfig) -> str | None:
-    """What is wrong with the options, if anything."""
+def wrong_options(config: HeadsBenchConfig) -> str | None:
+    """Return what is wrong with the options, or None."""
     for shape in (*config.shapes, *config.memory_shapes):
         if not re.fullmatch(r"[1-9]\d*x([89]|[1-9]\d+)", shape):
-            return f"shape {shape!r}; allowed: BATCHxTOKENS with 8 tokens or more, as 8x224"
+            return f"--shapes or --memory-shapes: {shape!r}; allowed: BATCHxTOKENS with 8 tokens or more, such as 8x224"
     least = {"--rounds": (min(config.rounds, default=0), 1), "--peer-rounds": (config.peer_rounds, 0)}
     least |= {"--batch-tokens": (config.batch_tokens, 1), "--peers-every": (config.peers_every, 0)}
     return too_small(least) or wrong_threads(config.threads)
 
 
 def too_small(least: Mapping[str, tuple[int, int]]) -> str | None:
-    """What is wrong with the first option whose number is below the smallest allowed; {option: (number, smallest)}."""
+    """Return a message about the first option whose number is too small, or None.
+
+    Args:
+        least: the given number and the smallest allowed number, by option.
+    """
     for option, (given, allowed) in least.items():
         if given < allowed:
             return f"{option} is {given}; allowed: {allowed} or more"
@@ -97,13 +112,13 @@ def too_small(least: Mapping[str, tuple[int, int]]) -> str | None:
 
 
 def wrong_threads(threads: int) -> str | None:
-    """What is wrong with a number of threads. More than there are processors wait for each other, and nothing else is measured then."""
+    """Return what is wrong with a number of threads, or None. With more threads than processors, the times show only waiting."""
     most = os.cpu_count() or 1
     return None if 1 <= threads <= most else f"--threads is {threads}; allowed: 1 to {most}, the processors of this machine"
 
 
 def wrong_save(file: Path) -> str | None:
-    """Why numbers cannot be written beside what a file holds, if so. A file that is not there is not left behind."""
+    """Return why numbers cannot be added to a JSON file, or None. The check does not create the file."""
     new = not os.path.lexists(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -119,19 +134,14 @@ def wrong_save(file: Path) -> str | None:
     return None if isinstance(known, dict) else f"--save: {file} holds a {type(known).__name__}, not an object; name another file"
 
 
-HOLD_MAPS = ("eager", "lens")
-LARGEST = 8e9
-"""Bytes of maps above which a way that holds them all is not tried."""
-
-
-def fits(way: str, batch: int, length: int) -> bool:
-    """Whether a way that holds every map of the embedded model (30 layers of 9 heads, float32) has room for them."""
-    return way not in HOLD_MAPS or batch * length**2 * 9 * 30 * 4 <= LARGEST
+def fits(method: str, batch: int, length: int) -> bool:
+    """Return whether the maps that a method holds (embedded model: 30 layers of 9 heads, float32) are within `LARGEST` bytes."""
+    return method not in HOLD_MAPS or batch * length**2 * 9 * 30 * 4 <= LARGEST
 
 
 @functools.cache
 def opened(bridged: bool) -> Any:
-    """The embedded model; a copy of its own for the bridge, which rebuilds the model it is given."""
+    """Return the embedded model; the TransformerLens bridge gets a separate copy because it modifies the model."""
     from interp import open_checkpoint
 
     return open_checkpoint("smollm2", device="cpu")
@@ -139,7 +149,11 @@ def opened(bridged: bool) -> Any:
 
 @functools.cache
 def bridged_model(decoder_only: bool) -> Any:
-    """The embedded model in TransformerLens; without logits, which its bridge always makes, where they are not wanted."""
+    """Return the embedded model in TransformerLens.
+
+    Args:
+        decoder_only: skip the logits, which the bridge otherwise always computes.
+    """
     from transformer_lens.model_bridge import TransformerBridge
 
     checkpoint = opened(True)
@@ -153,7 +167,7 @@ def bridged_model(decoder_only: bool) -> Any:
 
 @functools.cache
 def shipped_texts() -> tuple[Any, Any]:
-    """Token ids and roles of the shipped problems with their solutions, laid end to end."""
+    """Return token ids and roles of the shipped problems with their solutions, concatenated."""
     import numpy as np
 
     from analyses.heads.batches import plan_batches
@@ -164,7 +178,7 @@ def shipped_texts() -> tuple[Any, Any]:
 
 
 def some_tokens(batch: int, length: int) -> Tokens:
-    """Texts of a length, cut from the shipped problems laid end to end: tokens repeat in them as they do in GSM8K."""
+    """Return texts of one length, taken from the concatenated shipped problems so that tokens repeat as they do in GSM8K."""
     import numpy as np
 
     from interp.tokens import AnnotatedText, Tokens
@@ -188,7 +202,7 @@ def some_tokens(batch: int, length: int) -> Tokens:
 
 
 def three_statistics(patterns: Iterable[Any]) -> None:
-    """What the peers' maps are read for."""
+    """Compute the statistics for which the peers' maps are read."""
     import torch
 
     for p in patterns:
@@ -197,51 +211,51 @@ def three_statistics(patterns: Iterable[Any]) -> None:
         p.square().sum(-1)
 
 
-def forward(way: str, tokens: Tokens, *, decoder_only: bool) -> None:
-    """Run one way once."""
+def forward(method: str, tokens: Tokens, *, decoder_only: bool) -> None:
+    """Run one method once."""
     from interp import record
 
-    model, inputs = opened(way == "lens").model, tokens.inputs
+    model, inputs = opened(method == "lens").model, tokens.inputs
     body = model.base_model if decoder_only else model
-    if way == "plain":
+    if method == "plain":
         body(**inputs, use_cache=False)
-    elif way == "heads":
+    elif method == "heads":
         with record(model, tokens):
             body(**inputs, use_cache=False)
-    elif way == "eager":
+    elif method == "eager":
         model.set_attn_implementation("eager")
         three_statistics(body(**inputs, use_cache=False, output_attentions=True).attentions)
         model.set_attn_implementation("sdpa")
     else:
         _, cache = bridged_model(decoder_only).run_with_cache(
-            **inputs_of_bridge(inputs), names_filter=lambda name: name.endswith("hook_pattern")
+            **bridge_inputs(inputs), names_filter=lambda name: name.endswith("hook_pattern")
         )
         three_statistics(cache.values())
 
 
-def inputs_of_bridge(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The bridge calls the ids otherwise; a mask is left out where nothing is padded, as its users would."""
+def bridge_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return inputs under the bridge's names. Without padding there is no mask, as in typical use of the bridge."""
     masked = {} if bool(inputs["attention_mask"].all()) else {"attention_mask": inputs["attention_mask"]}
     return {"input": inputs["input_ids"], **masked}
 
 
-def in_turn(ways: Sequence[str], rounds: Mapping[str, int], run: Callable[[str], object]) -> dict[str, list[float]]:
-    """Seconds of each way in each round, after a round that warms up. Each round begins with another way."""
-    taken: dict[str, list[float]] = {way: [] for way in ways}
-    for way in ways:
-        run(way)
-    for number in range(max(rounds[way] for way in ways)):
-        at = number % len(ways)
-        for way in (*ways[at:], *ways[:at]):
-            if number < rounds[way]:
+def time_alternately(methods: Sequence[str], rounds: Mapping[str, int], run: Callable[[str], object]) -> dict[str, list[float]]:
+    """Return the seconds of each method in each round, after a warm-up round. Each round starts with a different method."""
+    taken: dict[str, list[float]] = {method: [] for method in methods}
+    for method in methods:
+        run(method)
+    for number in range(max(rounds[method] for method in methods)):
+        at = number % len(methods)
+        for method in (*methods[at:], *methods[:at]):
+            if number < rounds[method]:
                 begun = time.perf_counter()
-                run(way)
-                taken[way].append(time.perf_counter() - begun)
+                run(method)
+                taken[method].append(time.perf_counter() - begun)
     return taken
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """Largest resident memory of this process during a call, above what it held before."""
+    """Return the peak resident memory of this process during a call, above its memory before the call."""
     process, before = psutil.Process(), psutil.Process().memory_info().rss
     peak, done = before, threading.Event()
 
@@ -258,69 +272,69 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     return peak - before
 
 
-def time_problems(config: BenchConfig, problems: list[Problem]) -> dict[str, Any]:
-    """The ways over the same length-sorted batches, in turn."""
+def time_problems(config: HeadsBenchConfig, problems: list[Problem]) -> dict[str, Any]:
+    """Time the methods alternately over the same length-sorted batches; print and return the totals."""
     from tqdm import tqdm
 
     from analyses.heads.batches import plan_batches
 
     texts, batches = plan_batches(opened(False), problems, chat=True, batch_tokens=config.batch_tokens)
-    spent: dict[str, list[tuple[int, float]]] = {way: [] for way in WAYS}
-    for number, batch in enumerate(tqdm([batches[0], *batches])):  # the first batch twice: it warms up
+    spent: dict[str, list[tuple[int, float]]] = {method: [] for method in METHODS}
+    for number, batch in enumerate(tqdm([batches[0], *batches])):  # the first batch runs twice, once as a warm-up
         tokens = texts.select(batch)
         peers = config.peers_every > 0 and (number == 0 or (number - 1) % config.peers_every == 0)
-        ways = [way for way in WAYS if way not in HOLD_MAPS or (peers and fits(way, len(batch), tokens.width))]
-        at = number % len(ways)
-        for way in (*ways[at:], *ways[:at]):
+        methods = [method for method in METHODS if method not in HOLD_MAPS or (peers and fits(method, len(batch), tokens.width))]
+        at = number % len(methods)
+        for method in (*methods[at:], *methods[:at]):
             begun = time.perf_counter()
-            forward(way, tokens, decoder_only=True)
+            forward(method, tokens, decoder_only=True)
             if number:
-                spent[way].append((number, time.perf_counter() - begun))
+                spent[method].append((number, time.perf_counter() - begun))
     plain = dict(spent["plain"])
     n_tokens = sum(len(text) for text in texts.texts)
     print(
         f"{len(problems)} problems, {n_tokens} tokens, {len(batches)} batches of at most {config.batch_tokens} padded tokens, decoder alone"
     )
-    saved: dict[str, Any] = {"problems": len(problems), "tokens": n_tokens, "batches": len(batches), "ways": {}}
-    for way, taken in spent.items():
+    saved: dict[str, Any] = {"problems": len(problems), "tokens": n_tokens, "batches": len(batches), "methods": {}}
+    for method, taken in spent.items():
         if taken:
-            seconds, beside = sum(t for _, t in taken), sum(plain[number] for number, _ in taken)
-            print(f"{way:>8} {len(taken):5} batches {seconds:9.1f} s, plain {beside:9.1f} s, ratio of the sums {seconds / beside:.3f}")
-            saved["ways"][way] = {"batches": len(taken), "seconds": seconds, "plain_seconds": beside}
+            seconds, plain_seconds = sum(t for _, t in taken), sum(plain[number] for number, _ in taken)
+            print(f"{method:>8} {len(taken):5} batches {seconds:9.1f} s, plain {plain_seconds:9.1f} s, ratio {seconds / plain_seconds:.3f}")
+            saved["methods"][method] = {"batches": len(taken), "seconds": seconds, "plain_seconds": plain_seconds}
     return saved
 
 
 def time_shapes(shapes: Sequence[str], rounds: Sequence[int], peer_rounds: int) -> list[dict[str, Any]]:
-    """Print the first table."""
-    peers = list(WAYS)[1:]
+    """Print and return the times of the complete forward pass."""
+    peers = list(METHODS)[1:]
     print(
         f"\nwith logits, median ratio to plain (smallest to largest, rounds)\n{'batch x tokens':>15} {'plain, s':>9} "
-        + " ".join(f"{way:>25}" for way in peers)
+        + " ".join(f"{method:>25}" for method in peers)
     )
     rows = []
     for at, shape in enumerate(shapes):
         batch, length = (int(n) for n in shape.split("x"))
-        ways = [way for way in WAYS if fits(way, batch, length) and (peer_rounds or way not in HOLD_MAPS)]
+        methods = [method for method in METHODS if fits(method, batch, length) and (peer_rounds or method not in HOLD_MAPS)]
         n = rounds[min(at, len(rounds) - 1)]
         tokens = some_tokens(batch, length)
-        taken = in_turn(
-            ways,
-            {way: min(n, peer_rounds) if way in HOLD_MAPS else n for way in ways},
-            lambda way, tokens=tokens: forward(way, tokens, decoder_only=False),
+        taken = time_alternately(
+            methods,
+            {method: min(n, peer_rounds) if method in HOLD_MAPS else n for method in methods},
+            lambda method, tokens=tokens: forward(method, tokens, decoder_only=False),
         )
-        cells, ratios, missing = [], {}, "no room" if peer_rounds else "not asked for"
-        for way in peers:
-            ratios[way] = [a / b for a, b in zip(taken.get(way, []), taken["plain"], strict=False)]
-            found = ratios[way]
+        cells, ratios, missing = [], {}, "does not fit" if peer_rounds else "not selected"
+        for method in peers:
+            ratios[method] = [a / b for a, b in zip(taken.get(method, []), taken["plain"], strict=False)]
+            found = ratios[method]
             cells.append(f"{statistics.median(found):.3f} ({min(found):.3f} to {max(found):.3f}, {len(found)})" if found else missing)
-        seconds = {way: statistics.median(times) for way, times in taken.items()}
+        seconds = {method: statistics.median(times) for method, times in taken.items()}
         print(f"{shape:>15} {seconds['plain']:9.3f} " + " ".join(f"{cell:>25}" for cell in cells), flush=True)
-        rows.append({"shape": shape, "seconds": seconds, "ratios": {way: found for way, found in ratios.items() if found}})
+        rows.append({"shape": shape, "seconds": seconds, "ratios": {method: found for method, found in ratios.items() if found}})
     return rows
 
 
 def attention_runner(batch: int, length: int) -> Callable[[str], object]:
-    """A function that computes one layer's attention with the heads of the embedded model and random queries, keys and values."""
+    """Return a function that computes one layer's attention with the embedded model's head counts and random queries, keys and values."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -335,8 +349,8 @@ def attention_runner(batch: int, length: int) -> Callable[[str], object]:
     sets, _, _ = key_sets(some_tokens(batch, length), list(MEASURES.values()), 0)
     mask, scores, wanted = lazy_mask(batch, length, length), Scores(64**-0.5), Wanted(thresholds=(0.1,))
 
-    def run(way: str) -> object:
-        if way == "plain":
+    def run(method: str) -> object:
+        if method == "plain":
             return scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         return blocked_pass(query, key, value, mask, scores, sets, wanted)
 
@@ -344,14 +358,14 @@ def attention_runner(batch: int, length: int) -> Callable[[str], object]:
 
 
 def time_attention(shapes: Sequence[str], rounds: Sequence[int]) -> list[dict[str, Any]]:
-    """Print the second table."""
+    """Print and return the times of one layer's attention."""
     print("\none layer's attention alone, median ratio to torch's own (smallest to largest, rounds)")
     print(f"{'batch x tokens':>15} {'torch, ms':>9} {'every statistic':>25}")
     rows = []
     for at, shape in enumerate(shapes):
         batch, length = (int(n) for n in shape.split("x"))
         n = 5 * rounds[min(at, len(rounds) - 1)]
-        taken = in_turn(["plain", "heads"], {"plain": n, "heads": n}, attention_runner(batch, length))
+        taken = time_alternately(["plain", "heads"], {"plain": n, "heads": n}, attention_runner(batch, length))
         ratios = [a / b for a, b in zip(taken["heads"], taken["plain"], strict=True)]
         cell = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}, {n})"
         print(f"{shape:>15} {1e3 * statistics.median(taken['plain']):9.2f} {cell:>25}", flush=True)
@@ -359,32 +373,34 @@ def time_attention(shapes: Sequence[str], rounds: Sequence[int]) -> list[dict[st
     return rows
 
 
-def measure_memory(shapes: Sequence[str], threads: int, ways: Sequence[str] = tuple(WAYS)) -> list[dict[str, Any]]:
-    """Print the third table."""
-    peers = list(WAYS)[1:]
-    print(f"\ndecoder alone, peak memory\n{'batch x tokens':>15} {'plain, MB':>9} " + " ".join(f"{way + ', +MB':>13}" for way in peers))
+def measure_memory(shapes: Sequence[str], threads: int, methods: Sequence[str] = tuple(METHODS)) -> list[dict[str, Any]]:
+    """Print and return the peak memory of the decoder."""
+    peers = list(METHODS)[1:]
+    print(
+        f"\ndecoder alone, peak memory\n{'batch x tokens':>15} {'plain, MB':>9} " + " ".join(f"{method + ', +MB':>13}" for method in peers)
+    )
     rows = []
     for shape in shapes:
         batch, length = shape.split("x")
         peaks: dict[str, float] = {}
-        for way in ways:
-            if fits(way, int(batch), int(length)):
-                command = [sys.executable, "-m", "benchmarks.heads", "--threads", str(threads), "--child", f"{way} {batch} {length}"]
-                # memory that was freed goes back at once: else what is kept for later use comes and goes by 100 MB from run to run
+        for method in methods:
+            if fits(method, int(batch), int(length)):
+                command = [sys.executable, "-m", "benchmarks.heads", "--threads", str(threads), "--child", f"{method} {batch} {length}"]
+                # Freed memory is returned at once; memory that malloc keeps for reuse would vary by 100 MB between runs.
                 environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
                 done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-                peaks[way] = json.loads(done.stdout.splitlines()[-1]) / 1e6
-        missing = {way: f"> {LARGEST / 1e6:.0f}" if way in ways else "not asked for" for way in peers}
-        rest = " ".join(f"{peaks[way] - peaks['plain']:13.0f}" if way in peaks else f"{missing[way]:>13}" for way in peers)
+                peaks[method] = json.loads(done.stdout.splitlines()[-1]) / 1e6
+        missing = {method: f"> {LARGEST / 1e6:.0f}" if method in methods else "not selected" for method in peers}
+        rest = " ".join(f"{peaks[method] - peaks['plain']:13.0f}" if method in peaks else f"{missing[method]:>13}" for method in peers)
         print(f"{shape:>15} {peaks['plain']:9.0f} {rest}", flush=True)
         rows.append({"shape": shape, "peak_mb": peaks})
     return rows
 
 
 def main() -> int:
-    """Print the tables."""
-    config = tyro.cli(BenchConfig, prog="python -m benchmarks.heads", description=__doc__)
-    wrong, problems = mistake(config), []
+    """Print the tables; return the exit code."""
+    config = tyro.cli(HeadsBenchConfig, prog="python -m benchmarks.heads", description=__doc__)
+    wrong, problems = wrong_options(config), []
     if config.problems and not wrong:
         from distill.problems.sets import load_problems
         from interp.tables.errors import InputError
@@ -403,15 +419,15 @@ def main() -> int:
     torch.set_num_threads(config.threads)
     torch.set_grad_enabled(False)
     if config.child:
-        way, batch, length = config.child.split()
-        forward(way, some_tokens(1, 16), decoder_only=True)  # what is loaded once
+        method, batch, length = config.child.split()
+        forward(method, some_tokens(1, 16), decoder_only=True)  # loads what is loaded only once
         tokens = some_tokens(int(batch), int(length))
-        print(json.dumps(peak_bytes(lambda: forward(way, tokens, decoder_only=True))))
+        print(json.dumps(peak_bytes(lambda: forward(method, tokens, decoder_only=True))))
         return 0
     saved: dict[str, Any] = {"torch": torch.__version__, "machine": platform.machine(), "threads": config.threads}
     print(f"{platform.machine()}, torch {torch.__version__}, {config.threads} thread(s), float32")
-    for way, text in WAYS.items():
-        print(f"  {way:6} {text}")
+    for method, text in METHODS.items():
+        print(f"  {method:6} {text}")
     if problems:
         saved["problems"] = time_problems(config, problems)
     elif config.smoke:
@@ -420,11 +436,11 @@ def main() -> int:
     else:
         saved["times"] = time_shapes(config.shapes, config.rounds, config.peer_rounds)
         saved["attention"] = time_attention(config.shapes, config.rounds)
-        asked = tuple(way for way in WAYS if config.peer_rounds or way not in HOLD_MAPS)
+        asked = tuple(method for method in METHODS if config.peer_rounds or method not in HOLD_MAPS)
         saved["memory"] = measure_memory(config.memory_shapes, config.threads, asked)
     if config.save:
         known = json.loads(config.save.read_text("utf-8") or "{}") if config.save.exists() else {}
-        config.save.write_text(json.dumps({**known, **saved}, indent=1) + "\n", encoding="utf-8")
+        write_json(config.save, {**known, **saved})
     return 0
 
 

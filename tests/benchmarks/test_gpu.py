@@ -1,4 +1,4 @@
-"""The GPU benchmark where there is no GPU: its parts, its judgement of errors, its rounds. The kernel runs in Triton's interpreter."""
+"""The GPU benchmark without a GPU: its parts, its limits of errors, its rounds. The kernel runs in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def without_gradients() -> Any:
 
 
 @needs_interpreter
-def test_errors_are_within_the_target(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_within_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_parts(tiny("errors", lengths=(24, 150)), "cpu") == 0
-    said = capsys.readouterr()
-    rows = [line for line in said.out.splitlines() if " 1 x " in line]
-    assert len(rows) == 2 * len(gpu.ADVERSARIAL)
+    printed = capsys.readouterr()
+    rows = [line for line in printed.out.splitlines() if " 1 x " in line]
+    assert len(rows) == 2 * len(gpu.INPUT_KINDS)
     assert all("entropy" in row and "key before" in row and "counts 0.0e+00" in row for row in rows)
-    assert "sdpa" not in said.out
-    assert said.err == ""
+    assert "sdpa" not in printed.out
+    assert printed.err == ""
 
 
 @needs_interpreter
@@ -45,12 +45,12 @@ def test_errors_are_within_the_target(capsys: pytest.CaptureFixture[str]) -> Non
     ("name", "change", "reported"),
     [
         ("collision", lambda t: t * 1.002, "sum p^2 2.0e-03"),
-        ("entropy", lambda t: t + 2e-6, "entropy 2.0e-03"),  # of rows that have next to none
+        ("entropy", lambda t: t + 2e-6, "entropy 2.0e-03"),  # in rows with almost no entropy
         ("pair_masses", lambda t: t.flip(0), "key before"),
         ("distance", lambda t: t * torch.nan, "distance inf"),
     ],
 )
-def test_an_error_that_is_too_large_gives_exit_status_1(
+def test_an_error_above_the_limit_gives_exit_code_1(
     name: str,
     change: Callable[[torch.Tensor], torch.Tensor],
     reported: str,
@@ -68,7 +68,7 @@ def test_an_error_that_is_too_large_gives_exit_status_1(
 
 
 @needs_interpreter
-def test_a_count_that_differs_gives_exit_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_different_count_gives_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def worse(*args: Any) -> Any:
         output, rows = triton_pass(*args)
         rows.above[0.1][0, 0, 7] += 1
@@ -80,17 +80,17 @@ def test_a_count_that_differs_gives_exit_status_1(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("cost", "verdict"), [(1.25, "40 met (1.25), 80 met (1.25)"), (1.3, "40 missed (1.30), 80 missed (1.30)")])
-def test_the_table_says_at_which_lengths_the_target_is_met(
+def test_the_table_shows_the_lengths_at_which_the_target_is_met(
     cost: float, verdict: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = iter(("sdpa", *gpu.WAYS) * 2 * 3)  # the ways in turn, at two lengths, two rounds before the one that counts
+    names = iter(("sdpa", *gpu.VARIANTS) * 2 * 3)  # alternating variants at two lengths, two warm-up rounds and one that counts
     monkeypatch.setattr(gpu, "milliseconds", lambda run, device: cost if next(names) == "triton" else 1.0)
     assert run_parts(tiny("table", lengths=(40, 80)), "cpu") == 0
     assert f"  16 target 1.25 x sdpa: {verdict}" in capsys.readouterr().out
     assert next(names, None) is None
 
 
-def test_the_long_text_is_taken_plain_and_recorded_in_turn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_long_text_runs_plain_and_recorded_alternately(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     timed, times = [], iter((1000.0, 2000.0, 3000.0, 3000.0))
 
     def milliseconds(run: Callable[[], Any], device: str) -> float:
@@ -99,25 +99,25 @@ def test_the_long_text_is_taken_plain_and_recorded_in_turn(monkeypatch: pytest.M
         return next(times)
 
     monkeypatch.setattr(gpu, "milliseconds", milliseconds)
-    gpu.long_text(tiny("model", way="blocked"), "cpu", tiny=True)
-    said = capsys.readouterr().out
+    gpu.long_text(tiny("model", backend="blocked"), "cpu", tiny=True)
+    printed = capsys.readouterr().out
     assert timed == ["plain", "recorded"] * 2
-    assert "plain forward    2.000 s (1.000 to 3.000, 2 rounds)" in said
-    assert "recorded    2.500 s (2.000 to 3.000, 2 rounds)" in said
-    assert "recorded / plain 1.500, median of the rounds (1.000 to 2.000)" in said
-    assert "layers by way: blocked 2" in said
-    assert "entropy_nats" in said
+    assert "plain forward    2.000 s (1.000 to 3.000, 2 rounds)" in printed
+    assert "recorded    2.500 s (2.000 to 3.000, 2 rounds)" in printed
+    assert "recorded / plain 1.500, median of the rounds (1.000 to 2.000)" in printed
+    assert "layers by backend: blocked 2" in printed
+    assert "entropy_nats" in printed
 
 
 def test_all_parts_run_unless_some_are_chosen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(gpu, "table", lambda *_: ran.append("table"))
-    monkeypatch.setattr(gpu, "errors", lambda *_: ran.append("errors") or [])
+    monkeypatch.setattr(gpu, "print_table", lambda *_: ran.append("table"))
+    monkeypatch.setattr(gpu, "print_errors", lambda *_: ran.append("errors") or [])
     monkeypatch.setattr(gpu, "long_text", lambda *_, tiny: ran.append("model"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["gpu"])
     assert gpu.main() == 2
-    assert "no CUDA device here" in capsys.readouterr().err
+    assert "no CUDA device was found" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
     for chosen, expected in (([], ["table", "errors", "model"]), (["--parts", "model", "errors"], ["errors", "model"])):
@@ -130,11 +130,11 @@ def test_all_parts_run_unless_some_are_chosen(monkeypatch: pytest.MonkeyPatch, c
 
 
 @needs_interpreter
-def test_the_smallest_form_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_smallest_run_covers_the_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.smoke(GpuConfig(parts=("model",))) == 0
-    assert "layers by way: triton 1" in capsys.readouterr().out
+    assert "layers by backend: triton 1" in capsys.readouterr().out
     monkeypatch.setattr("interp.attention.triton.available", lambda device: (False, "no kernel"))
     assert gpu.smoke(GpuConfig(parts=("model", "table"))) == 0
-    said = capsys.readouterr().out
-    assert "the kernel was left out: no kernel" in said
-    assert "layers by way: blocked 1" in said
+    printed = capsys.readouterr().out
+    assert "the kernel was left out: no kernel" in printed
+    assert "layers by backend: blocked 1" in printed
