@@ -5,6 +5,7 @@ All students of a study answer with the same prompt, length limit and graders, w
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import shutil
@@ -230,6 +231,8 @@ def _finish(folder: Path, parts: Sequence[Path], settings: Mapping[str, Any], co
         pq.write_table(pa.Table.from_pandas(grades, preserve_index=False), draft / "grades.parquet")
         write_json(draft / "evaluation.json", summary)
 
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.draft-*"):  # a call was killed while it wrote the folder
+        shutil.rmtree(left)
     write_folder(folder, write)
 
 

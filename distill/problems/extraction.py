@@ -144,20 +144,20 @@ def _stated(text: str, truncated: bool) -> str | None:
         start = mark.end() + number.end()
         while start > mark.end() and text[start - 1] in "-−–$€£ ":
             start -= 1
-        said = _number_at(text, start)
-        if said is None or (truncated and start + len(said) >= len(text.rstrip())):
+        written = _number_at(text, start)
+        if written is None or (truncated and start + len(written) >= len(text.rstrip())):
             continue
         between = text[mark.end() : start]
         wordy = re.search(r"\w", between) is not None
         opens = mark["label"] or (re.match(r"[\s*]*[:\n]", between) and wordy)
-        if opens and not _alone(text, mark.end(), start, said):  # "Answer:" or "The answer is: She has" may start a complete solution
+        if opens and not _alone(text, mark.end(), start, written):  # "Answer:" or "The answer is: She has" may start a complete solution
             continue
-        if "=" in said and "=" in re.split(r"\n|[.!?](?!\d)", text[start + len(said) : start + len(said) + 200])[0]:
+        if "=" in written and "=" in re.split(r"\n|[.!?](?!\d)", text[start + len(written) : start + len(written) + 200])[0]:
             continue  # the first of several calculations in a sentence
         if opens and wordy:  # a later statement takes precedence over the first sentence of a solution
-            opening = opening or said.strip()
+            opening = opening or written.strip()
             continue
-        return said.strip()
+        return written.strip()
     return opening
 
 
@@ -166,7 +166,7 @@ def _plain_fraction(found: re.Match[str]) -> str:
     return f"{whole}{found['sign'] or ''}{found['top'] or found['t']}/{found['bottom'] or found['b']}"
 
 
-def _alone(text: str, end: int, start: int, said: str) -> bool:
+def _alone(text: str, end: int, start: int, written: str) -> bool:
     """Return whether a number after a label stands alone, so that it is an answer and not the start of a solution.
 
     No other number may follow in the sentence, or in the line if words or a calculation come first.
@@ -175,10 +175,10 @@ def _alone(text: str, end: int, start: int, said: str) -> bool:
     words = re.search(r"\w", between) is not None
     if words and "\n" in between:
         return False
-    rest = re.sub(r"\([^()\n]{0,80}\)", "", text[start + len(said) : start + len(said) + 200])
+    rest = re.sub(r"\([^()\n]{0,80}\)", "", text[start + len(written) : start + len(written) + 200])
     mark = _FINAL.search(rest)
     rest = rest[: mark.start()] if mark else rest
-    return not re.search(r"\d", re.split(r"\n" if words or "=" in said else r"\n|[.!?](?!\d)", rest)[0])
+    return not re.search(r"\d", re.split(r"\n" if words or "=" in written else r"\n|[.!?](?!\d)", rest)[0])
 
 
 def _number_at(text: str, start: int) -> str | None:
@@ -202,10 +202,10 @@ def _last_number(text: str, truncated: bool) -> str | None:
         numbers.pop()
     if not numbers:
         return None
-    said = numbers[-1][0]
+    written = numbers[-1][0]
     before = text[: numbers[-1].start()]  # in "10-5" and "10 - 5" it is not a sign
-    minus = said[0] in "-−–" and (before[-1:].isalnum() or before.rstrip()[-1:].isdigit() or before.rstrip()[-1:] == ")")
-    return said[1:] if minus else said
+    minus = written[0] in "-−–" and (before[-1:].isalnum() or before.rstrip()[-1:].isdigit() or before.rstrip()[-1:] == ")")
+    return written[1:] if minus else written
 
 
 def locate_answer(text: str, extracted: str) -> tuple[int, int] | None:

@@ -338,6 +338,13 @@ def test_full_disk_leaves_nothing_behind(tmp_path: Path, answer: Callable[..., P
     assert sorted(p.name for p in tmp_path.iterdir()) == ["e", "whole"]
 
 
+def test_draft_of_a_killed_call_is_removed(tmp_path: Path, answer: Callable[..., Path]) -> None:
+    (tmp_path / ".e.draft-1-0").mkdir()
+    (tmp_path / ".e.draft-1-0" / "responses.parquet").write_bytes(b"PAR1 torn")
+    answer(tmp_path / "e")
+    assert [p.name for p in tmp_path.iterdir()] == ["e"]
+
+
 CHANGES = [
     ({"config": replace(QUICK, max_new_tokens=13)}, "evaluation.max_new_tokens: was 12, is 13"),
     ({"config": replace(QUICK, stop=())}, "evaluation.stop: was"),
