@@ -1,4 +1,4 @@
-"""What the documentation shows works as shown."""
+"""Commands, options and code in the documentation work as shown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def blocks(page: str, language: str = "python") -> list[str]:
 
 @functools.cache
 def help_of(*command: str) -> str:
-    """What `python -m COMMAND --help` prints, in a process of its own."""
+    """Return the output of `python -m COMMAND --help` in a separate process."""
     done = subprocess.run([sys.executable, "-m", *command, "--help"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, (command, done.stderr)
     return done.stdout
@@ -30,13 +30,13 @@ def help_of(*command: str) -> str:
 
 @EMBEDDED
 @pytest.mark.parametrize("page", ["docs/library.md", "README.md"])
-def test_the_page_runs_from_top_to_bottom(page: str) -> None:
+def test_the_code_of_a_page_runs_from_top_to_bottom(page: str) -> None:
     names: dict[str, object] = {}
     exec(compile("\n".join(blocks(page)), page, "exec"), names)
     assert "heads" in names
 
 
-def test_the_page_of_measures_names_every_measure_and_no_other() -> None:
+def test_docs_measures_lists_every_measure_and_no_other() -> None:
     from interp.measures.catalog import MEASURES
 
     text = (ROOT / "docs/measures.md").read_text(encoding="utf-8")
@@ -161,15 +161,16 @@ def test_a_users_figure_works_as_shown(tmp_path: Path, monkeypatch: pytest.Monke
         "analyses.heads",
         "analyses.shifts",
         "analyses.examples",
+        "analyses.grades",
         "distill",
         "figures",
     ],
 )
-def test_help_of_every_command(command: str) -> None:
+def test_every_command_prints_its_help(command: str) -> None:
     assert "usage:" in help_of(command)
 
 
-def test_options_that_the_readme_shows_exist() -> None:
+def test_options_in_the_readme_exist() -> None:
     shown = set(
         re.findall(
             r"(?<![\w-])--[a-z][a-z-]+",
@@ -180,21 +181,21 @@ def test_options_that_the_readme_shows_exist() -> None:
     assert not {option for option in shown if option not in help_of("analyses.heads")}
 
 
-def test_options_that_the_page_of_shifts_shows_exist() -> None:
+def test_options_in_docs_shifts_exist() -> None:
     shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "docs/shifts.md").read_text(encoding="utf-8")))
     assert {"--study", "--match", "--baseline"} <= shown
     assert not {option for option in shown if option not in help_of("analyses.shifts")}
 
 
 @EMBEDDED
-def test_the_page_of_examples_runs(tmp_path: Path) -> None:
+def test_the_code_in_docs_examples_runs(tmp_path: Path) -> None:
     names: dict[str, object] = {}
     exec(compile("\n".join(blocks("docs/examples.md")), "docs/examples.md", "exec"), names)
     page = names["page"]
     assert " nuts" in page._repr_html_()  # type: ignore[attr-defined]
 
 
-def test_options_that_the_page_of_examples_shows_exist() -> None:
+def test_options_in_docs_examples_exist() -> None:
     shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "docs/examples.md").read_text(encoding="utf-8")))
     assert {"--question", "--watch", "--contrast"} <= shown
     assert not {option for option in shown - {"--style"} if option not in help_of("analyses.examples")}
@@ -213,13 +214,13 @@ LIGHT = (
 )
 
 
-def test_nothing_heavy_is_imported_for_help_and_tables() -> None:
+def test_help_and_tables_import_neither_torch_nor_transformers() -> None:
     code = f"import sys, {', '.join(LIGHT)}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_studies_are_valid_and_so_is_the_one_in_the_docs(tmp_path: Path) -> None:
+def test_shipped_studies_and_the_study_in_the_docs_are_valid(tmp_path: Path) -> None:
     from distill.strategies import load_strategies
     from distill.study.conditions import choose_strategies
     from distill.study.config import read_study
@@ -235,8 +236,8 @@ def test_studies_are_valid_and_so_is_the_one_in_the_docs(tmp_path: Path) -> None
         assert study.name == file.stem
 
 
-def test_commands_of_the_docs_name_what_there_is() -> None:
-    """Every `python -m distill ...` of README and docs: its command, its file and its options."""
+def test_distill_commands_in_the_docs_use_existing_files_and_options() -> None:
+    """Check every `python -m distill ...` in README.md and docs/study.md."""
     shown = re.findall(
         r"-m distill (\w+) (\S+)((?: --[\w-]+)*)", "".join((ROOT / name).read_text() for name in ("README.md", "docs/study.md"))
     )
@@ -251,7 +252,7 @@ def test_commands_of_the_docs_name_what_there_is() -> None:
 
 
 @EMBEDDED
-def test_a_question_that_occurs_in_the_template_is_found_where_it_was_put() -> None:
+def test_a_question_whose_words_occur_in_the_template_is_located_correctly() -> None:
     import numpy as np
 
     from interp import annotate, open_checkpoint
