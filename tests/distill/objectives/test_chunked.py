@@ -177,7 +177,7 @@ def test_chunked_loss_equals_the_chunked_loss_of_trl(name: str, beta: float) -> 
     assert_same(gradients(ours.total, case.leaves()), [6.25 * g for g in gradients(theirs, case.leaves())], 1e-4, 1e-5)
 
 
-# --- invariances ---------------------------------------------------------------------------------------------------------
+# --- invariances -------------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None)
