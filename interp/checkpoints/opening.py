@@ -15,10 +15,10 @@ from interp.checkpoints.loading import (
     DTYPES,
     Checkpoint,
     choose_device,
-    converted_folder,
     load_config,
     load_model,
     load_tokenizer,
+    model_folder,
     quiet_transformers,
 )
 from interp.tables.errors import CheckpointError
@@ -71,8 +71,7 @@ def open_tokenizer(source: str | Path, *, revision: str | None = None, trust_rem
     with quiet_transformers():
         if found.kind == "adapter" and not (found.folder / "tokenizer_config.json").is_file():
             found = base_of(found, None, trust_remote_code, weights=False)[1]
-        folder = converted_folder(found.weights[0]) if found.kind in ("embedded", "gguf") else found.folder
-        return load_tokenizer(folder, found.source, trust_remote_code)
+        return load_tokenizer(model_folder(found), found.source, trust_remote_code)
 
 
 def open_config(source: str | Path, *, base: str | None = None, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -85,8 +84,7 @@ def open_config(source: str | Path, *, base: str | None = None, revision: str | 
     with quiet_transformers():
         if found.kind == "adapter":
             found = base_of(found, base, trust_remote_code, weights=False)[1]
-        folder = converted_folder(found.weights[0]) if found.kind in ("embedded", "gguf") else found.folder
-        return load_config(folder, found.source, trust_remote_code)
+        return load_config(model_folder(found), found.source, trust_remote_code)
 
 
 def identify(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from interp.checkpoints import opening
 from interp.checkpoints.opening import identify, open_checkpoint, open_tokenizer
 from interp.tables.errors import CheckpointError
 
@@ -110,7 +109,7 @@ def test_a_gguf_file_is_identified_without_conversion(
     path = tmp_path / "tiny-f32.gguf"
     write_gguf(path, tiny_model("llama"))
     with monkeypatch.context() as patch:
-        patch.setattr(opening, "converted_folder", lambda _: pytest.fail("the weights were converted"))
+        patch.setattr("interp.checkpoints.loading.converted_folder", lambda _: pytest.fail("the weights were converted"))
         assert identify(path) == {"name": "tiny-f32", "weights_sha256": sha256(path)}
     tokenizer = open_tokenizer(path)
     assert tokenizer.convert_ids_to_tokens(tokenizer("wd ok", add_special_tokens=False)["input_ids"]) == ["wd", "\u0120", "o", "k"]
