@@ -339,7 +339,7 @@ def _correlation_map(rho: np.ndarray, q: np.ndarray, about: str, subtitle: str) 
     subtitle = joined(about, tested, subtitle)  # what was run comes last, because a subtitle that is too long is truncated at its end
     scale = color_scale(_RHO, rho)
     room = titles_inches(width, _RHO_TITLE, subtitle) + 0.55 * style.zoom
-    figure = new_figure(width, map_height(width, *rho.shape, room) + room)
+    figure = new_figure(width, map_height(width, rho.shape, room) + room)
     axes = figure.add_subplot()
     set_titles(figure, _RHO_TITLE, subtitle)
     image = draw_map(axes, rho, scale)

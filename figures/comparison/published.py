@@ -182,7 +182,7 @@ def variance_map(variance: pd.DataFrame, subtitle: str = "") -> Figure | None:
     style = active_style()
     width = style.column("one")
     room = titles_inches(width, title, subtitle) + 0.35 * style.zoom
-    figure = new_figure(width, room + map_height(width, *values.shape, room))
+    figure = new_figure(width, room + map_height(width, values.shape, room))
     axes = figure.add_subplot()
     set_titles(figure, title, subtitle)
     map_bar(figure, axes, draw_map(axes, values, scale), scale, unit)

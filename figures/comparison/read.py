@@ -93,19 +93,19 @@ class Comparison:
         parts = file_parts(self.models) if of == "model" else {}
         return {part: name for name, part in parts.items()}
 
-    def caption_fields(self, model: str = "", measure: MeasureInfo | None = None) -> dict[str, str]:
+    def caption_fields(self, chosen: Mapping[Choice, Any]) -> dict[str, str]:
         """Return the fields of captions: {baseline}, {region}, {n}, {model} and its {test}, and the {title} of the measure."""
-        fields = {
+        model, test = str(chosen.get("model", "")), ""
+        if model:
+            test = "seeds and examples crossed" if self.shifts_of(model)[1] else "paired t test over examples"
+        return {
             "baseline": self.baseline,
             "region": self.region,
             "n": f"n = {self.run['n_examples']} examples",
             "model": model,
-            "test": "",
+            "test": test,
+            "title": chosen["measure"].title if "measure" in chosen else "",
         }
-        if model:
-            crossed = self.shifts_of(model)[1]
-            fields["test"] = "seeds and examples crossed" if crossed else "paired t test over examples"
-        return {**fields, "title": measure.title if measure else ""}
 
 
 def read_comparison(folder: Path, region: str | None = None, measures: Sequence[str] = (), models: Sequence[str] = ()) -> Comparison:

@@ -60,9 +60,10 @@ class Contrast:
         chosen = {"model": self.mapped, "tested": self.tested}.get(of, ())
         return {parts[name]: name for name in chosen}
 
-    def caption_fields(self, model: str = "", tested: str = "", measure: MeasureInfo | None = None) -> dict[str, str]:
+    def caption_fields(self, chosen: Mapping[Choice, Any]) -> dict[str, str]:
         """Return the fields of captions: {model}, {region} and, for a figure of one measure, {title}."""
-        return {"model": model or tested, "region": self.region, "title": measure.title if measure else ""}
+        model = chosen.get("model") or chosen.get("tested") or ""
+        return {"model": model, "region": self.region, "title": chosen["measure"].title if "measure" in chosen else ""}
 
 
 def read_contrast(folder: Path, region: str | None = None, measures: Sequence[str] = (), models: Sequence[str] = ()) -> Contrast:

@@ -49,7 +49,7 @@ class Drawable(Protocol):
         """Return the measures, models or heads to draw: part of the file name to argument of the drawing function."""
         ...
 
-    def caption_fields(self, **chosen: Any) -> dict[str, str]:
+    def caption_fields(self, chosen: Mapping[Choice, Any]) -> dict[str, str]:
         """Return the fields of captions, such as the number of examples, for the chosen measure, model or head."""
         ...
 
@@ -89,7 +89,7 @@ def draw_figures(family: str, own: Mapping[str, FigureEntry], content: Drawable,
     for name, entry, chosen in _calls(members(family, own, FigureEntry), content):
         figure = entry.draw(content, *(chosen[choice] for choice in entry.each))
         if figure is not None:
-            caption = entry.caption.format(**content.caption_fields(**chosen))
+            caption = entry.caption.format(**content.caption_fields(chosen))
             drawn.append(DrawnFigure(name, caption, entry.section, tuple(save_figure(figure, folder, name))))
     return drawn
 
@@ -98,12 +98,12 @@ _LOOPS: tuple[Choice, ...] = ("head", "model", "tested", "measure")
 """The order of loops over choices, the outermost first."""
 
 
-def _calls(entries: Mapping[str, FigureEntry], content: Drawable) -> Iterator[tuple[str, FigureEntry, dict[str, Any]]]:
+def _calls(entries: Mapping[str, FigureEntry], content: Drawable) -> Iterator[tuple[str, FigureEntry, dict[Choice, Any]]]:
     """Yield file name, entry and arguments by choice; neighbors of a catalog with the same choices are drawn together for each of them."""
     possible = {key: entry for key, entry in entries.items() if set(entry.needs) <= set(content.table_names())}
     for each, group in itertools.groupby(possible.items(), key=lambda item: frozenset(item[1].each)):
         together = list(group)
-        loops = [choice for choice in _LOOPS if choice in each]
+        loops: list[Choice] = [choice for choice in _LOOPS if choice in each]
         for picked in itertools.product(*(content.choices(choice).items() for choice in loops)):
             by_choice = dict(zip(loops, picked, strict=True))
             for key, entry in together:

@@ -92,17 +92,16 @@ def equal_panels(
     return figure, every
 
 
-def map_height(width: float, layers: int, heads: int, room: float) -> float:
+def map_height(width: float, shape: tuple[int, ...], room: float) -> float:
     """Return the height of a map [layer, head] whose cells are about square, in inches.
 
     Args:
         width: of the figure, in inches.
-        layers: along x.
-        heads: along y.
+        shape: number of layers, along x, and of heads, along y.
         room: height that the rest of the figure takes, in inches.
     """
     style = active_style()
-    return style.height(float(np.clip((width - 0.75 * style.zoom) * heads / layers, 1.15, 2.4)), room)
+    return style.height(float(np.clip((width - 0.75 * style.zoom) * shape[1] / shape[0], 1.15, 2.4)), room)
 
 
 def few_ticks(axes: Axes, along: str, most: int = 4) -> None:

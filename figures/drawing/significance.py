@@ -57,7 +57,7 @@ def significance_map(
     counted = f"{int(significant.sum())} of {int(np.isfinite(values).sum())} heads have q ≤ {rate}"
     subtitle = joined(about[0], f"gray: q > {rate}", counted, about[1])
     room = titles_inches(width, title, subtitle) + (0.35 + 0.15 * (bool(quiet.any()) + undefined)) * style.zoom
-    figure = new_figure(width, map_height(width, *values.shape, room) + room)
+    figure = new_figure(width, map_height(width, values.shape, room) + room)
     axes = figure.add_subplot()
     set_titles(figure, title, subtitle)
     image = draw_map(axes, np.where(significant, values, np.nan), scale)

@@ -82,9 +82,10 @@ class ExampleHeads:
             return self.example.measures
         return {f"{layer}_{head}": (layer, head) for layer, head in self.heads} if of == "head" else {}
 
-    def caption_fields(self, head: tuple[int, int] | None = None, measure: MeasureInfo | None = None) -> dict[str, str]:
+    def caption_fields(self, chosen: Mapping[Choice, Any]) -> dict[str, str]:
         """Return the fields of captions: {head} of a figure of one head, {title} of a figure of one measure."""
-        return {"head": "{}.{}".format(*head) if head else "", "title": measure.title if measure else ""}
+        head = "{}.{}".format(*chosen["head"]) if "head" in chosen else ""
+        return {"head": head, "title": chosen["measure"].title if "measure" in chosen else ""}
 
 
 def read_example(folder: Path) -> Example:

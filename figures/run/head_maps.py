@@ -37,7 +37,7 @@ def head_map(heads: pd.DataFrame, info: MeasureInfo, subtitle: str = "", region:
     subtitle = joined(subtitle, f"{region} queries", scale.note())
     undefined = bool(np.isnan(values).any())
     room = titles_inches(width, title, subtitle) + (0.35 + 0.2 * undefined) * style.zoom
-    figure = new_figure(width, map_height(width, *values.shape, room) + room)
+    figure = new_figure(width, map_height(width, values.shape, room) + room)
     axes = figure.add_subplot()
     set_titles(figure, title, subtitle)
     image = draw_map(axes, values, scale)

@@ -52,9 +52,10 @@ class HeadRun:
         """Return the measures by name; a head run has no other choice."""
         return self.measures if of == "measure" else {}
 
-    def caption_fields(self, measure: MeasureInfo | None = None) -> dict[str, str]:
+    def caption_fields(self, chosen: Mapping[Choice, Any]) -> dict[str, str]:
         """Return the fields of captions: {n}, {region} and, for a figure of one measure, {title}."""
-        return {"n": examples_and_queries(self.heads, self.region), "region": self.region, "title": measure.title if measure else ""}
+        title = chosen["measure"].title if "measure" in chosen else ""
+        return {"n": examples_and_queries(self.heads, self.region), "region": self.region, "title": title}
 
 
 def read_head_run(folder: Path, region: str = "response") -> HeadRun:

@@ -53,12 +53,12 @@ def test_colors_are_symmetric_and_use_a_given_limit(table):
 
 
 def test_the_subtitle_states_models_n_test_and_correction(table):
-    for draw in (difference_map, volcano):
+    for draw, unit in ((difference_map, "(probability)"), (volcano, "(d_z)")):
         said = subtitle_of(draw(table, INFO, "reference text"))
         for text in ("student minus base", "n = 30 examples", "response queries", "paired t test", "Benjamini-Hochberg over 3 × 4 heads"):
             assert text in said, text
         assert "reference text" in said
-        assert "(probability)" in said
+        assert unit in said
     assert "gray: q > 0.05 · 3 of 12 heads have q ≤ 0.05" in subtitle_of(difference_map(table, INFO))
 
 

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from figures.drawing import entry
-from figures.drawing.entry import FigureEntry, draw_figures
+from figures.drawing.entry import Choice, FigureEntry, draw_figures
 from interp.tables.errors import InputError
 
 
@@ -25,10 +25,10 @@ class Content:
     def table_names(self) -> tuple[str, ...]:
         return ("heads",)
 
-    def choices(self, of: str) -> Mapping[str, Any]:
+    def choices(self, of: Choice) -> Mapping[str, Any]:
         return {"measure": {"m0": "M0", "m1": "M1"}, "model": {"a-b": "a b", "": "only"}}.get(of, {})
 
-    def caption_fields(self, **chosen: Any) -> dict[str, str]:
+    def caption_fields(self, chosen: Mapping[Choice, Any]) -> dict[str, str]:
         return {"n": "n = 4", "measure": "", **chosen}
 
 
