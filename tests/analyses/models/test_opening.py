@@ -126,6 +126,40 @@ def test_the_base_of_adapters_is_recognized_by_its_weights(
     assert opened.open(base).model is opened.open(first).model
 
 
+def test_an_adapter_that_rewrote_its_base_leaves_the_others_their_numbers(adapters: list[Path], checkpoint: Path, tmp_path: Path) -> None:
+    """PiSSA takes its start out of the base's weights."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from analyses.models.named import find_models
+    from analyses.models.opening import OpenModels
+    from analyses.options import ModelOptions
+    from interp.checkpoints.opening import open_checkpoint
+
+    trained: Any = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(checkpoint),
+        LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa", task_type="CAUSAL_LM"),
+    )
+    for name, parameter in trained.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.3
+    trained.save_pretrained(tmp_path / "pissa")
+    models = find_models([str(path) for path in (checkpoint, tmp_path / "pissa", *adapters[:2])])
+    ids = torch.arange(40)[None]
+
+    def logits(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return model(input_ids=ids).logits
+
+    alone = {model.name: logits(open_checkpoint(str(model.source), device="cpu").model) for model in models}
+    torch.testing.assert_close(alone["pissa"], logits(trained.eval()), rtol=1e-4, atol=1e-4)
+    for order in (models, models[::-1]):
+        opened = OpenModels(order, ModelOptions(device="cpu"))
+        for model in order:
+            torch.testing.assert_close(logits(opened.open(model).model), alone[model.name], rtol=1e-5, atol=1e-5)
+        assert opened.shares(models)
+
+
 @pytest.mark.parametrize("written", ["{", "[]", "{}", None])
 def test_a_damaged_adapter_is_one_error_line(
     written: str | None, adapters: list[Path], checkpoint: Path, problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
