@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,15 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 """Name of a part of a split GGUF model."""
+
+_MOST = {
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers"), 10_000),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 100_000),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "head_dim"), 100_000),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "n_embd", "d_model"), 10_000_000),
+    "vocab_size": 100_000_000,
+}
+"""Sizes in a config.json beyond those of any model."""
 
 
 @dataclass(frozen=True)
@@ -178,16 +189,59 @@ def _download(hub_id: str, revision: str | None, trust_remote_code: bool, *, wei
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=["original/*", "consolidated*"]))
     except Exception as error:  # the hub's client raises many unrelated classes
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+        cause, advice = _hub_failure(error, hub_id, revision)
         raise CheckpointError(
-            f"no such model: {hub_id!r} is not a local folder, and it could not be fetched from the hub ({reason[:200]})\n"
-            "without network, copy the checkpoint and name its folder: --model path/to/folder"
+            f"no such model: {hub_id!r} is not a local folder, and it could not be fetched from the hub ({cause})\n{advice}"
         ) from error
+
+
+def _hub_failure(error: BaseException, hub_id: str, revision: str | None) -> tuple[str, str]:
+    """Return why a download failed, and what to do."""
+    from huggingface_hub import errors
+
+    place = f"https://huggingface.co/{hub_id}"
+    chain: list[BaseException] = []
+    while error is not None and len(chain) < 10:
+        chain.append(error)
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+
+    def raised(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(each, kinds) for each in chain)
+
+    if any(isinstance(each, OSError) and each.errno == errno.ENOSPC for each in chain):
+        return "no space left on the disk", "free some space, or let HF_HOME name a folder on a larger disk"
+    if raised(errors.GatedRepoError):
+        return "the repository is gated", f"accept its terms at {place}, and log in with `hf auth login`"
+    if raised(errors.RevisionNotFoundError):
+        return f"it has no revision {revision!r}", f"{place}/commits/main lists its revisions"
+    if raised(errors.RepositoryNotFoundError):
+        return "there is no such repository, or it is private", "check the name; for a private one, log in with `hf auth login`"
+    advice = "without network, copy the checkpoint and name its folder: --model path/to/folder"
+    if raised(errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, and the files are not in the cache", f"unset HF_HUB_OFFLINE, or {advice}"
+    lines = [line.strip() for line in str(chain[0]).splitlines() if line.strip()]
+    return f"{type(chain[0]).__name__}: {textwrap.shorten(lines[0] if lines else 'no reason given', 200, placeholder=' ...')}", advice
+
+
+def check_config_bounds(path: Path) -> None:
+    """Raise if a config.json asks for more modules than any model has: building them would take hours before it fails.
+
+    Raises:
+        CheckpointError: a size is out of bounds, or the file cannot be read.
+    """
+    content = _read_json(path)
+    for part in (content, *(value for value in content.values() if isinstance(value, dict))):
+        for key, most in _MOST.items():
+            size = part.get(key)
+            if isinstance(size, int | float) and not -most <= size <= most:
+                raise CheckpointError(f"{path}: {key} is {size:.3g}; at most {most:,} are supported, so the file is damaged")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: not readable as JSON (it is nested too deeply)") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(content, dict):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from interp.checkpoints.converted import converted_folder
-from interp.checkpoints.found import FoundFiles, first_line, own_code, weight_files
+from interp.checkpoints.found import FoundFiles, check_config_bounds, first_line, own_code, weight_files
 from interp.tables.errors import CheckpointError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -114,6 +114,7 @@ def load_config(folder: Path, source: str, trust_remote_code: bool) -> Any:
     """
     from transformers import AutoConfig
 
+    check_config_bounds(folder / "config.json")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
