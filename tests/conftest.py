@@ -284,3 +284,11 @@ def save_adapter() -> Callable[..., Path]:
 def adapter(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, save_adapter: Callable[..., Path]) -> Path:
     """A LoRA adapter of `checkpoint`. Read only."""
     return save_adapter(tmp_path_factory.mktemp("adapters") / "lora", checkpoint)
+
+
+@pytest.fixture(scope="session")
+def write_gguf() -> Callable[..., list[Path]]:
+    """`tests.gguf_files.write_gguf`."""
+    from tests.gguf_files import write_gguf
+
+    return write_gguf

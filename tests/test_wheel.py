@@ -40,7 +40,9 @@ def run(installed: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedPr
 
 
 def test_the_wheel_is_what_runs(run: Callable[..., subprocess.CompletedProcess[str]], installed: Path) -> None:
-    done = run("-c", "import interp, distill, analyses, figures; print(interp.__file__, distill.__file__, analyses.__file__, figures.__file__)")
+    done = run(
+        "-c", "import interp, distill, analyses, figures; print(interp.__file__, distill.__file__, analyses.__file__, figures.__file__)"
+    )
     assert done.returncode == 0, done.stderr
     assert all(path.startswith(str(installed)) for path in done.stdout.split())
 
