@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tests.interp.recording.cases import LENGTHS, assert_restored, assert_same, forward, recorded, state_of
 from transformers import BertConfig, BertLMHeadModel, BertModel, FalconConfig, FalconForCausalLM
 
 from interp.attention import seam
@@ -19,6 +18,7 @@ from interp.attention.seam import attention_layers
 from interp.recording.recorder import record
 from interp.tables.errors import RecordingError
 from interp.tokens import Tokens
+from tests.interp.recording.cases import LENGTHS, assert_restored, assert_same, forward, recorded, state_of
 
 Make = Callable[..., Any]
 
