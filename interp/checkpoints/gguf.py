@@ -6,6 +6,7 @@ transformers reads the tensors, but it drops metadata and tensors that it does n
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ _SIZES = (
     "rope.freq_base",
 )
 """Keys that hold one number in the supported architectures; elsewhere some hold one for each layer."""
+
+_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Bytes of a metadata value by its type in the file."""
 
 
 class _Metadata:
@@ -129,6 +133,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
     """Return the metadata of a file without its tokenizer, with its rotary factors, and the shapes of its tensors, rows first."""
     from gguf import GGUFReader
 
+    _check_lengths(path.read_bytes() if path.stat().st_size < 1 << 16 else np.memmap(path, mode="r"))
     reader = GGUFReader(path)
     values = {
         key: field.contents()
@@ -137,6 +142,41 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
     }
     values |= {tensor.name: np.array(tensor.data, np.float32) for tensor in reader.tensors if tensor.name == _ROTARY_FACTORS}
     return values, {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in reader.tensors}
+
+
+def _check_lengths(data: Any) -> None:
+    """Raise ValueError if a length in the header goes beyond the file; gguf's reader would fill the memory with what is not there."""
+
+    def number(at: int, form: str) -> int:
+        width = struct.calcsize(form)
+        if at + width > len(data):
+            raise ValueError("the header ends in the middle")
+        return struct.unpack(form, bytes(data[at : at + width]))[0]
+
+    def after(at: int, kind: int) -> int:
+        if kind == 8:
+            end = at + 8 + number(at, "<Q")
+        elif kind == 9:
+            item, count = number(at, "<I"), number(at + 4, "<Q")
+            end = at + 12
+            if item in _WIDTHS:
+                end += count * _WIDTHS[item]
+            else:
+                for _ in range(count):
+                    end = after(end, item)
+        else:
+            end = at + _WIDTHS[kind]
+        if end > len(data):
+            raise ValueError("a length in the header goes beyond the end of the file")
+        return end
+
+    n_tensors, n_keys = number(8, "<Q"), number(16, "<Q")
+    if 24 * n_tensors > len(data):
+        raise ValueError(f"the header counts {n_tensors} tensors, more than the file can hold")
+    at = 24
+    for _ in range(n_keys):
+        at = after(at, 8)
+        at = after(at + 4, number(at, "<I"))
 
 
 def _join(parts: Sequence[Path], target: Path) -> None:

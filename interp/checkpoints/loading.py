@@ -150,7 +150,10 @@ def _check_causal(config: Any, source: str) -> None:
         raise CheckpointError(f"{source}: {kind} is an encoder-decoder; a causal (decoder-only) language model is needed")
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         raise CheckpointError(f"{source}: {kind} is encoder-only; a causal (decoder-only) language model is needed")
-    heads = [name for name in getattr(config, "architectures", None) or () if name.endswith(_OTHER_HEADS)]
+    names = getattr(config, "architectures", None) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{source}: architectures in its config.json is {str(names)[:60]}; a list of class names is needed")
+    heads = [name for name in names if name.endswith(_OTHER_HEADS)]
     if heads:
         raise CheckpointError(f"{source}: {heads[0]} does not predict the next token; a causal language model is needed")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not remote:

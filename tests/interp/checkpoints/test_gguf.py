@@ -222,3 +222,17 @@ def test_parts_of_another_model_or_under_another_name_are_refused(
     shutil.copy(parts[0], parts[1])
     with pytest.raises(CheckpointError, match=r"part 2 of 2, but its header says split.no = 0, split.count = 2"):
         open_checkpoint(parts[0], device="cpu")
+
+
+@pytest.mark.parametrize("at", [8, 24], ids=["number of tensors", "length of a key"])
+def test_a_length_beyond_the_file_is_refused_before_it_is_read(
+    at: int, tmp_path: Path, tiny_model: Callable[..., Any], write_gguf: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, tiny_model("llama"))
+    content = bytearray(path.read_bytes())
+    content[at : at + 8] = (1 << 60).to_bytes(8, "little")
+    path.write_bytes(content)
+    monkeypatch.setattr("gguf.GGUFReader", lambda *_: pytest.fail("the file was read"))
+    with pytest.raises(CheckpointError, match=r"the header counts|goes beyond the end of the file"):
+        open_checkpoint(path, device="cpu")
