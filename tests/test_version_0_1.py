@@ -204,7 +204,7 @@ def test_a_study_with_a_half_trained_student_resumes_to_the_results_of_an_uninte
         one, other = (old / study / "evaluations" / name for study in ("study_full", "study_half"))
         assert_same_tables(one, other)
     trained = [old / study / "students" / "teacher-seed0" for study in ("study_full", "study_half")]
-    assert_same_tables(*trained)
+    assert_same_tables(trained[0], trained[1])
     steps = [
         [line["loss"] for line in map(json.loads, (place / "training.jsonl").read_text().splitlines()) if "loss" in line]
         for place in trained

@@ -1,4 +1,4 @@
-"""The results folder that every command writes: a draft next to its place, `run.json` last, moved to its place when complete.
+"""The results folder that every command of `analyses` writes: a draft next to its place, `run.json` last, moved to its place when complete.
 
 While a command is at work its files are in `OUT.partial`. When the tables are complete, `run.json` is written and the draft is renamed to
 `OUT`; results that were there are removed only after that. One process at a time works in a draft.
