@@ -1,8 +1,8 @@
 """Generate answers in batches, with the distribution at each token: log-probabilities, top k or hidden states.
 
-Every answer that a transformers model writes comes from here (teachers, students' evaluations, head runs), and `end_ids` is the rule for where
-it ends. vLLM and servers generate by themselves. Tokens come from the model's own distribution: the processors of its generation config, such
-as a repetition penalty, are not applied.
+Every answer that a transformers model writes comes from here (teachers, students' evaluations, head runs), and `end_ids` is the rule
+for where it ends. vLLM and servers generate by themselves. Tokens come from the model's own distribution: the processors of its
+generation config, such as a repetition penalty, are not applied.
 
 `generate` of transformers continues rows that have ended and returns no hidden states. Here, rows that end leave the batch and its cache.
 """

@@ -5,8 +5,8 @@ p_ij is the attention of query i to key j. A_i is the set of keys that i may att
 In a model with attention sinks, the sink is one more outcome of the distribution (it counts in entropies and n_i), but it is not a key
 (it does not count in masses).
 
-To add a measure, add its function and its entry to the file of its kind, and a row to docs/measures.md, which a test checks. For a new kind,
-add a file like `places.py` and merge its dict here.
+To add a measure, add its function and its entry to the file of its kind, and a row to docs/measures.md (a test checks it). For a new
+kind, add a file like `places.py` and merge its dict here.
 """
 
 from __future__ import annotations
