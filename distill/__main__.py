@@ -164,6 +164,7 @@ def run_study_command(command: StudyCommand) -> int:
     run = StudyRun(StudyFolder(study), show_progress=not command.quiet and is_first_process())
     if has_other_processes() and isinstance(command, (RunCommand, EvaluateCommand, SearchCommand)):
         raise StudyError("run, evaluate and search use one process; under a launcher, use collect and train")
+    _check_selection(run, command)
     run.begin()
     match command:
         case RunCommand():
@@ -187,13 +188,24 @@ def run_study_command(command: StudyCommand) -> int:
     return 0
 
 
-def _train(run: StudyRun, command: TrainCommand) -> None:
+def _check_selection(run: StudyRun, command: StudyCommand) -> None:
+    """Raise before anything is written if the results folder, --condition or --seed cannot be used."""
     from distill.study.conditions import condition_of
+
+    folder = run.study.folder
+    if folder.exists() and not folder.is_dir():
+        raise StudyError(f"{folder} is a file, and the study's results go there; name a folder with --out")
+    conditions, seeds = getattr(command, "condition", ()), getattr(command, "seed", ())
+    if isinstance(command, TrainCommand):
+        untrained = [name for name in conditions if not condition_of(name).trained]
+        if untrained:
+            raise StudyError(f"--condition {untrained[0]} is the student without training; there is nothing to train")
+    _students(run, conditions, seeds)
+
+
+def _train(run: StudyRun, command: TrainCommand) -> None:
     from distill.study.launcher import is_first_process
 
-    untrained = [name for name in command.condition if not condition_of(name).trained]
-    if untrained:
-        raise StudyError(f"--condition {untrained[0]} is the student without training; there is nothing to train")
     for condition, seed in _students(run, command.condition, command.seed):
         if seed is not None:
             folder = run.train_one(condition, seed)

@@ -104,6 +104,8 @@ def draw_folder(config: DrawConfig) -> list[Path]:
     from figures.folder import folder_kind
     from interp.tables.errors import InputError
 
+    if config.out is not None and config.out.exists() and not config.out.is_dir():
+        raise OptionError(f"--out {config.out} is a file; name a folder")
     name = folder_kind(config.folder)
     if name not in _KINDS:
         raise InputError(
@@ -120,10 +122,13 @@ def draw_folder(config: DrawConfig) -> list[Path]:
 
 
 def main() -> int:
-    """Run the command; return the exit code: 0, or 2 after an error in the input."""
+    """Run the command; return the exit code: 0, 2 after an error in the input, or 130 after an interruption."""
     try:
         config = tyro.cli(DrawConfig, prog="python -m figures")
         written = draw_folder(config)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command draws everything again", file=sys.stderr)
+        return 130
     except Exception as error:
         line = error_line(error)
         if line is None:

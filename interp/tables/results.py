@@ -127,16 +127,30 @@ class ResultsFolder:
         what is left of the old results and of the draft is removed.
         """
         for old in self._left():
-            if not self.out.exists():
+            complete = (old / "run.json").is_file()
+            if complete and not self.out.exists():
                 rename(old, self.out)
-            elif (self.out / "run.json").is_file():
-                shutil.rmtree(old, ignore_errors=True)
+            elif not complete or (self.out / "run.json").is_file():
+                _discard(old)
         if (self.out / _SETTINGS).is_file() and (self.out / "run.json").is_file():
             self._clean()
 
     def _left(self) -> list[Path]:
-        """Return old results that a killed replacement left under another name."""
-        return sorted(self.out.parent.glob(f".{glob.escape(self.out.name)}.old-*"))
+        """Return old results that a killed replacement left under another name.
+
+        A folder counts only if it has such a name and holds what this kind of command writes, and nothing else: any other folder is
+        somebody else's.
+        """
+        found = sorted(self.out.parent.glob(f".{glob.escape(self.out.name)}.old-{'[0-9a-f]' * 8}"))
+        return [old for old in found if self._is_own(old)]
+
+    def _is_own(self, folder: Path) -> bool:
+        """Return whether a folder holds results of this kind, or what is left of them, and nothing else."""
+        try:
+            _check_names(folder, self.kind, "{!r}")
+            return _kind_of(folder) in (*self.kind.kinds, _NOTHING)
+        except OptionError:
+            return False
 
     def _check_out(self) -> None:
         """Raise if results may not go to `out`."""
@@ -237,12 +251,12 @@ class ResultsFolder:
         replaced = self.out.exists()
         if WINDOWS:  # a folder with an open file cannot be renamed
             self.release()
-        if replaced:
-            rename(self.out, old)
         try:
-            rename(self.draft, self.out)
-        except OSError:
             if replaced:
+                rename(self.out, old)
+            rename(self.draft, self.out)
+        except BaseException:  # an interruption too: the old results stay where they were
+            if old.exists() and not self.out.exists():
                 rename(old, self.out)
             raise
         sync(self.out.parent)
@@ -250,7 +264,7 @@ class ResultsFolder:
         self.release()
         self.fresh = False  # the next draft of this name is another call's
         if replaced:
-            shutil.rmtree(old, ignore_errors=True)
+            _discard(old)
 
     def _clean(self) -> None:
         """Remove what published results no longer need; the settings last, since they tell that this is not done yet."""
@@ -340,6 +354,13 @@ def _make(folder: Path) -> list[Path]:
                 path.rmdir()
         raise
     return missing
+
+
+def _discard(folder: Path) -> None:
+    """Remove results, run.json first, so that what a kill leaves of them does not count as results."""
+    with contextlib.suppress(OSError):
+        (folder / "run.json").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:

@@ -449,3 +449,30 @@ def test_help_of_inspect_describes_the_graders(capsys: pytest.CaptureFixture[str
         main(["inspect", "--help"])
     printed = capsys.readouterr().out
     assert all(f"{name}:" in printed for name in GRADERS)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("collect", ("--condition", "absent"), "--condition absent is not a condition of the study"),
+        ("train", ("--condition", "absent"), "--condition absent is not a condition of the study"),
+        ("train", ("--condition", "untouched"), "there is nothing to train"),
+        ("train", ("--seed", 7), "--seed 7 is not a seed of the study"),
+        ("evaluate", ("--seed", 7), "--seed 7 is not a seed of the study"),
+    ],
+)
+def test_a_wrong_selection_is_refused_before_anything_is_written(
+    distill: Callable[..., Any], study: Path, tmp_path: Path, command: str, options: tuple[Any, ...], message: str
+) -> None:
+    ran = distill(command, study, "--out", tmp_path / "selected", *options)
+    assert ran.code == 2
+    assert message in ran.err
+    assert not (tmp_path / "selected").exists()
+
+
+def test_a_file_in_place_of_the_results_folder_is_refused(distill: Callable[..., Any], study: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    ran = distill("run", study, "--out", tmp_path / "taken")
+    assert ran.code == 2
+    assert "is a file, and the study's results go there; name a folder with --out" in ran.err
+    assert (tmp_path / "taken").read_text() == "mine"

@@ -59,3 +59,18 @@ def test_help_needs_no_matplotlib():
     assert result.returncode == 0, result.stderr
     assert "head run" in result.stdout
     assert result.stderr.strip() == "[]"
+
+
+def test_a_file_as_out_is_refused_with_the_remedy(monkeypatch, capsys, run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    assert _run(monkeypatch, str(run_folder), "--out", str(tmp_path / "taken")) == 2
+    assert capsys.readouterr().err == f"error: --out {tmp_path / 'taken'} is a file; name a folder\n"
+
+
+def test_an_interruption_is_one_line_and_exit_code_130(monkeypatch, capsys, run_folder: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "draw_folder", interrupt)
+    assert _run(monkeypatch, str(run_folder)) == 130
+    assert capsys.readouterr().err == "\ninterrupted; the same command draws everything again\n"

@@ -285,7 +285,7 @@ GOOD = '{"question": "q", "answer": "#### 7", "response": "7"}\n'
         (table((" ", "7", "7", 1, 2, "")), "x.csv, line 2: field 'question' is empty"),
         (
             lambda folder: [*jsonl(GOOD)(folder), "--graders", "stated,best"],
-            "unknown grader 'best'; known: first_final, strict, flexible, stated, published, math_verify, published_code",
+            f"unknown grader 'best'; known: {', '.join(GRADERS)}, published_code",
         ),
         (lambda folder: [*jsonl(GOOD)(folder), "--baseline", "gpt"], "--baseline 'gpt' has no responses; known: x"),
         (lambda folder: [*jsonl(GOOD)(folder), *jsonl(GOOD)(folder)], "is named twice; name each path once"),

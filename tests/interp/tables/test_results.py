@@ -738,3 +738,49 @@ def test_measures_of_another_form_are_refused() -> None:
         measure_infos({"measures": [{key: value for key, value in INFO.items() if key != "formula"}]})
     with pytest.raises(InputError, match=r"measure name '\.\./a' is not made of letters, digits and underscores"):
         measure_infos({"measures": [{**INFO, "name": "../a"}]})
+
+
+@pytest.mark.parametrize("name", [".out.old-backup", ".out.old-notes", ".out.old-0a1b2c3d", ".out.old-0a1b2c3de"])
+def test_a_folder_of_somebody_else_is_neither_removed_nor_taken_for_old_results(tmp_path: Path, name: str) -> None:
+    other = tmp_path / name
+    other.mkdir()
+    (other / "data.txt").write_text("precious")
+    publish(tmp_path / "out", "new")
+    publish(tmp_path / "out", "newer", force=True)
+    assert is_complete(tmp_path / "out", "newer")
+    assert names(tmp_path) == {"out", name}
+    assert (other / "data.txt").read_text() == "precious"
+
+
+def test_what_a_kill_left_of_removed_results_does_not_come_back(tmp_path: Path) -> None:
+    publish(tmp_path / "out", "old")
+    (tmp_path / "out" / "run.json").unlink()  # removed first
+    (tmp_path / "out").rename(tmp_path / ".out.old-0a1b2c3d")
+    publish(tmp_path / "out", "new")
+    assert is_complete(tmp_path / "out", "new")
+    assert names(tmp_path) == {"out"}
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_interruption_while_results_are_replaced_leaves_the_old_ones_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    from interp.tables import results
+
+    publish(tmp_path / "out", "old")
+    folder = ResultsFolder(tmp_path / "out", KIND, force=True)
+    write_text(folder.draft / "a.csv", "new")
+    calls, rename = [], results.rename
+
+    def interrupted(old: Path, new: Path) -> None:
+        calls.append(old)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        rename(old, new)
+
+    monkeypatch.setattr(results, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        folder.publish({"kind": "shifts"})
+    folder.release()
+    assert is_complete(tmp_path / "out", "old")
+    assert names(tmp_path) == {"out", "out.partial"}
