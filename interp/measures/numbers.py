@@ -169,7 +169,7 @@ NUMBER_MEASURES: dict[str, Measure] = by_name(
     Measure(
         MeasureInfo(
             "numeric_z",
-            "Attention to numbers vs. shuffled positions",
+            "Numbers vs. shuffled positions",
             "standard deviations",
             -6,
             6,
