@@ -20,28 +20,9 @@ from distill.problems.extraction import (
 )
 from distill.problems.grading import is_correct
 from distill.problems.numbers import parse_number
+from tests.distill.problems.cases import INTEGERS, STYLES, written
 
 DATA = os.environ.get("PRIMED_HEADS_DATA")
-
-
-INTEGERS = st.integers(-(10**9), 10**9)
-
-
-def written(number: int, style: str) -> str:
-    return {
-        "plain": f"{number}",
-        "commas": f"{number:,}",
-        "dollars": f"${number:,}" if number >= 0 else f"-${-number:,}",
-        "cents": f"${number}.00" if number >= 0 else f"-${-number}.00",
-        "point": f"{number}.",
-        "percent": f"{number}%",
-        "explained": f"{number} (i.e. {number - 8} + 8)",
-        "bold": f"**{number}**",
-        "whole": f"{2 * number}/2",
-    }[style]
-
-
-STYLES = st.sampled_from(["plain", "commas", "dollars", "cents", "point", "percent", "explained", "bold", "whole"])
 
 
 MARKS = st.sampled_from(

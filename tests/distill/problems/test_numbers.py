@@ -4,9 +4,9 @@ from fractions import Fraction
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from distill.problems.numbers import parse_number
+from tests.distill.problems.cases import INTEGERS, STYLES, written
 
 
 @pytest.mark.parametrize(
@@ -52,26 +52,6 @@ from distill.problems.numbers import parse_number
 )
 def test_parse_number(text: str, number: object) -> None:
     assert parse_number(text) == number
-
-
-INTEGERS = st.integers(-(10**9), 10**9)
-
-
-def written(number: int, style: str) -> str:
-    return {
-        "plain": f"{number}",
-        "commas": f"{number:,}",
-        "dollars": f"${number:,}" if number >= 0 else f"-${-number:,}",
-        "cents": f"${number}.00" if number >= 0 else f"-${-number}.00",
-        "point": f"{number}.",
-        "percent": f"{number}%",
-        "explained": f"{number} (i.e. {number - 8} + 8)",
-        "bold": f"**{number}**",
-        "whole": f"{2 * number}/2",
-    }[style]
-
-
-STYLES = st.sampled_from(["plain", "commas", "dollars", "cents", "point", "percent", "explained", "bold", "whole"])
 
 
 @given(INTEGERS, STYLES)
